@@ -1,0 +1,1 @@
+"""The `fovea` command: a module for each subcommand."""

@@ -1,0 +1,1 @@
+"""The pipeline steps: a room for each, and no room imports another."""

@@ -1,0 +1,1 @@
+"""The KServe predictor: asks the tuned model about pictures, over HTTP."""
