@@ -1,0 +1,263 @@
+"""Records: the small, typed JSON documents that steps hand over. The payload itself lies in S3."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from fovea.errors import UserError
+from fovea.task import Task
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+
+def _inside(path: str) -> str:
+    parts = path.split("/")
+    if path.startswith("/") or "\\" in path or any(part in {"", ".", ".."} for part in parts):
+        raise ValueError(f"a file's path must lie inside its payload, got {path!r}")
+    return path
+
+
+def canonical_json(value: Any) -> bytes:
+    """Return ``value`` as JSON bytes that are the same for equal values. NaN is refused."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def sha256_digest(value: Any) -> str:
+    """Return ``sha256:…`` of a JSON value's canonical form."""
+    return "sha256:" + hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class FileEntry(_Model):
+    """A file of a payload: ``path`` is relative to the payload's prefix, ``size`` in bytes."""
+
+    path: Annotated[str, AfterValidator(_inside)]
+    size: int = Field(ge=0)
+    sha256: Sha256
+
+
+class MlflowReference(_Model):
+    """Where MLflow keeps what belongs to a record."""
+
+    experiment_id: str
+    run_id: str
+    model_name: str | None = None
+    model_version: str | None = None
+
+
+class ModelReference(_Model):
+    """A model, by its record's digest and the record's URI."""
+
+    digest: Digest
+    record_uri: str
+
+
+class Record(_Model):
+    """What every hand-over says: the payload, its files' digests, and what made it."""
+
+    kind: str
+    schema_version: Literal[1] = 1
+    step: str
+    step_version: int
+    input_key: Sha256
+    uri: str
+    """The payload's S3 prefix, ending in ``/``; empty where there is no payload."""
+    files: tuple[FileEntry, ...]
+    parameters: dict[str, Any]
+    parents: dict[str, str]
+    created_at: datetime
+    run_id: str
+
+    @cached_property
+    def digest(self) -> str:
+        """``sha256:…`` of what the record holds, not of when, where and from what it was made."""
+        volatile = {"uri", "created_at", "run_id", "input_key", "mlflow", "parameters", "parents"}
+        return sha256_digest(self.model_dump(mode="json", exclude=volatile))
+
+    def to_json(self) -> str:
+        """Return the record as an indented JSON document."""
+        return self.model_dump_json(indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes, source: str = "record") -> Self:
+        """Read a record of this class.
+
+        Raises:
+            UserError: ``text`` is no such record; ``source`` says in the message where it came from.
+        """
+        try:
+            record = _ANY_RECORD.validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UserError(
+                f"{source}: not a record ({'.'.join(map(str, first['loc']))}: {first['msg']})"
+            ) from error
+        if not isinstance(record, cls):
+            raise UserError(f"{source}: is a record of kind {record.kind!r}, {cls.__name__} was expected")
+        return record
+
+
+class Split(_Model):
+    """The size of one split."""
+
+    rows: int
+    products: int
+
+
+class DatasetRecord(Record):
+    """A prepared dataset: Parquet shards ``{split}-*.parquet``.
+
+    Columns: ``row_id`` and ``product_id`` (text), ``image`` (the `datasets` Image feature), one column for
+    each field of the task, and ``currency`` (text or null).
+    """
+
+    kind: Literal["dataset"] = "dataset"
+    task: Task
+    splits: dict[str, Split]
+    dropped: dict[str, int]
+    """Rows of the source that were left out, by reason."""
+    currency: str | None
+    categories: dict[str, int]
+    longest_side: int
+
+
+class ModelRecord(Record):
+    """A model: a transformers folder, safetensors only; a tuned one has ``task.json`` beside the weights."""
+
+    kind: Literal["model"] = "model"
+    architecture: str
+    num_crops: int
+    task: Task | None = None
+    base: ModelReference | None = None
+    adapter_digest: Digest | None = None
+    mlflow: MlflowReference | None = None
+
+
+class AdapterRecord(Record):
+    """A LoRA adapter in PEFT's format."""
+
+    kind: Literal["adapter"] = "adapter"
+    base: ModelReference
+    dataset_digest: Digest
+    task: Task
+    num_crops: int
+    steps: int
+    epochs: float
+    train_loss: float
+    validation_loss: float | None
+    mlflow: MlflowReference | None = None
+
+
+class GenerationParameters(_Model):
+    """How answers were generated (always greedily)."""
+
+    max_new_tokens: int
+    num_crops: int
+    dtype: str
+
+
+class Metrics(_Model):
+    """How good a model's answers are. All figures are fractions; a failed parse counts as wrong.
+
+    ``price_median_ape`` is the median of |predicted - true| / true over all samples; an answer without a
+    price counts as 1.0 (100 %).
+    """
+
+    samples: int
+    products: int
+    parse_rate: float
+    title_exact: float
+    category_accuracy: float
+    price_median_ape: float
+    price_within_10pct: float
+
+
+class EvaluationRecord(Record):
+    """A model's figures on a split; the payload is ``predictions.parquet``."""
+
+    kind: Literal["evaluation"] = "evaluation"
+    subject: str
+    model_digest: Digest
+    dataset_digest: Digest
+    task_digest: Digest
+    split: str
+    generation: GenerationParameters
+    metrics: Metrics
+    shuffled: Metrics | None
+    """The same with the pictures shuffled among the products, where that was asked for."""
+    chance_category_accuracy: float
+    """What always answering the split's most frequent category would reach."""
+
+
+class RuleResult(_Model):
+    """One rule of the gate, with what it saw."""
+
+    name: str
+    description: str
+    value: float | None
+    comparison: Literal[">=", "<=", ">", "<"]
+    limit: float | None
+    passed: bool
+    reason: str
+
+
+class Decision(Record):
+    """The gate's verdict on a model."""
+
+    kind: Literal["decision"] = "decision"
+    model_digest: Digest
+    passed: bool
+    reason: str
+    rules: tuple[RuleResult, ...]
+
+
+AnyRecord = Annotated[
+    DatasetRecord | ModelRecord | AdapterRecord | EvaluationRecord | Decision, Field(discriminator="kind")
+]
+_ANY_RECORD: TypeAdapter[DatasetRecord | ModelRecord | AdapterRecord | EvaluationRecord | Decision] = (
+    TypeAdapter(AnyRecord)
+)
+
+R = TypeVar("R", bound=Record)
+
+
+def read_record(path: str | Path, record_type: type[R]) -> R:
+    """Read a record from a local file, which is what a KFP artifact of ours is.
+
+    Raises:
+        UserError: the file cannot be read, or holds no such record.
+    """
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); give the JSON file a step wrote"
+        ) from error
+    return record_type.from_json(text, source=str(path))
+
+
+def write_record(record: Record, path: str | Path) -> None:
+    """Write a record to a local file, making its folder where needed."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(record.to_json())
+
+
+def input_key(step: str, version: int, parameters: Mapping[str, Any], parents: Mapping[str, str]) -> str:
+    """Return the key a step's result is found by: 64 hexadecimal digits over all that determines it."""
+    key = {"step": step, "version": version, "parameters": dict(parameters), "parents": dict(parents)}
+    return hashlib.sha256(canonical_json(key)).hexdigest()
+
+
+def now() -> datetime:
+    """Return the present moment, in UTC, to the second."""
+    return datetime.now(UTC).replace(microsecond=0)

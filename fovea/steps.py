@@ -1,0 +1,219 @@
+"""What every step does around its work: find an earlier result, commit a new one, say how it went.
+
+A step's result is found by its input key, a digest of the step's name and version, its parameters and its
+parents' digests. That index, in S3, is the only cache.
+"""
+
+import logging
+import signal
+import tempfile
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fovea.errors import UserError
+from fovea.progress import Progress
+from fovea.records import R, Record, input_key, now
+from fovea.storage import Storage, index_uri, join_uri
+
+logger = logging.getLogger("fovea")
+
+_TRACEBACK_CHARACTERS = 4000
+
+
+class Interrupted(BaseException):
+    """The process was told to end (SIGTERM). Not an Exception: no handler of errors may swallow it."""
+
+
+class RunContext(BaseModel):
+    """Which run a step belongs to and where that run keeps its artifacts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    artifact_root: str
+    """``s3://bucket/prefix`` under which payloads, the index and the runs' reports lie."""
+    run_id: str
+
+    def run_uri(self, name: str) -> str:
+        """Return the URI of a document of this run."""
+        return join_uri(self.artifact_root, "runs", self.run_id, name)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt at a step: where its payload goes, and S3."""
+
+    payload: Path
+    """An empty local folder; what lies in it when the work is done is the record's payload."""
+    storage: Storage
+    context: RunContext
+    task: str
+    started: float = field(default_factory=time.monotonic)
+
+    def progress(self, what: str) -> Progress:
+        """Return a reporter of progress that names this task."""
+        return Progress(logger, f"{self.task}: {what}")
+
+
+class StepReport(BaseModel):
+    """How one task of a run went; kept as ``runs/{run_id}/{task}.json``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: str
+    step: str
+    seconds: float
+    reused: bool
+    digest: str
+    record_uri: str
+
+
+class Failure(BaseModel):
+    """How a run died; kept as ``runs/{run_id}/failure.json``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: str
+    error: str
+    kind: str
+    traceback: str
+
+
+def parse_parameters(model: type[BaseModel], values: Mapping[str, Any]) -> Any:
+    """Validate a step's parameters.
+
+    Raises:
+        UserError: names each parameter that is wrong and what is allowed.
+    """
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{'.'.join(map(str, item['loc'])) or 'parameters'}: {item['msg']} (got {item['input']!r:.60})"
+            for item in error.errors()
+        )
+        raise UserError(f"wrong parameters: {wrong}") from error
+
+
+def run_step(
+    record_type: type[R],
+    *,
+    step: str,
+    version: int,
+    context: RunContext,
+    parameters: Mapping[str, Any],
+    parents: Mapping[str, str],
+    work: Callable[[Attempt], Mapping[str, Any]],
+    task: str = "",
+    storage: Storage | None = None,
+) -> R:
+    """Return the step's record: an earlier one of the same inputs, or that of the work done now.
+
+    ``work`` fills ``attempt.payload`` and returns the record's own fields. The payload is uploaded under a
+    prefix of this attempt's own, and the record written last. ``task`` names the step within the run where a
+    graph has it twice.
+    """
+    task = task or step
+    storage = storage or Storage()
+    with reporting_failure(task, context, storage):
+        started = time.monotonic()
+        key = input_key(step, version, parameters, parents)
+        found = storage.find(context.artifact_root, step, key)
+        if found is not None:
+            logger.info("%s: reused what run %s made of the same inputs", task, found.run_id)
+            record = found
+        else:
+            record = _attempt(
+                record_type, step, version, context, key, parameters, parents, work, task, storage
+            )
+        if not isinstance(record, record_type):
+            raise UserError(f"{index_uri(context.artifact_root, step, key)}: holds a {record.kind} record")
+        report = StepReport(
+            task=task,
+            step=step,
+            seconds=round(time.monotonic() - started, 2),
+            reused=found is not None,
+            digest=record.digest,
+            record_uri=index_uri(context.artifact_root, step, key),
+        )
+        storage.write_bytes(context.run_uri(f"{task}.json"), report.model_dump_json().encode())
+        return record
+
+
+def _attempt(
+    record_type: type[R],
+    step: str,
+    version: int,
+    context: RunContext,
+    key: str,
+    parameters: Mapping[str, Any],
+    parents: Mapping[str, str],
+    work: Callable[[Attempt], Mapping[str, Any]],
+    task: str,
+    storage: Storage,
+) -> Record:
+    uri = join_uri(context.artifact_root, step, f"{key[:16]}-{uuid.uuid4().hex[:8]}") + "/"
+    with tempfile.TemporaryDirectory(prefix=f"fovea-{step}-") as folder:
+        attempt = Attempt(Path(folder), storage, context, task)
+        own = work(attempt)
+        files = storage.upload_folder(attempt.payload, uri, attempt.progress("uploading files"))
+        record = record_type(
+            step=step,
+            step_version=version,
+            input_key=key,
+            uri=uri if files else "",
+            files=files,
+            parameters=dict(parameters),
+            parents=dict(parents),
+            created_at=now(),
+            run_id=context.run_id,
+            **own,
+        )
+        return storage.commit(context.artifact_root, record)
+
+
+@contextmanager
+def reporting_failure(task: str, context: RunContext, storage: Storage) -> Iterator[None]:
+    """Write ``failure.json`` under the run's prefix when the block fails or SIGTERM comes, and re-raise."""
+    previous = signal.signal(signal.SIGTERM, _interrupt) if _in_main_thread() else None
+    try:
+        yield
+    except (Exception, Interrupted) as error:
+        failure = Failure(
+            task=task,
+            error=str(error) or type(error).__name__,
+            kind="user" if isinstance(error, UserError) else type(error).__name__,
+            traceback="" if isinstance(error, UserError) else traceback.format_exc()[-_TRACEBACK_CHARACTERS:],
+        )
+        try:
+            storage.write_bytes(context.run_uri("failure.json"), failure.model_dump_json().encode())
+        except UserError as second:
+            # The first error matters more than that it could not be written down.
+            logger.warning("%s: the failure could not be recorded: %s", task, second)
+        raise
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise Interrupted("was told to end (SIGTERM)")
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def configure_logging() -> None:
+    """Log to standard output, a line an event; libraries from WARNING on."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    logger.setLevel(logging.INFO)

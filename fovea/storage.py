@@ -1,0 +1,256 @@
+"""S3: payloads up and down in parallel with every digest checked, and records committed last.
+
+Addresses and credentials come from where boto3 always looks for them (``AWS_ENDPOINT_URL_S3``,
+``AWS_ACCESS_KEY_ID``, a role of the service account, …): they are the platform's, never a run's parameter.
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+import boto3
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from fovea.errors import UserError
+from fovea.records import FileEntry, Record
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+_WORKERS = 8
+_ABSENT = {"404", "NoSuchKey", "NotFound"}
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """Split ``s3://bucket/key`` into bucket and key (which may be empty).
+
+    Raises:
+        UserError: not an S3 URI.
+    """
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    if not uri.startswith("s3://") or not bucket:
+        raise UserError(f"{uri!r} is not an S3 URI; write s3://bucket/prefix")
+    return bucket, key
+
+
+def join_uri(root: str, *parts: str) -> str:
+    """Join an S3 URI and parts of a key with single slashes."""
+    return "/".join([root.rstrip("/"), *parts])
+
+
+def index_uri(artifact_root: str, step: str, input_key: str) -> str:
+    """Return where the record of ``step`` with ``input_key`` lies once its payload is complete."""
+    return join_uri(artifact_root, "index", step, f"{input_key}.json")
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def default_cache() -> Path:
+    """Return the folder that downloaded payloads are kept in: ``$FOVEA_CACHE``, else ``~/.cache/fovea``."""
+    return Path(os.environ.get("FOVEA_CACHE") or Path.home() / ".cache" / "fovea")
+
+
+class Storage:
+    """S3 as the steps use it. Safe to share between threads."""
+
+    def __init__(self, client: Any = None) -> None:
+        # A session of its own: the module's default one keeps the first credentials it ever saw.
+        self._client = client or boto3.Session().client(
+            "s3",
+            config=Config(retries={"mode": "standard", "max_attempts": 5}, max_pool_connections=4 * _WORKERS),
+        )
+        self._transfer = TransferConfig(
+            multipart_threshold=64 << 20, multipart_chunksize=32 << 20, max_concurrency=4
+        )
+
+    def read_bytes(self, uri: str) -> bytes:
+        """Return an object's bytes.
+
+        Raises:
+            UserError: there is no such object, or S3 refuses.
+        """
+        bucket, key = split_uri(uri)
+        with _explained(uri):
+            body: bytes = self._client.get_object(Bucket=bucket, Key=key)["Body"].read()
+            return body
+
+    def write_bytes(self, uri: str, data: bytes, *, only_if_absent: bool = False) -> bool:
+        """Write an object in one request; return False where ``only_if_absent`` and it was there before."""
+        bucket, key = split_uri(uri)
+        condition = {"IfNoneMatch": "*"} if only_if_absent else {}
+        try:
+            self._client.put_object(Bucket=bucket, Key=key, Body=data, **condition)
+        except ClientError as error:
+            # 409: another conditional write to the same key is under way and will win.
+            if only_if_absent and _code(error) in {
+                "PreconditionFailed",
+                "412",
+                "ConditionalRequestConflict",
+                "409",
+            }:
+                return False
+            raise _explain(uri, error) from error
+        except BotoCoreError as error:
+            raise _explain(uri, error) from error
+        return True
+
+    def exists(self, uri: str) -> bool:
+        """Return whether the object exists."""
+        bucket, key = split_uri(uri)
+        try:
+            self._client.head_object(Bucket=bucket, Key=key)
+        except ClientError as error:
+            if _code(error) in _ABSENT:
+                return False
+            raise _explain(uri, error) from error
+        except BotoCoreError as error:
+            raise _explain(uri, error) from error
+        return True
+
+    def list(self, uri: str) -> Iterator[str]:
+        """Yield the URIs of the objects whose keys begin with that of ``uri``, in order."""
+        bucket, prefix = split_uri(uri)
+        with _explained(uri):
+            for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+                for item in page.get("Contents", []):
+                    yield f"s3://{bucket}/{item['Key']}"
+
+    def upload_folder(
+        self, folder: Path, uri: str, progress: Callable[[int, int], None] | None = None
+    ) -> tuple[FileEntry, ...]:
+        """Upload every file below ``folder`` under the prefix ``uri``.
+
+        Returns:
+            The files with sizes and digests, sorted by path.
+        """
+        bucket, prefix = split_uri(uri)
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+
+        def upload(path: Path) -> FileEntry:
+            name = path.relative_to(folder).as_posix()
+            digest = sha256_file(path)
+            self._client.upload_file(
+                str(path), bucket, str(PurePosixPath(prefix) / name), Config=self._transfer
+            )
+            return FileEntry(path=name, size=path.stat().st_size, sha256=digest)
+
+        with _explained(uri):
+            return tuple(_parallel(upload, paths, progress))
+
+    def download(
+        self,
+        record: Record,
+        cache: Path | None = None,
+        pattern: str = "*",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Path:
+        """Bring a payload's files that match ``pattern`` into ``cache`` and return their folder.
+
+        The folder is named by the record's digest. A file appears in it only once it is complete and its
+        digest is right, so what is there already is not fetched again.
+
+        Raises:
+            UserError: a file is missing in S3, or is not the one the record names.
+        """
+        bucket, prefix = split_uri(record.uri)
+        folder = (cache or default_cache()) / record.kind / record.digest.removeprefix("sha256:")
+        wanted = [entry for entry in record.files if fnmatch(entry.path, pattern)]
+        if not wanted:
+            raise UserError(f"{record.uri}: the {record.kind} record names no file like {pattern!r}")
+
+        def download(entry: FileEntry) -> None:
+            target = folder / entry.path
+            if target.is_file() and target.stat().st_size == entry.size:
+                return
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with _replacing(target) as part:
+                with _explained(record.uri + entry.path):
+                    self._client.download_file(bucket, prefix + entry.path, str(part), Config=self._transfer)
+                if part.stat().st_size != entry.size or sha256_file(part) != entry.sha256:
+                    raise UserError(
+                        f"{record.uri}{entry.path}: is not the file its record names (digest differs); "
+                        "it was changed after it was written, so run the step that made it again"
+                    )
+
+        _parallel(download, wanted, progress)
+        return folder
+
+    def find(self, artifact_root: str, step: str, input_key: str) -> Record | None:
+        """Return the record that ``step`` committed for ``input_key``, or None."""
+        uri = index_uri(artifact_root, step, input_key)
+        return Record.from_json(self.read_bytes(uri), source=uri) if self.exists(uri) else None
+
+    def commit(self, artifact_root: str, record: Record) -> Record:
+        """Make a record, and so its payload, exist. Of several attempts the first wins.
+
+        Returns:
+            The record that stands in the index: this one, or that of an attempt that was faster.
+        """
+        uri = index_uri(artifact_root, record.step, record.input_key)
+        if self.write_bytes(uri, record.to_json().encode(), only_if_absent=True):
+            return record
+        return Record.from_json(self.read_bytes(uri), source=uri)
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``target`` that becomes ``target`` if the block succeeds."""
+    folder = Path(tempfile.mkdtemp(prefix=".part-", dir=target.parent))
+    try:
+        yield folder / target.name
+        (folder / target.name).replace(target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _parallel(
+    function: Callable[[T], U], items: Iterable[T], progress: Callable[[int, int], None] | None
+) -> list[U]:
+    todo = list(items)
+    results = []
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        for number, result in enumerate(pool.map(function, todo), start=1):
+            results.append(result)
+            if progress is not None:
+                progress(number, len(todo))
+    return results
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _explain(uri: str, error: Exception) -> UserError:
+    if isinstance(error, ClientError):
+        code = _code(error)
+        if code in {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}:
+            return UserError(f"{uri}: S3 refuses access ({code}); check the credentials and their policy")
+        if code == "NoSuchBucket":
+            return UserError(f"{uri}: there is no such bucket; create it, or correct artifact_root")
+        if code in _ABSENT:
+            return UserError(f"{uri}: there is no such object")
+        return UserError(f"{uri}: S3 answered {code}: {error}")
+    return UserError(f"{uri}: S3 cannot be reached ({error}); check AWS_ENDPOINT_URL_S3 and the network")
+
+
+@contextmanager
+def _explained(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except (ClientError, BotoCoreError) as error:
+        raise _explain(uri, error) from error
+    except boto3.exceptions.Boto3Error as error:
+        raise UserError(f"{uri}: transfer failed ({error})") from error

@@ -1,0 +1,15 @@
+"""What is asked of the model and what it answers: typed fields, templates and the one parser."""
+
+from fovea.task.fields import CategoryField, Field, FieldValue, PriceField, TextField
+from fovea.task.task import ParsedAnswer, Task, product_task
+
+__all__ = [
+    "CategoryField",
+    "Field",
+    "FieldValue",
+    "ParsedAnswer",
+    "PriceField",
+    "Task",
+    "TextField",
+    "product_task",
+]

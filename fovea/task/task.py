@@ -1,0 +1,141 @@
+"""A task: one question, an answer template over typed fields, and the parser that follows from it."""
+
+import hashlib
+import re
+import string
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from fovea.errors import UserError
+from fovea.task.fields import CategoryField, Field, FieldValue, PriceField, TextField
+
+TASK_FILE = "task.json"
+"""The name under which a task travels beside a model's weights."""
+
+
+class ParsedAnswer(NamedTuple):
+    """What the parser made of an answer: its fields, or else why there are none."""
+
+    fields: dict[str, FieldValue] | None
+    error: str | None
+
+
+class Task(BaseModel):
+    """What is asked about a picture and how the answer is written.
+
+    ``template`` names every field once, in braces, with literal text between them. The prompt and the turn
+    markers are those of Phi-3-Vision's chat format.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    version: int
+    question: str
+    template: str
+    fields: dict[str, Field]
+
+    @model_validator(mode="after")
+    def _template_fits_fields(self) -> Self:
+        parts = list(string.Formatter().parse(self.template))
+        names = [name for _, name, _, _ in parts if name is not None]
+        if sorted(names) != sorted(self.fields) or not names:
+            raise ValueError(
+                f"template {self.template!r} must name each of {sorted(self.fields)} exactly once"
+            )
+        literals = [literal for literal, name, _, _ in parts[1:] if name is not None]
+        if not all(literals):
+            raise ValueError("two fields of a template need text between them, or no parser can part them")
+        return self
+
+    @cached_property
+    def digest(self) -> str:
+        """``sha256:…`` of the task's canonical JSON."""
+        return "sha256:" + hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+    def prompt(self) -> str:
+        """Return the prompt for one picture, up to where the answer begins."""
+        return f"<|user|>\n<|image_1|>{self.question}<|end|><|assistant|>\n"
+
+    def answer(self, values: Mapping[str, FieldValue]) -> str:
+        """Write ``values`` as an answer, without the ``<|end|>`` that closes it.
+
+        Raises:
+            ValueError: a value is missing or not allowed, or the answer would be read back as something else
+                (a title that itself holds ``, Category: ``, say).
+        """
+        texts = {}
+        for name, field in self.fields.items():
+            if name not in values:
+                raise ValueError(f"{name}: missing")
+            try:
+                texts[name] = field.format(values[name])
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+        answer = self.template.format(**texts)
+        read_back = self.parse(answer).fields
+        if read_back != {name: field.parse(texts[name]) for name, field in self.fields.items()}:
+            raise ValueError(f"the answer {answer!r} would be read back as {read_back}")
+        return answer
+
+    def training_text(self, values: Mapping[str, FieldValue]) -> str:
+        """Return prompt, answer and closing marker: the text one example is trained on."""
+        return f"{self.prompt()}{self.answer(values)}<|end|>"
+
+    def parse(self, text: str) -> ParsedAnswer:
+        """Read an answer. White space around it is forgiven; any other departure from the template is not."""
+        match = self._pattern.fullmatch(text.strip())
+        if match is None:
+            return ParsedAnswer(None, f"does not follow the template {self.template!r}")
+        fields: dict[str, FieldValue] = {}
+        for name, field in self.fields.items():
+            try:
+                fields[name] = field.parse(match[name])
+            except ValueError as error:
+                return ParsedAnswer(None, f"{name}: {error}")
+        return ParsedAnswer(fields, None)
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        parts = string.Formatter().parse(self.template)
+        return re.compile(
+            "".join(re.escape(text) + (f"(?P<{name}>.+)" if name else "") for text, name, _, _ in parts)
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write the task into ``folder`` as task.json."""
+        (folder / TASK_FILE).write_text(self.model_dump_json(indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read the task that lies in ``folder``.
+
+        Raises:
+            UserError: there is none, or it is not a task.
+        """
+        path = folder / TASK_FILE
+        try:
+            return cls.model_validate_json(path.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path}: no task can be read here ({error}); give a model made by merge_adapter"
+            ) from error
+
+
+def product_task() -> Task:
+    """Return the product catalogue's task, which is the default."""
+    return Task(
+        name="product-catalogue",
+        version=1,
+        question="What is shown in this image?",
+        template="Product: {product}, Category: {category}, Full Price: {full_price}",
+        fields={
+            "product": TextField(column="title"),
+            "category": CategoryField(column="category3_code"),
+            "full_price": PriceField(column="full_price"),
+        },
+    )

@@ -1,0 +1,117 @@
+"""An S3 server on this machine: `rclone serve s3` over a plain folder, for runs without a cluster."""
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fovea.errors import UserError
+
+_START_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class EmbeddedS3:
+    """Where the embedded server listens, and the credentials it takes."""
+
+    endpoint_url: str
+    access_key: str
+    secret_key: str
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables that lead boto3, here and in child processes, to this server."""
+        return {
+            "AWS_ENDPOINT_URL_S3": self.endpoint_url,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+
+def find_rclone() -> Path:
+    """Return the rclone to run: the one on PATH, else the one that was installed beside this Python.
+
+    Raises:
+        UserError: there is none.
+    """
+    installed = Path(sys.executable).parent / "rclone"
+    found = shutil.which("rclone") or (str(installed) if installed.exists() else None)
+    if found is None:
+        raise UserError(
+            "rclone, the embedded S3 server, is missing; run `make` again, or put rclone on the PATH"
+        )
+    return Path(found)
+
+
+def free_port() -> int:
+    """Return a TCP port of the loopback interface that is free at this moment."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@contextmanager
+def serve_s3(folder: Path, log: Path | None = None) -> Iterator[EmbeddedS3]:
+    """Serve the subfolders of ``folder`` as buckets, with credentials made for this one run.
+
+    The server writes to ``log``, and ends with the block.
+
+    Raises:
+        UserError: it does not start; the message ends with what it said.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    log = log or folder.with_suffix(".log")
+    server = EmbeddedS3(f"http://127.0.0.1:{free_port()}", "fovea", secrets.token_urlsafe(24))
+    command = [
+        str(find_rclone()),
+        "serve",
+        "s3",
+        str(folder),
+        "--addr",
+        server.endpoint_url.removeprefix("http://"),
+    ]
+    # The keys go by environment: a command line is there for everybody to read.
+    environment = {
+        **os.environ,
+        # Quoted, since rclone reads the variable as a line of CSV.
+        "RCLONE_AUTH_KEY": f'"{server.access_key},{server.secret_key}"',
+        "RCLONE_CONFIG": os.devnull,
+    }
+    with log.open("wb") as output:
+        # A session of its own: Ctrl-C must reach the pipeline first, which still has a failure to write down.
+        process = subprocess.Popen(  # noqa: S603
+            command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        _wait_until_listening(server, process, log)
+        yield server
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_until_listening(server: EmbeddedS3, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    host, port = server.endpoint_url.removeprefix("http://").split(":")
+    deadline = time.monotonic() + _START_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            socket.create_connection((host, int(port)), timeout=1).close()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    said = log.read_text(errors="replace").strip().splitlines()[-1:] or ["nothing"]
+    raise UserError(f"the embedded S3 server did not start; its log, {log}, ends: {said[0]}")
