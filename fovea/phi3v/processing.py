@@ -1,0 +1,226 @@
+"""Text and pictures to the model's input, and token ids back to text."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerFast
+from transformers.image_processing_utils import BatchFeature
+from transformers.processing_utils import ProcessorMixin
+
+from fovea.phi3v.image_processing import Phi3VImageProcessor, as_rgb
+
+IMAGE_TOKEN = "<|image|>"  # noqa: S105
+MARK = re.compile(r"<\|image_(\d+)\|>")
+
+# A message's content is a string or a list of parts; the k-th image of a conversation becomes <|image_k|>.
+CHAT_TEMPLATE = """\
+{%- set images = namespace(count=0) -%}
+{%- for message in messages -%}
+{{- '<|' + message['role'] + '|>\\n' -}}
+{%- if message['content'] is string -%}
+{{- message['content'] -}}
+{%- else -%}
+{%- for part in message['content'] -%}
+{%- if part['type'] == 'image' -%}
+{%- set images.count = images.count + 1 -%}
+{{- '<|image_' ~ images.count ~ '|>\\n' -}}
+{%- else -%}
+{{- part['text'] -}}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{{- '<|end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt and messages[-1]['role'] != 'assistant' -%}
+{{- '<|assistant|>\\n' -}}
+{%- endif -%}
+"""
+
+
+class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
+    """One object for a model's text and pictures.
+
+    Args:
+        image_processor: what cuts pictures into crops.
+        tokenizer: any that has `<|image|>` and the turn markers as the published one has them.
+        chat_template: instead of the built-in one, which takes messages with image parts.
+    """
+
+    def __init__(
+        self,
+        image_processor: Phi3VImageProcessor,
+        tokenizer: PreTrainedTokenizerFast,
+        chat_template: str | None = None,
+    ) -> None:
+        super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
+        self.image_token_id: int = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        if self.image_token_id in (None, tokenizer.unk_token_id):
+            raise ValueError(
+                f"the tokenizer has no {IMAGE_TOKEN}: it is not one of a Phi-3-Vision checkpoint"
+            )
+
+    @classmethod
+    def _load_tokenizer_from_pretrained(cls, sub_processor_type: str, folder: Any, **kwargs: Any) -> Any:
+        # tokenizer.json as it is. The published tokenizer_config.json names a class that would build another pipeline.
+        return PreTrainedTokenizerFast.from_pretrained(folder, **kwargs)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> list[str]:
+        """Write the tokenizer's files, `chat_template.jinja` and, as published, `preprocessor_config.json`."""
+        (combined,) = super().save_pretrained(save_directory, **kwargs)
+        # One place for the image processor's settings, and the one that other software reads.
+        Path(combined).unlink()
+        written: list[str] = self.image_processor.save_pretrained(save_directory)
+        return written
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """What a call returns."""
+        return ["input_ids", "attention_mask", "pixel_values", "image_sizes"]
+
+    def __call__(
+        self,
+        text: str | Sequence[str] | None = None,
+        images: Any = None,
+        *,
+        padding: bool | str = False,
+        padding_side: str | None = None,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        num_crops: int | None = None,
+        add_special_tokens: bool = True,
+        return_tensors: str | None = None,
+    ) -> BatchFeature:
+        """Prepare one sample or a batch.
+
+        Args:
+            text: one or several; `<|image_k|>` shows the sample's k-th image, in any order, each once, k from 1 without
+                gaps.
+            images: for one text: an image or a list. For several: a list of lists (None or [] where a text has no
+                image), or a flat list from which each text takes as many as it has marks.
+            padding: True or "longest", or "max_length" with `max_length`. Nothing is ever cut.
+            padding_side: "right" for training, "left" for generation; the tokenizer's own by default.
+            num_crops: instead of the stored one.
+            add_special_tokens: the beginning-of-sequence token before each chunk of text.
+
+        Returns:
+            `input_ids` and `attention_mask` (batch, sequence), where an image's tokens are the id of `<|image|>`; with
+            images also `pixel_values` and `image_sizes` as `Phi3VImageProcessor` makes them, in the order in which
+            the marks stand in the batch.
+
+        Raises:
+            ValueError: what cannot be prepared, with the sample (counted from 1) and the reason.
+        """
+        if text is None:
+            raise ValueError("text is needed: images alone mean nothing to the model")
+        texts = [text] if isinstance(text, str) else list(text)
+        samples = self._samples(texts, images, single=isinstance(text, str))
+        stacks, ids = [], []
+        for number, (sample, pictures) in enumerate(samples, start=1):
+            try:
+                shown = self._shown(sample, pictures, num_crops or self.image_processor.num_crops)
+                lengths = [self.image_processor.num_image_tokens(*size) for _, size in shown]
+                ids.append(self._ids(sample, lengths, add_special_tokens))
+            except ValueError as error:
+                raise ValueError(f"sample {number}: {error}") from error
+            stacks += shown
+        data = self._pad(
+            ids, padding, padding_side or self.tokenizer.padding_side, max_length, pad_to_multiple_of
+        )
+        if stacks:
+            crops = self.image_processor.collate(stacks, None)
+            data |= {"pixel_values": crops["pixel_values"], "image_sizes": crops["image_sizes"]}
+        return BatchFeature(data=data, tensor_type=return_tensors)
+
+    def _samples(self, texts: list[str], images: Any, single: bool) -> list[tuple[str, list[Any]]]:
+        """Give every text its images."""
+        if images is None:
+            return [(text, []) for text in texts]
+        if not isinstance(images, list | tuple):
+            images = [images]
+        nested = any(isinstance(entry, list | tuple) or entry is None for entry in images)
+        if nested:
+            if len(images) != len(texts):
+                raise ValueError(
+                    f"{len(texts)} texts and {len(images)} lists of images: one list for each text is needed"
+                )
+            return [
+                (text, list(own) if isinstance(own, list | tuple) else [] if own is None else [own])
+                for text, own in zip(texts, images, strict=True)
+            ]
+        if single:
+            return [(texts[0], list(images))]
+        counts = [len(MARK.findall(text)) for text in texts]
+        if sum(counts) != len(images):
+            raise ValueError(
+                f"the {len(texts)} texts hold {sum(counts)} image marks, but there are {len(images)} images"
+            )
+        rest = iter(images)
+        return [(text, [next(rest) for _ in range(count)]) for text, count in zip(texts, counts, strict=True)]
+
+    def _shown(
+        self, text: str, pictures: list[Any], num_crops: int
+    ) -> list[tuple[torch.Tensor, tuple[int, int]]]:
+        """The crops of a sample's images, in the order in which its text shows them."""
+        marks = [int(number) for number in MARK.findall(text)]
+        if len(set(marks)) != len(marks):
+            raise ValueError(f"an image mark stands twice in the text: {_marks(marks)}")
+        if sorted(marks) != list(range(1, len(marks) + 1)):
+            raise ValueError(
+                f"image marks must count from <|image_1|> without gaps, but the text holds {_marks(marks)}"
+            )
+        if len(marks) != len(pictures):
+            raise ValueError(f"the text holds {len(marks)} image marks, but there are {len(pictures)} images")
+        cropped = []
+        for number, picture in enumerate(pictures, start=1):
+            try:
+                cropped.append(self.image_processor.crops(as_rgb(picture), num_crops))
+            except ValueError as error:
+                raise ValueError(f"image {number}: {error}") from error
+        return [cropped[mark - 1] for mark in marks]
+
+    def _ids(self, text: str, lengths: list[int], add_special_tokens: bool) -> list[int]:
+        """The text's chunks, each tokenised on its own as in training, with placeholders between them."""
+        chunks = MARK.split(text)[::2]
+        encoded = self.tokenizer(chunks, add_special_tokens=add_special_tokens).input_ids
+        if any(self.image_token_id in chunk for chunk in encoded):
+            raise ValueError(
+                f"the text holds {IMAGE_TOKEN} itself: an image's place is marked by <|image_1|>"
+            )
+        ids = list(encoded[0])
+        for length, chunk in zip(lengths, encoded[1:], strict=True):
+            ids += [self.image_token_id] * length
+            ids += chunk
+        return ids
+
+    def _pad(
+        self,
+        ids: list[list[int]],
+        padding: bool | str,
+        side: str,
+        max_length: int | None,
+        multiple: int | None,
+    ) -> dict[str, Any]:
+        masks = [[1] * len(sample) for sample in ids]
+        if padding not in (False, "do_not_pad"):
+            length = max(map(len, ids))
+            if padding == "max_length":
+                if max_length is None or length > max_length:
+                    raise ValueError(
+                        f"the longest sample has {length} tokens and max_length is {max_length}: nothing is cut"
+                    )
+                length = max_length
+            length = -(-length // (multiple or 1)) * (multiple or 1)
+            left = side == "left"
+            for sample, mask in zip(ids, masks, strict=True):
+                missing = length - len(sample)
+                at = 0 if left else len(sample)
+                sample[at:at] = [self.tokenizer.pad_token_id] * missing
+                mask[at:at] = [0] * missing
+        return {"input_ids": ids, "attention_mask": masks}
+
+
+def _marks(numbers: list[int]) -> str:
+    return ", ".join(f"<|image_{number}|>" for number in numbers) or "none"
