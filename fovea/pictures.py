@@ -1,0 +1,110 @@
+"""Bounded decoding and normalising of pictures that come from anywhere."""
+
+import io
+from typing import Literal
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict, Field
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
+"""The formats that are decoded; of an animation the first frame."""
+
+JPEG_QUALITY = 90
+
+PictureReason = Literal["too_large", "not_a_picture", "too_many_pixels", "too_small", "damaged"]
+"""Why a picture cannot be used. ``not_a_picture``: no picture in one of `FORMATS`; ``damaged``: begins like
+one, but cannot be decoded to its end."""
+
+
+class PictureError(Exception):
+    """A picture cannot be used: ``reason`` is for counting, the message for people."""
+
+    def __init__(self, reason: PictureReason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+class PictureLimits(BaseModel):
+    """What a picture may be, at most and at least."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_bytes: int = Field(default=32 << 20, gt=0)
+    max_pixels: int = Field(default=64_000_000, gt=0, le=85_000_000)
+    """Width times height, read from the header before anything is decoded. Pillow itself warns from 89
+    million on, and refuses from twice that."""
+    min_side: int = Field(default=28, gt=0)
+    """The shorter side, in pixels."""
+
+
+def decode_picture(data: bytes, limits: PictureLimits, longest_side: int | None = None) -> Image.Image:
+    """Decode a picture to upright RGB, transparency on white.
+
+    With ``longest_side``, a JPEG that is far larger may be decoded at a half, a quarter or an eighth of its
+    size, never below ``longest_side``, which is several times faster; `normalise` does the rest.
+
+    Raises:
+        PictureError: the picture is outside the limits, is none, or is damaged.
+    """
+    if len(data) > limits.max_bytes:
+        raise PictureError("too_large", f"{len(data):,} bytes, at most {limits.max_bytes:,} are allowed")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_size(image, limits)
+            if longest_side is not None:
+                image.draft(None, _scaled(image.size, longest_side))
+            image.load()
+            upright = _rgb(ImageOps.exif_transpose(image))
+    except PictureError:
+        raise
+    except UnidentifiedImageError as error:
+        raise PictureError("not_a_picture", f"not a picture in one of {', '.join(FORMATS)}") from error
+    except Image.DecompressionBombError as error:
+        raise PictureError("too_many_pixels", str(error)) from error
+    except Exception as error:
+        # A decoder that is fed hostile bytes raises nearly anything: ValueError, IndexError, struct.error …
+        raise PictureError("damaged", f"cannot be decoded ({error})") from error
+    upright.info.clear()
+    return upright
+
+
+def normalise(image: Image.Image, longest_side: int) -> Image.Image:
+    """Scale down so that neither side is longer than ``longest_side``, in proportion; never up."""
+    size = _scaled(image.size, longest_side)
+    return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
+
+
+def encode_jpeg(image: Image.Image) -> bytes:
+    """Return an RGB picture as JPEG bytes, which are the same for the same picture."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue()
+
+
+def _check_size(image: Image.Image, limits: PictureLimits) -> None:
+    width, height = image.size
+    if width * height > limits.max_pixels:
+        raise PictureError(
+            "too_many_pixels", f"{width} x {height} pixels, at most {limits.max_pixels:,} are allowed"
+        )
+    if min(width, height) < limits.min_side:
+        raise PictureError(
+            "too_small", f"{width} x {height} pixels, the shorter side must have {limits.min_side}"
+        )
+
+
+def _scaled(size: tuple[int, int], longest_side: int) -> tuple[int, int]:
+    factor = min(1.0, longest_side / max(size))
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        # Pillow's own conversion cuts 16-bit grey off at 255 instead of scaling it.
+        image = image.point(lambda value: value / 256).convert("L")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image, mask=image.getchannel("A"))
+    return white
