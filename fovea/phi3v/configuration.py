@@ -8,7 +8,7 @@ from transformers.configuration_utils import SubConfigSpec
 IMAGE_TOKEN_ID = 32044
 """`<|image|>` in the published vocabulary: the placeholder of one image token in `input_ids`."""
 
-# CLIP ViT-L/14 at 336 pixels, the tower of every published checkpoint, whose config.json does not spell it out.
+# CLIP ViT-L/14 at 336 pixels: the tower of every published checkpoint, whose config.json only names it.
 PUBLISHED_TOWER: dict[str, Any] = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
@@ -26,18 +26,23 @@ class Phi3VConfig(Phi3Config):  # type: ignore[misc]
     Everything is as in `Phi3Config`, and:
 
     Args:
-        vision_config: fields of `CLIPVisionConfig` for another tower than the published one. `num_hidden_layers`
-            counts as published: the last layer is stored but nothing reads its output. `image_size` is the side of a
-            crop in pixels; the number of patches along it must be even, since 2 x 2 of them become one token.
+        vision_config: fields of `CLIPVisionConfig` for another tower than the published one.
+            `num_hidden_layers` counts as published: the last layer is stored, but nothing reads its output.
+            `image_size` is the side of a crop in pixels; the number of patches along it must be even, since
+            2 x 2 of them become one token.
         image_token_id: the id that stands in `input_ids` for one image token.
         embd_layer, img_processor: kept as published; only the published arrangement ("sub_glb" with learnable
             separators) exists.
+
+    Raises:
+        ValueError: the tower's crop is not an even number of patches.
     """
 
     model_type = "phi3_v"
-    sub_configs_defaults = {"vision_config": SubConfigSpec(CLIPVisionConfig, init_kwargs=PUBLISHED_TOWER)}  # noqa: RUF012
+    sub_configs_defaults = {"vision_config": SubConfigSpec(CLIPVisionConfig, init_kwargs=PUBLISHED_TOWER)}  #
+    noqa: RUF012
 
-    vision_config: dict[str, Any] | CLIPVisionConfig | None = None
+    vision_config: Any = None
     image_token_id: int = IMAGE_TOKEN_ID
     embd_layer: dict[str, Any] | str | None = None
     img_processor: dict[str, Any] | None = None
@@ -47,29 +52,23 @@ class Phi3VConfig(Phi3Config):  # type: ignore[misc]
         kwargs.pop("auto_map", None)
         kwargs.pop("_attn_implementation", None)
         super().__post_init__(**kwargs)
-        patches, rest = divmod(self.vision_config.image_size, self.vision_config.patch_size)
-        if rest or patches % 2:
+        tower = self.vision_config
+        if tower.image_size % (2 * tower.patch_size):
             raise ValueError(
-                f"vision_config: image_size {self.vision_config.image_size} must be an even number of patches "
-                f"of {self.vision_config.patch_size}"
+                f"vision_config: image_size {tower.image_size} must be an even number of patches "
+                f"of {tower.patch_size} pixels"
             )
 
     def convert_rope_params_to_dict(self, **kwargs: Any) -> dict[str, Any]:
         """Turn the published `rope_scaling` and `rope_theta` into transformers' `rope_parameters`."""
-        for name in ("rope_scaling", "rope_parameters"):
-            given = kwargs.pop(name, None) or (self.rope_parameters if name == "rope_parameters" else None)
-            if given is not None:
-                parameters = dict(given)
-                kind = parameters.pop("type", "default")
-                parameters.setdefault("rope_type", kind)
-                if parameters["rope_type"] in ("su", "longrope"):
-                    parameters["rope_type"] = "longrope"
-                    # What transformers would infer too, but not without a warning.
-                    parameters.setdefault(
-                        "factor", self.max_position_embeddings / self.original_max_position_embeddings
-                    )
-                self.rope_parameters = parameters
-                break
+        parameters: dict[str, Any] = dict(kwargs.pop("rope_scaling", None) or self.rope_parameters or {})
+        kind = parameters.pop("type", "default")
+        parameters.setdefault("rope_type", "longrope" if kind == "su" else kind)
+        if parameters["rope_type"] == "longrope":
+            # What transformers would infer too, but not without a warning.
+            factor = self.max_position_embeddings / self.original_max_position_embeddings
+            parameters.setdefault("factor", factor)
+        self.rope_parameters: dict[str, Any] = parameters
         remaining: dict[str, Any] = super().convert_rope_params_to_dict(**kwargs)
         return remaining
 
@@ -80,7 +79,7 @@ class Phi3VConfig(Phi3Config):  # type: ignore[misc]
         return side
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, in the published form: `rope_scaling` of type "su", and no tower where it is the published one."""
+        """All fields, in the published form; the tower only where it is another one."""
         output: dict[str, Any] = super().to_dict()
         rope = output.pop("rope_parameters", None) or {}
         output["rope_theta"] = rope.get("rope_theta", 10000.0)
@@ -93,6 +92,11 @@ class Phi3VConfig(Phi3Config):  # type: ignore[misc]
             }
         if self.image_token_id == IMAGE_TOKEN_ID:
             output.pop("image_token_id", None)
-        if all(getattr(self.vision_config, name) == value for name, value in PUBLISHED_TOWER.items()):
+        if _differences(self.vision_config) == _differences(CLIPVisionConfig(**PUBLISHED_TOWER)):
             output.pop("vision_config", None)
         return output
+
+
+def _differences(tower: CLIPVisionConfig) -> dict[str, Any]:
+    fields: dict[str, Any] = tower.to_diff_dict()
+    return {name: value for name, value in fields.items() if name not in ("dtype", "transformers_version")}

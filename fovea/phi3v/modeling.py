@@ -1,13 +1,14 @@
 """Phi-3-Vision: transformers' own Phi-3 decoder and CLIP tower, and only what joins them.
 
-Modules are named so that the names of the parameters in memory are those of the published checkpoint: loading, saving
-and adapters need no renaming.
+Modules are named so that the names of the parameters in memory are those of the published checkpoint:
+loading, saving and adapters need no renaming.
 """
 
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers import CLIPVisionConfig, CLIPVisionModel, GenerationMixin
 from transformers import initialization as init
 from transformers.cache_utils import Cache
@@ -19,35 +20,47 @@ from transformers.utils.import_utils import torch_compilable_check
 
 from fovea.phi3v.configuration import Phi3VConfig
 
-END_OF_ANSWER_IDS = [32007, 32000, 2]
+END_OF_ANSWER_IDS = (32007, 32000, 2)
 """`<|end|>`, `<|endoftext|>` and `</s>`: any of them ends an answer."""
 
+IGNORED_LABEL = -100
 
-class Phi3VRotaryEmbedding(Phi3RotaryEmbedding):  # type: ignore[misc]
-    """Rotary positions whose long or short factors are chosen for each sequence by itself.
 
-    transformers chooses once for the batch, by its longest member. Then a sequence's result would depend on what else is
-    in its batch. Nothing here waits for the device or changes state.
+class Phi3VRotaryEmbedding(nn.Module):
+    """Rotary positions whose short or long factors are chosen for each sequence by itself.
+
+    transformers' Phi-3 chooses once for a batch, by its longest member: a sequence's result then depends on
+    what else is in its batch. Also, nothing here waits for the device, and no cast of the model touches the
+    frequencies, which must stay float32.
     """
 
     def __init__(self, config: Phi3VConfig) -> None:
-        super().__init__(config)
-        self.long_inv_freq = nn.Buffer(self.inv_freq.clone(), persistent=False)
-        self.boundary = config.original_max_position_embeddings
-        self.set_long_factors()
-
-    def set_long_factors(self) -> None:
-        """Fill the buffer that `from_pretrained` leaves empty."""
-        if self.rope_type != "default":
-            long, _ = ROPE_INIT_FUNCTIONS[self.rope_type](self.config, seq_len=self.boundary + 1)
-            init.copy_(self.long_inv_freq, long)
+        super().__init__()
+        rope_type = config.rope_parameters["rope_type"]
+        self.boundary: int = config.original_max_position_embeddings
+        cpu = torch.device("cpu")  # also where the model is being built without memory
+        if rope_type == "default":
+            short, self.attention_scaling = Phi3RotaryEmbedding.compute_default_rope_parameters(config, cpu)
+            long = short
+        else:
+            compute = ROPE_INIT_FUNCTIONS[rope_type]
+            short, self.attention_scaling = compute(config, cpu)
+            long, _ = compute(config, cpu, seq_len=self.boundary + 1)
+        self.frequencies = torch.stack([short, long])
 
     @torch.no_grad()
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines, (batch, sequence, head size), in the type of `x`; `position_ids` (batch, sequence)."""
-        positions = position_ids[..., None].float()
-        long = position_ids.amax(dim=-1, keepdim=True)[..., None] >= self.boundary
-        angles = positions * torch.where(long, self.long_inv_freq.float(), self.original_inv_freq.float())
+        """Cosines and sines (batch, sequence, head size), in the type of `x`.
+
+        Args:
+            x: gives type and device.
+            position_ids: (batch, sequence).
+        """
+        if self.frequencies.device != x.device:
+            self.frequencies = self.frequencies.to(x.device)
+        short, long = self.frequencies
+        is_long = position_ids.amax(dim=-1, keepdim=True)[..., None] >= self.boundary
+        angles = position_ids[..., None].float() * torch.where(is_long, long, short)
         angles = torch.cat((angles, angles), dim=-1)
         cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
         return cos.to(x.dtype), sin.to(x.dtype)
@@ -56,23 +69,18 @@ class Phi3VRotaryEmbedding(Phi3RotaryEmbedding):  # type: ignore[misc]
 class Phi3VVisionTower(CLIPVisionModel):  # type: ignore[misc]
     """CLIP up to its second-to-last layer.
 
-    The last layer and the norm after it are stored, so that a checkpoint is written back whole, but never run or trained.
+    The last layer and the norm after it are kept, so that a checkpoint is written back whole, but never run.
     """
 
     config: CLIPVisionConfig
 
-    def __init__(self, config: CLIPVisionConfig) -> None:
-        super().__init__(config)
-        self.encoder.layers[-1].requires_grad_(False)
-        self.post_layernorm.requires_grad_(False)
-
     def get_input_embeddings(self) -> nn.Module:
-        """None on purpose: gradient checkpointing of the decoder must not start a graph at the tower's pixels."""
+        """None, on purpose: checkpointing the decoder must not start a graph at the tower's pixels."""
         raise NotImplementedError
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Crops (n, 3, side, side) to the features of their patches (n, patches, hidden), without the class token."""
-        hidden = self.pre_layrnorm(self.embeddings(pixel_values))
+        """Crops (n, 3, side, side) to features of their patches (n, patches, hidden), no class token."""
+        hidden: torch.Tensor = self.pre_layrnorm(self.embeddings(pixel_values))
         for layer in self.encoder.layers[:-1]:
             hidden = layer(hidden, attention_mask=None)
         return hidden[:, 1:]
@@ -103,16 +111,17 @@ class Phi3VImageEmbedding(nn.Module):
         pixel_values: torch.Tensor,
         image_sizes: torch.Tensor,
     ) -> torch.Tensor:
-        """Put image features at the placeholders.
+        """Put image features at the placeholders, into new embeddings.
 
         Args:
             embeddings: of the text, (batch, sequence, hidden).
             is_image: the placeholders, bool (batch, sequence). Their order is that of the images.
-            pixel_values: (crops, 3, crop_size, crop_size), for each image its global view, then its crops row by row.
+            pixel_values: (crops, 3, crop_size, crop_size), for each image its global view, then its crops
+                row by row.
             image_sizes: (images, 2), padded height and width in pixels.
 
-        Returns:
-            New embeddings; the given ones are not changed.
+        Raises:
+            ValueError: placeholders, crops and sizes do not agree.
         """
         grid = image_sizes.to(embeddings.device) // self.crop_size
         self._check(is_image, pixel_values, grid)
@@ -121,60 +130,71 @@ class Phi3VImageEmbedding(nn.Module):
         table = torch.cat([self._merge(features), self.sub_GN[0, 0], self.glb_GN[0]])
         table = self.img_projection(table).to(embeddings.dtype)
         rows = token_rows(is_image, grid, self.side, crops=len(pixel_values))
-        return torch.where(is_image[..., None], table[rows], embeddings)
+        return torch.where(is_image[..., None], functional.embedding(rows, table), embeddings)
 
     def _merge(self, features: torch.Tensor) -> torch.Tensor:
-        """Patches (crops, 4 * side * side, channels) to blocks of 2 x 2 (crops * side * side, 4 * channels)."""
+        """Patches (crops, 4 * side**2, channels) to blocks of 2 x 2 (crops * side**2, 4 * channels)."""
         channels, side = features.shape[-1], self.side
-        blocks = features.view(-1, side, 2, side, 2, channels).permute(0, 1, 3, 2, 4, 5)
+        blocks = features.reshape(-1, side, 2, side, 2, channels).permute(0, 1, 3, 2, 4, 5)
         return blocks.reshape(-1, 4 * channels)
 
     def _check(self, is_image: torch.Tensor, pixel_values: torch.Tensor, grid: torch.Tensor) -> None:
-        crops = 1 + grid.prod(dim=-1)
-        tokens = crops * self.side**2 + 1 + (grid[:, 0] + 1) * self.side
+        crops, tokens = crop_counts(grid).sum(), token_counts(grid, self.side).sum()
         torch_compilable_check(
-            (is_image.sum() == tokens.sum()) & (crops.sum() == len(pixel_values)),
+            (is_image.sum() == tokens) & (crops == len(pixel_values)),
             lambda: (
-                f"input_ids hold {int(is_image.sum())} image placeholders and pixel_values {len(pixel_values)} crops, "
-                f"but image_sizes ask for {int(tokens.sum())} and {int(crops.sum())}: use the processor that was "
-                "stored with the model, and do not truncate"
+                f"input_ids hold {int(is_image.sum())} image placeholders, pixel_values {len(pixel_values)} crops, but image_sizes ask for {int(tokens)} and {int(crops)}: "
+                "use the processor that was stored with the model, and cut nothing off"
             ),
         )
 
 
-def token_rows(is_image: torch.Tensor, grid: torch.Tensor, side: int, crops: int) -> torch.Tensor:
-    """For every position, the row of the table that stands there (any row where there is no image).
+def crop_counts(grid: torch.Tensor) -> torch.Tensor:
+    """Crops of each image, its global view among them; `grid` (images, 2) counts crops down and across."""
+    return 1 + grid.prod(dim=-1)
 
-    The table holds `side * side` rows for each crop, then the end of a row of the layout, then the mark between the crops
-    and the global view. An image is laid out as its crops, row by row over their whole width, then that mark, then its
-    global view, each line with its end. All is arithmetic on tensors of fixed shapes, so that it neither waits for the
-    device nor breaks a compiled graph.
+
+def token_counts(grid: torch.Tensor, side: int) -> torch.Tensor:
+    """Tokens of each image; `side` is a crop's tokens along one side."""
+    return crop_counts(grid) * side**2 + 1 + (grid[:, 0] + 1) * side
+
+
+def token_rows(is_image: torch.Tensor, grid: torch.Tensor, side: int, crops: int) -> torch.Tensor:
+    """For every position, the row of the table of features that stands there (any, where no image is).
+
+    The table holds side**2 rows for each crop, then the end of a line, then the mark between crops and
+    global view. An image is laid out as its crops, line by line over their whole width, then that mark, then
+    its global view, each line with its end. This is arithmetic on tensors of fixed shapes, so that it
+    neither waits for the device nor breaks a compiled graph.
 
     Args:
-        is_image: bool (batch, sequence). grid: (images, 2), crops down and across. side: tokens along a side of a crop.
+        is_image: bool (batch, sequence).
+        grid: (images, 2), crops down and across.
+        side: tokens along one side of a crop.
+        crops: how many the table holds.
 
     Returns:
         long (batch, sequence).
     """
-    down, across = grid.unbind(-1)
-    crop_tokens = down * side * (across * side + 1)
-    ends = (crop_tokens + 1 + side * (side + 1)).cumsum(0)
-    crop_ends = (1 + down * across).cumsum(0)
     order = (is_image.flatten().cumsum(0) - 1).clamp(min=0)
+    ends = token_counts(grid, side).cumsum(0)
     image = torch.searchsorted(ends, order, right=True).clamp(max=len(grid) - 1)
-    # From here on, one value for each position.
-    down, across, crop_tokens = down[image], across[image], crop_tokens[image]
-    offset = order - ends[image] + crop_tokens + 1 + side * (side + 1)
-    first_crop = crop_ends[image] - 1 - down * across
-    in_crops = offset < crop_tokens
-    line_length = torch.where(in_crops, across * side + 1, side + 1)
-    within = torch.where(in_crops, offset, offset - crop_tokens - 1)
+    first_crop = (crop_counts(grid).cumsum(0) - crop_counts(grid))[image]
+    offset = order - (ends - token_counts(grid, side))[image]
+    down, across = grid[image].unbind(-1)
+    mark = down * side * (across * side + 1)
+
+    in_crops = offset < mark
+    line_length = torch.where(in_crops, across * side, side) + 1
+    within = torch.where(in_crops, offset, offset - mark - 1)
     line, column = within // line_length, within % line_length
     crop = first_crop + torch.where(in_crops, 1 + line // side * across + column // side, 0)
     row = crop * side**2 + line % side * side + column % side
-    row = torch.where(column == line_length - 1, crops * side**2, row)
-    row = torch.where(offset == crop_tokens, crops * side**2 + 1, row)
-    return row.clamp(0, crops * side**2 + 1).view(is_image.shape)
+
+    line_end, view_mark = crops * side**2, crops * side**2 + 1
+    row = torch.where(column == line_length - 1, line_end, row)
+    row = torch.where(offset == mark, view_mark, row)
+    return row.clamp(0, view_mark).view(is_image.shape)
 
 
 class Phi3VPreTrainedModel(Phi3PreTrainedModel):  # type: ignore[misc]
@@ -190,8 +210,6 @@ class Phi3VPreTrainedModel(Phi3PreTrainedModel):  # type: ignore[misc]
         if isinstance(module, Phi3VImageEmbedding):
             init.zeros_(module.sub_GN)
             init.zeros_(module.glb_GN)
-        elif isinstance(module, Phi3VRotaryEmbedding):
-            module.set_long_factors()
 
 
 class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):  # type: ignore[misc]
@@ -215,25 +233,23 @@ class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):  # type: ignore[misc]
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """As `Phi3Model.forward`, with `pixel_values` and `image_sizes` as `Phi3VImageProcessor` makes them."""
+        """As `Phi3Model.forward`, with images as `Phi3VImageProcessor` makes them."""
         if pixel_values is not None and len(pixel_values):
             if input_ids is None or inputs_embeds is not None or image_sizes is None:
-                raise ValueError(
-                    "pixel_values need input_ids, to find their places, and image_sizes, and no inputs_embeds"
-                )
+                raise ValueError("pixel_values go with input_ids and image_sizes, and not with inputs_embeds")
             inputs_embeds = self.vision_embed_tokens(
                 self.embed_tokens(input_ids),
                 input_ids == self.config.image_token_id,
                 pixel_values,
                 image_sizes,
             )
-            input_ids = None
+        elif inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
-            # Padding on the left takes no positions, so that it changes nothing.
-            length = (inputs_embeds if input_ids is None else input_ids).shape[1]  # type: ignore[union-attr]
-            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
+            # Padding on the left takes no positions, and so changes nothing.
+            positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+            position_ids = positions[:, -inputs_embeds.shape[1] :]
         return super().forward(
-            input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
@@ -246,7 +262,7 @@ class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):  # type: ignore[misc]
 class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """Phi-3-Vision with its language model head.
 
-    Every name of a parameter is the published checkpoint's. Safetensors only.
+    Every parameter's name is the published checkpoint's. Safetensors only.
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
@@ -256,17 +272,14 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):  # type: ignore[m
         self.model = Phi3VModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        # For checkpoints without a generation_config.json: config.json alone names only the text model's end.
+        # For a checkpoint without generation_config.json: its config.json does not name what ends an answer.
         self.generation_config.eos_token_id = list(END_OF_ANSWER_IDS)
-        self.generation_config.pad_token_id = config.pad_token_id
         self.post_init()
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> "Phi3VForCausalLM":
-        """As in transformers, but safetensors only."""
-        kwargs["use_safetensors"] = True
-        model: Phi3VForCausalLM = super().from_pretrained(*args, **kwargs)
-        return model
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, but from safetensors only."""
+        return super().from_pretrained(*args, **kwargs | {"use_safetensors": True})
 
     def forward(
         self,
@@ -286,15 +299,25 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):  # type: ignore[m
 
         Args:
             input_ids: (batch, sequence), with `config.image_token_id` where image tokens stand.
-            pixel_values, image_sizes: all images of the batch, in the order of their places, as the processor makes them.
-            labels: (batch, sequence), -100 where nothing is asked. Not shifted: position i is predicted from those
-                before it. With labels there is no cache unless asked for.
-            logits_to_keep: without labels, as in `Phi3ForCausalLM`: the last n positions (0: all), or the positions.
+            attention_mask: (batch, sequence), 0 where there is padding, on either side.
+            position_ids: (batch, sequence); from the mask where they are not given.
+            past_key_values: the cache of earlier positions.
+            inputs_embeds: (batch, sequence, hidden), instead of `input_ids`; not together with images.
+            pixel_values: the crops of all images of the batch, in the order of their places, as
+                `Phi3VImageProcessor` makes them.
+            image_sizes: (images, 2), likewise.
+            labels: (batch, sequence), -100 where nothing is asked. Not shifted: the label at a position is
+                predicted from the positions before it.
+            use_cache: with labels, only if asked for.
+            logits_to_keep: without labels, the last n positions (0: all) or which ones, as in
+                `Phi3ForCausalLM`.
+            **kwargs: for the decoder; `num_items_in_batch` is for the loss.
 
         Returns:
-            With labels: `loss`, a mean, or the sum divided by `num_items_in_batch` where the Trainer gives that; and
-            `logits` of the supervised positions alone, (positions, vocabulary), in the order of the batch. The head is
-            run nowhere else. Without labels: `logits` (batch, kept positions, vocabulary).
+            With labels: `loss`, the mean over supervised positions, or their sum divided by
+            `num_items_in_batch` where the Trainer gives it; and `logits` of those positions alone,
+            (positions, vocabulary), in the order of the batch: the head runs nowhere else. Without: `logits`
+            (batch, kept positions, vocabulary).
         """
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
         if labels is not None and use_cache is None:
@@ -310,14 +333,14 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):  # type: ignore[m
             use_cache=use_cache,
             **kwargs,
         )
-        hidden = outputs.last_hidden_state
-        loss = None
+        hidden, loss = outputs.last_hidden_state, None
         if labels is None:
             logits = self.lm_head(slice_logits_to_keep(hidden, logits_to_keep))
         else:
             targets = labels[:, 1:].to(hidden.device)
-            supervised = targets != -100
+            supervised = targets != IGNORED_LABEL
             logits = self.lm_head(hidden[:, :-1][supervised])
+            # In float32, whatever the model's type.
             loss = self.loss_function(
                 logits=logits,
                 labels=None,
@@ -341,7 +364,7 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):  # type: ignore[m
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """As in transformers; where a sequence outgrows the short rotary factors, begin again with the long ones."""
+        """As in transformers; where a sequence outgrows the short rotary factors, it is computed anew."""
         if self._outgrows_short_factors(input_ids, past_key_values, position_ids):
             if kwargs.get("inputs_embeds") is not None:
                 raise ValueError(
@@ -361,14 +384,46 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):  # type: ignore[m
     def _outgrows_short_factors(
         self, input_ids: torch.Tensor, cache: Cache | None, position_ids: torch.Tensor | None
     ) -> bool:
+        """Whether any sequence is cached with short factors and now needs the long ones."""
         boundary = self.config.original_max_position_embeddings
         cached = cache.get_seq_length() if cache is not None else 0
-        if (
-            not cached
-            or input_ids.shape[1] <= boundary
-            or self.config.rope_parameters["rope_type"] == "default"
-        ):
+        # Most generation ends here, without waiting for the device.
+        if not cached or input_ids.shape[1] <= boundary:
             return False
-        if position_ids is None:
+        if position_ids is None or position_ids.shape[1] != input_ids.shape[1]:
             return bool(cached <= boundary)
-        return bool(((position_ids[:, -1] >= boundary) & (position_ids[:, cached - 1] < boundary)).any())
+        before, now = position_ids[:, cached - 1], position_ids[:, -1]
+        return bool(((before < boundary) & (now >= boundary)).any())
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: torch.Tensor | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[torch.Tensor | None, dict[str, Any]]:
+        """Repeat each sample for beams or several answers, with all of its images."""
+        pixels, sizes = model_kwargs.pop("pixel_values", None), model_kwargs.pop("image_sizes", None)
+        if pixels is not None and input_ids is not None and expand_size > 1:
+            embedding = self.model.vision_embed_tokens
+            grid = sizes.to(input_ids.device) // embedding.crop_size
+            placeholders = (input_ids == self.config.image_token_id).sum(-1).cumsum(0)
+            sample = torch.searchsorted(placeholders, token_counts(grid, embedding.side).cumsum(0))
+            crops_of = torch.repeat_interleave(sample, crop_counts(grid))
+            pixels = _repeat_samples(pixels, crops_of, len(input_ids), expand_size)
+            sizes = _repeat_samples(sizes, sample, len(input_ids), expand_size)
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size=expand_size,
+            is_encoder_decoder=is_encoder_decoder,
+            input_ids=input_ids,
+            **model_kwargs,
+        )
+        if pixels is not None:
+            model_kwargs |= {"pixel_values": pixels, "image_sizes": sizes}
+        return input_ids, model_kwargs
+
+
+def _repeat_samples(rows: torch.Tensor, sample: torch.Tensor, samples: int, times: int) -> torch.Tensor:
+    """Repeat the rows of each sample together; `sample` says whose each row is, in ascending order."""
+    parts = torch.split(rows, torch.bincount(sample, minlength=samples).tolist())
+    return torch.cat([part for part in parts for _ in range(times)])

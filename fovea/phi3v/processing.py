@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.image_processing_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
-from fovea.phi3v.image_processing import Phi3VImageProcessor, as_rgb
+from fovea.phi3v.image_processing import Phi3VImageProcessor
 
 IMAGE_TOKEN = "<|image|>"  # noqa: S105
 MARK = re.compile(r"<\|image_(\d+)\|>")
@@ -64,11 +64,11 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
 
     @classmethod
     def _load_tokenizer_from_pretrained(cls, sub_processor_type: str, folder: Any, **kwargs: Any) -> Any:
-        # tokenizer.json as it is. The published tokenizer_config.json names a class that would build another pipeline.
+        # tokenizer.json as it is; the published tokenizer_config.json names a class that builds its own pipeline.
         return PreTrainedTokenizerFast.from_pretrained(folder, **kwargs)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> list[str]:
-        """Write the tokenizer's files, `chat_template.jinja` and, as published, `preprocessor_config.json`."""
+        """Write the tokenizer's files, `chat_template.jinja` and `preprocessor_config.json`."""
         (combined,) = super().save_pretrained(save_directory, **kwargs)
         # One place for the image processor's settings, and the one that other software reads.
         Path(combined).unlink()
@@ -92,27 +92,35 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
         num_crops: int | None = None,
         add_special_tokens: bool = True,
         return_tensors: str | None = None,
+        **others: Any,
     ) -> BatchFeature:
         """Prepare one sample or a batch.
 
         Args:
-            text: one or several; `<|image_k|>` shows the sample's k-th image, in any order, each once, k from 1 without
-                gaps.
-            images: for one text: an image or a list. For several: a list of lists (None or [] where a text has no
-                image), or a flat list from which each text takes as many as it has marks.
+            text: one or several; `<|image_k|>` shows the sample's k-th image, in any order, each once, k
+                from 1 without gaps.
+            images: for one text, an image or a list. For several, a list of lists (None or [] where a text
+                has no image), or a flat list from which each text takes as many as it has marks.
             padding: True or "longest", or "max_length" with `max_length`. Nothing is ever cut.
             padding_side: "right" for training, "left" for generation; the tokenizer's own by default.
+            max_length: the length to pad to.
+            pad_to_multiple_of: pad further, to a multiple of this.
             num_crops: instead of the stored one.
             add_special_tokens: the beginning-of-sequence token before each chunk of text.
+            return_tensors: "pt", "np", or None for lists of ids.
+            **others: what transformers passes for other kinds of input: None.
 
         Returns:
-            `input_ids` and `attention_mask` (batch, sequence), where an image's tokens are the id of `<|image|>`; with
-            images also `pixel_values` and `image_sizes` as `Phi3VImageProcessor` makes them, in the order in which
-            the marks stand in the batch.
+            `input_ids` and `attention_mask` (batch, sequence), with the id of `<|image|>` for each image
+            token. With images also `pixel_values` and `image_sizes` as `Phi3VImageProcessor` makes them, in
+            the order in which the marks stand in the batch.
 
         Raises:
-            ValueError: what cannot be prepared, with the sample (counted from 1) and the reason.
+            ValueError: what cannot be prepared: which sample (counted from 1), and why.
         """
+        unknown = sorted(name for name, value in others.items() if value is not None)
+        if unknown:
+            raise TypeError(f"Phi3VProcessor has no argument {', '.join(unknown)}")
         if text is None:
             raise ValueError("text is needed: images alone mean nothing to the model")
         texts = [text] if isinstance(text, str) else list(text)
@@ -120,7 +128,7 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
         stacks, ids = [], []
         for number, (sample, pictures) in enumerate(samples, start=1):
             try:
-                shown = self._shown(sample, pictures, num_crops or self.image_processor.num_crops)
+                shown = self._shown(sample, pictures, num_crops)
                 lengths = [self.image_processor.num_image_tokens(*size) for _, size in shown]
                 ids.append(self._ids(sample, lengths, add_special_tokens))
             except ValueError as error:
@@ -161,7 +169,7 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
         return [(text, [next(rest) for _ in range(count)]) for text, count in zip(texts, counts, strict=True)]
 
     def _shown(
-        self, text: str, pictures: list[Any], num_crops: int
+        self, text: str, pictures: list[Any], num_crops: int | None
     ) -> list[tuple[torch.Tensor, tuple[int, int]]]:
         """The crops of a sample's images, in the order in which its text shows them."""
         marks = [int(number) for number in MARK.findall(text)]
@@ -173,12 +181,7 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
             )
         if len(marks) != len(pictures):
             raise ValueError(f"the text holds {len(marks)} image marks, but there are {len(pictures)} images")
-        cropped = []
-        for number, picture in enumerate(pictures, start=1):
-            try:
-                cropped.append(self.image_processor.crops(as_rgb(picture), num_crops))
-            except ValueError as error:
-                raise ValueError(f"image {number}: {error}") from error
+        cropped = self.image_processor.crop_all(pictures, num_crops)
         return [cropped[mark - 1] for mark in marks]
 
     def _ids(self, text: str, lengths: list[int], add_special_tokens: bool) -> list[int]:
@@ -209,7 +212,7 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
             if padding == "max_length":
                 if max_length is None or length > max_length:
                     raise ValueError(
-                        f"the longest sample has {length} tokens and max_length is {max_length}: nothing is cut"
+                        f"the longest sample has {length} tokens, max_length is {max_length}; nothing is cut"
                     )
                 length = max_length
             length = -(-length // (multiple or 1)) * (multiple or 1)
