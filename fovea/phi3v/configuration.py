@@ -39,8 +39,9 @@ class Phi3VConfig(Phi3Config):  # type: ignore[misc]
     """
 
     model_type = "phi3_v"
-    sub_configs_defaults = {"vision_config": SubConfigSpec(CLIPVisionConfig, init_kwargs=PUBLISHED_TOWER)}  #
-    noqa: RUF012
+    sub_configs_defaults = {  # noqa: RUF012
+        "vision_config": SubConfigSpec(CLIPVisionConfig, init_kwargs=PUBLISHED_TOWER)
+    }
 
     vision_config: Any = None
     image_token_id: int = IMAGE_TOKEN_ID

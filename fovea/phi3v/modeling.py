@@ -143,7 +143,8 @@ class Phi3VImageEmbedding(nn.Module):
         torch_compilable_check(
             (is_image.sum() == tokens) & (crops == len(pixel_values)),
             lambda: (
-                f"input_ids hold {int(is_image.sum())} image placeholders, pixel_values {len(pixel_values)} crops, but image_sizes ask for {int(tokens)} and {int(crops)}: "
+                f"input_ids hold {int(is_image.sum())} image placeholders, pixel_values {len(pixel_values)} "
+                f"crops, but image_sizes ask for {int(tokens)} and {int(crops)}: "
                 "use the processor that was stored with the model, and cut nothing off"
             ),
         )

@@ -64,7 +64,7 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
 
     @classmethod
     def _load_tokenizer_from_pretrained(cls, sub_processor_type: str, folder: Any, **kwargs: Any) -> Any:
-        # tokenizer.json as it is; the published tokenizer_config.json names a class that builds its own pipeline.
+        # tokenizer.json as it is; the class that the published tokenizer_config.json names builds its own.
         return PreTrainedTokenizerFast.from_pretrained(folder, **kwargs)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> list[str]:
