@@ -1,0 +1,218 @@
+"""Answers about pictures: batched greedy generation, and parsing. Evaluation and serving share it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from PIL import Image
+from transformers import GenerationConfig
+
+from fovea.errors import UserError
+from fovea.phi3v import Phi3VForCausalLM, Phi3VProcessor
+from fovea.phi3v.modeling import END_OF_ANSWER_IDS
+from fovea.task import FieldValue, Task, product_task
+from fovea.task.task import TASK_FILE
+
+FinishReason = Literal["stop", "length"]
+Request = tuple[str, Sequence[Image.Image]]
+"""A prompt and the pictures that its marks ``<|image_1|>``, ``<|image_2|>``, … show."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said, and what the task's parser makes of it.
+
+    ``completion_tokens`` counts the token that ended the answer; ``finish_reason`` is ``length`` where none
+    did.
+    """
+
+    text: str
+    fields: dict[str, FieldValue] | None
+    parse_error: str | None
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A request ready for the model: ids (tokens,), crops (n, 3, side, side), padded sizes (pictures, 2)."""
+
+    input_ids: torch.Tensor
+    pixel_values: torch.Tensor
+    image_sizes: torch.Tensor
+
+    @property
+    def tokens(self) -> int:
+        """The length of the prompt, pictures included."""
+        return len(self.input_ids)
+
+
+class Predictor:
+    """A model, its processor and the task it was tuned for.
+
+    An answer depends on the model and the request alone, not on what else is in the batch: in float32 batches
+    differ by rounding in the last digits, which is far from what decides between two tokens.
+    One thread at a time may generate; `prepare` may run in any number of threads beside it.
+    """
+
+    def __init__(self, model: Phi3VForCausalLM, processor: Phi3VProcessor, task: Task) -> None:
+        self.model = model.eval()
+        self.processor = processor
+        self.task = task
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        task: Task | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        num_crops: int | None = None,
+    ) -> Self:
+        """Load a Phi-3-Vision folder.
+
+        Args:
+            folder: a transformers folder with safetensors.
+            task: by default the ``task.json`` beside the weights, else the product catalogue's task.
+            device: ``auto`` takes a GPU where there is one.
+            dtype: ``auto`` is bfloat16 on a GPU and float32 on a CPU.
+            num_crops: instead of the processor's own; must be what the model was tuned with.
+
+        Raises:
+            UserError: the folder holds no complete model.
+        """
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if dtype == "auto":
+            dtype = "float32" if device == "cpu" else "bfloat16"
+        if task is None:
+            task = Task.load(folder) if (folder / TASK_FILE).exists() else product_task()
+        try:
+            processor = Phi3VProcessor.from_pretrained(folder, local_files_only=True)
+            model, report = Phi3VForCausalLM.from_pretrained(
+                folder, dtype=getattr(torch, dtype), local_files_only=True, output_loading_info=True
+            )
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{folder}: no Phi-3-Vision can be loaded from here ({_first_line(error)})"
+            ) from error
+        if report["missing_keys"]:
+            missing = sorted(report["missing_keys"])
+            raise UserError(
+                f"{folder}: {len(missing)} tensors are missing from the weights, first {missing[0]}"
+            )
+        if num_crops is not None:
+            processor.image_processor.num_crops = num_crops
+        return cls(model.to(device), processor, task)
+
+    @property
+    def dtype(self) -> str:
+        """The type the model computes in, such as ``float32``."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @property
+    def num_crops(self) -> int:
+        """The most crops a picture is laid out in."""
+        crops: int = self.processor.image_processor.num_crops
+        return crops
+
+    def answer(
+        self,
+        images: Sequence[Image.Image],
+        max_new_tokens: int = 64,
+        batch_size: int = 16,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Answer]:
+        """Ask the task's question about each picture; answers come in the order of ``images``."""
+        prompt = self.task.prompt()
+        return self.generate([(prompt, [image]) for image in images], max_new_tokens, batch_size, progress)
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        max_new_tokens: int = 64,
+        batch_size: int = 16,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Answer]:
+        """Answer any number of requests, those of like length together; answers come in their order.
+
+        ``progress`` is called with (done, total) after each batch.
+        """
+        answers: dict[int, Answer] = {}
+        for batch in _batches(requests, batch_size):
+            samples = [self.prepare(*requests[index]) for index in batch]
+            answers.update(zip(batch, self.generate_batch(samples, max_new_tokens), strict=True))
+            if progress is not None:
+                progress(len(answers), len(requests))
+        return [answers[index] for index in range(len(requests))]
+
+    def prepare(self, prompt: str, images: Sequence[Image.Image]) -> Sample:
+        """Tokenise a prompt and cut its pictures into crops.
+
+        Raises:
+            ValueError: marks and pictures do not match.
+        """
+        ready = self.processor(text=[prompt], images=[list(images)], return_tensors="pt")
+        return Sample(ready["input_ids"][0], ready["pixel_values"], ready["image_sizes"])
+
+    @torch.inference_mode()
+    def generate_batch(self, samples: Sequence[Sample], max_new_tokens: int = 64) -> list[Answer]:
+        """Answer prepared requests in one batch, padded on the left."""
+        longest = max(sample.tokens for sample in samples)
+        device = self.model.device
+        pad = self.processor.tokenizer.pad_token_id
+        ids = torch.full((len(samples), longest), pad)
+        mask = torch.zeros_like(ids)
+        for row, sample in enumerate(samples):
+            ids[row, longest - sample.tokens :] = sample.input_ids
+            mask[row, longest - sample.tokens :] = 1
+        output = self.model.generate(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            pixel_values=torch.cat([sample.pixel_values for sample in samples]).to(device, self.model.dtype),
+            image_sizes=torch.cat([sample.image_sizes for sample in samples]).to(device),
+            generation_config=GenerationConfig(
+                do_sample=False,
+                max_new_tokens=max_new_tokens,
+                eos_token_id=END_OF_ANSWER_IDS,
+                pad_token_id=pad,
+            ),
+        )
+        rows = output[:, longest:].tolist()
+        return [self._read(sample, row) for sample, row in zip(samples, rows, strict=True)]
+
+    def _read(self, sample: Sample, ids: list[int]) -> Answer:
+        end = next((place for place, token in enumerate(ids) if token in END_OF_ANSWER_IDS), None)
+        text: str = self.processor.tokenizer.decode(ids[:end], skip_special_tokens=True)
+        fields, error = self.task.parse(text)
+        return Answer(
+            text=text,
+            fields=fields,
+            parse_error=error,
+            prompt_tokens=sample.tokens,
+            completion_tokens=len(ids) if end is None else end + 1,
+            finish_reason="length" if end is None else "stop",
+        )
+
+
+def _batches(requests: Sequence[Request], batch_size: int) -> Iterator[list[int]]:
+    """Yield indices in batches of requests of like length, so that little is padded.
+
+    A picture's tokens follow from its proportions, which are known without cutting it into crops.
+    """
+
+    def shape(index: int) -> tuple[Any, ...]:
+        prompt, images = requests[index]
+        sides = [(image.width < image.height, max(image.size) / min(image.size)) for image in images]
+        return len(images), sides, len(prompt)
+
+    order = sorted(range(len(requests)), key=shape)
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
