@@ -1,0 +1,79 @@
+"""Starts KServe's model server on a model: port first, then the model, then the answers."""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from fovea.errors import UserError
+
+logger = logging.getLogger("serving")
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """What is served, and where.
+
+    Args:
+        model: the URI of a model's record (``s3://…/index/….json``), whose files are checked against it; or a
+            local folder.
+        name: the name that callers use.
+        port: 0 takes a free one.
+        host: ``0.0.0.0`` lets other machines in.
+        address_file: where to write ``http://host:port`` once requests are taken.
+        exit_with_parent: stop when standard input closes, as it does when the process that started this one
+            ends.
+    """
+
+    model: str
+    name: str = "fovea"
+    port: int = 8080
+    host: str = "127.0.0.1"
+    device: str = "auto"
+    dtype: str = "auto"
+    max_batch_size: int = 16
+    address_file: Path | None = None
+    exit_with_parent: bool = False
+
+
+def serve(settings: ServerSettings) -> None:
+    """Serve until SIGTERM or Ctrl-C; requests that are being answered are finished.
+
+    Raises:
+        UserError: the port is taken, or the model cannot be loaded.
+    """
+    if settings.exit_with_parent:
+        threading.Thread(target=_stop_with_parent, name="parent", daemon=True).start()
+    with _listen(settings.host, settings.port) as listener:
+        # Only now the imports and the model that take seconds: a taken port is known at once.
+        from serving.application import run
+
+        run(settings, listener)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Return a socket bound to the port; it takes no connections before the model is ready."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # asyncio turns Nagle's algorithm off only where the protocol is named.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise UserError(
+            f"port {port} on {host} cannot be used ({error.strerror}); "
+            "stop what uses it, or choose another port (0 takes a free one)"
+        ) from error
+    return listener
+
+
+def _stop_with_parent() -> None:
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    logger.info("the process that started this server has ended; stopping")
+    os.kill(os.getpid(), signal.SIGTERM)
