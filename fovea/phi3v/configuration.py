@@ -91,8 +91,13 @@ class Phi3VConfig(Phi3Config):  # type: ignore[misc]
                 "short_factor": rope["short_factor"],
                 "type": "su",
             }
-        if self.image_token_id == IMAGE_TOKEN_ID:
-            output.pop("image_token_id", None)
+        for name, default in (
+            ("image_token_id", IMAGE_TOKEN_ID),
+            ("embd_layer", None),
+            ("img_processor", None),
+        ):
+            if output[name] == default:
+                del output[name]
         if _differences(self.vision_config) == _differences(CLIPVisionConfig(**PUBLISHED_TOWER)):
             output.pop("vision_config", None)
         return output

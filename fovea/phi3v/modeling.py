@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import CLIPVisionConfig, CLIPVisionModel, GenerationMixin
+from transformers import CLIPVisionConfig, CLIPVisionModel, GenerationConfig, GenerationMixin
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -38,15 +38,15 @@ class Phi3VRotaryEmbedding(nn.Module):
         super().__init__()
         rope_type = config.rope_parameters["rope_type"]
         self.boundary: int = config.original_max_position_embeddings
-        cpu = torch.device("cpu")  # also where the model is being built without memory
-        if rope_type == "default":
-            short, self.attention_scaling = Phi3RotaryEmbedding.compute_default_rope_parameters(config, cpu)
-            long = short
-        else:
-            compute = ROPE_INIT_FUNCTIONS[rope_type]
-            short, self.attention_scaling = compute(config, cpu)
-            long, _ = compute(config, cpu, seq_len=self.boundary + 1)
-        self.frequencies = torch.stack([short, long])
+        with torch.device("cpu"):  # also while the model is being built without memory
+            if rope_type == "default":
+                short, self.attention_scaling = Phi3RotaryEmbedding.compute_default_rope_parameters(config)
+                long = short
+            else:
+                compute = ROPE_INIT_FUNCTIONS[rope_type]
+                short, self.attention_scaling = compute(config)
+                long, _ = compute(config, seq_len=self.boundary + 1)
+            self.frequencies = torch.stack([short, long])
 
     @torch.no_grad()
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -273,14 +273,30 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):  # type: ignore[m
         self.model = Phi3VModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        # For a checkpoint without generation_config.json: its config.json does not name what ends an answer.
-        self.generation_config.eos_token_id = list(END_OF_ANSWER_IDS)
+        self.generation_config = GenerationConfig(
+            bos_token_id=config.bos_token_id, pad_token_id=config.pad_token_id
+        )
+        self._end_answers()
         self.post_init()
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, but from safetensors only."""
         return super().from_pretrained(*args, **kwargs | {"use_safetensors": True})
+
+    def adjust_generation_fn(
+        self, generation_config: GenerationConfig | None, *args: Any, **kwargs: Any
+    ) -> None:
+        """As in transformers; and an answer ends where it was trained to, whatever the checkpoint says."""
+        super().adjust_generation_fn(generation_config, *args, **kwargs)
+        if generation_config is None:
+            self._end_answers()
+
+    def _end_answers(self) -> None:
+        """Stop at `END_OF_ANSWER_IDS`: published files name the text model's end alone, or nothing."""
+        stored = self.generation_config.eos_token_id
+        others = [stored] if isinstance(stored, int) else stored or []
+        self.generation_config.eos_token_id = list(dict.fromkeys([*END_OF_ANSWER_IDS, *others]))
 
     def forward(
         self,
