@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from PIL import Image, ImageChops, ImageFilter
+from PIL import Image, ImageFilter
 
 from fovea.sample.shapes import PATTERNS, SHAPES, Colour, Pen, Shape, ellipse, mix
 
@@ -186,7 +186,7 @@ def _product(
     _fold(pen, wide, tall, rng)
     shape.draw(pen, wide, tall)
     layer = pen.picture.reduce(2)
-    layer = ImageChops.multiply(layer, _light_from_the_side(layer.size))
+    layer.paste((0, 0, 0), None, _shade(layer.size))
     layer.putalpha(pen.mask.reduce(2))
     free_wide, free_tall = (width - box_wide * unit) / 2, (height - box_tall * unit) / 2
     place = (
@@ -238,9 +238,10 @@ def _fold(pen: Pen, wide: float, tall: float, rng: random.Random) -> None:
         pen.tint([(x, y), (x + lean + breadth, end), (x + lean - breadth, end)], shade, 0.1)
 
 
-def _light_from_the_side(size: tuple[int, int]) -> Image.Image:
-    ramp = Image.new("RGB", (4, 2))
-    ramp.putdata([(value, value, value) for value in (255, 255, 246, 222, 246, 240, 228, 204)])
+def _shade(size: tuple[int, int]) -> Image.Image:
+    """How dark a product is in the light from the upper left, as a mask."""
+    ramp = Image.new("L", (4, 2))
+    ramp.putdata((0, 0, 9, 33, 9, 15, 27, 51))
     return ramp.resize(size, Image.Resampling.BILINEAR)
 
 
@@ -268,13 +269,13 @@ def _background(look: ProductLook, width: int, height: int, rng: random.Random) 
     if look.background == "gradient":
         ramp = Image.new("RGB", (2, 2))
         ramp.putdata([look.backdrop, mix(look.backdrop, dark, 0.5), mix(look.backdrop, dark, 0.6), dark])
-        return ramp.resize((width, height), Image.Resampling.BICUBIC)
+        return ramp.resize((width, height), Image.Resampling.BILINEAR)
     wall = mix(look.backdrop, (206, 208, 210), 0.7)
     studio = Image.new("RGB", (1, 8))
     studio.putdata(
         [wall, wall, wall, wall, mix(wall, dark, 0.25), mix(wall, dark, 0.75), mix(wall, dark, 0.4), wall]
     )
-    return studio.resize((width, height), Image.Resampling.BICUBIC)
+    return studio.resize((width, height), Image.Resampling.BILINEAR)
 
 
 def _linen(colour: Colour, width: int, height: int, rng: random.Random) -> Image.Image:
