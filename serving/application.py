@@ -98,7 +98,10 @@ class _Server(ModelServer):  # type: ignore[misc]
         self._listener.listen()
         logger.info("answering at %s", self._address)
         if self._address_file is not None:
-            self._address_file.write_text(self._address)
+            # Whoever waits for the file finds it whole.
+            part = self._address_file.with_name(self._address_file.name + ".part")
+            part.write_text(self._address)
+            part.replace(self._address_file)
         await super()._serve()
 
 

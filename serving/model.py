@@ -33,7 +33,8 @@ class ServedModel:
     digest: str
     predictor: Predictor
     batcher: Batcher
-    limits: PictureLimits = field(default_factory=PictureLimits)
+    # Training and evaluation take strips of any shape, so a caller's may be asked about too.
+    limits: PictureLimits = field(default_factory=lambda: PictureLimits(max_bytes=20 << 20, min_side=1))
     created: int = field(default_factory=lambda: int(time.time()))
     _preparing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_MAX_PREPARING))
 

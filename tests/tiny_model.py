@@ -35,19 +35,22 @@ def write_tiny_model(
     """Write a checkpoint into ``folder`` and return it.
 
     2 decoder layers of width 64, a CLIP tower of 2 layers over crops of 28 x 28 pixels, Phi-3's 32064 ids.
-    What it says is noise that depends on the picture and on ``seed``; with ``answer`` it says just that,
-    about every picture. With ``task``, a task.json lies beside the weights.
+    What it says is noise that depends on the picture and on ``seed``. With ``answer`` it says just that, and
+    of words that are joined by ``|`` one or another, by the picture: ``Colour: red|blue``. With ``task``, a
+    task.json lies beside the weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    pieces = [f"▁{word}" for word in answer.split(" ")] if answer else []
+    choices = [[f"▁{word}" for word in words.split("|")] for words in answer.split(" ")] if answer else []
+    pieces = [piece for choice in choices for piece in choice]
     if len(set(pieces)) != len(pieces):
         raise ValueError("the words of an answer must differ: each is told by the one before it")
     _write_tokenizer(folder, pieces)
     Phi3VImageProcessor(num_crops=num_crops, crop_size=28, num_img_tokens=4).save_pretrained(folder)
     model = _random_model(seed)
-    if pieces:
-        ids = [_FIRST_PIECE + number for number in range(len(pieces))]
-        _speak(model, [32001, *ids, 32007])
+    if choices:
+        numbers = iter(range(_FIRST_PIECE, _FIRST_PIECE + len(pieces)))
+        chain = [[next(numbers) for _ in choice] for choice in choices]
+        _speak(model, [[32001], *chain, [32007]], seed)
     model.save_pretrained(folder)
     if task is not None:
         task.save(folder)
@@ -93,18 +96,25 @@ def _random_model(seed: int) -> Phi3VForCausalLM:
 
 
 @torch.no_grad()
-def _speak(model: Phi3VForCausalLM, chain: list[int]) -> None:
-    """Set the weights so that each id of ``chain`` is followed by the next, whatever came before."""
+def _speak(model: Phi3VForCausalLM, chain: list[list[int]], seed: int) -> None:
+    """Set the weights so that an id of each choice of ``chain`` is followed by one of the next."""
     weights = dict(model.named_parameters())
     for name, weight in weights.items():
-        # No layer adds anything: what comes out is what the last token's embedding put in.
+        # The layers add little: what comes out is mostly what the last token's embedding put in.
         if name.endswith(("o_proj.weight", "mlp.down_proj.weight")):
-            weight.zero_()
+            weight.mul_(0.05)
     embeddings = model.get_input_embeddings().weight
     head = model.get_output_embeddings().weight
     head.zero_()
-    for one, following in itertools.pairwise(chain):
-        head[following] = embeddings[one]
+    generator = torch.Generator().manual_seed(seed)
+    spoken = torch.linalg.qr(embeddings[[token for choice in chain for token in choice]].T).Q
+    for choice, following in itertools.pairwise(chain):
+        for token in following:
+            head[token] = embeddings[choice].sum(0)
+            if len(following) > 1:
+                # Which of them it is lies in what the layers add to any embedding, and so in the picture.
+                noise = 3 * torch.randn(head.shape[1], generator=generator)
+                head[token] += noise - spoken @ (spoken.T @ noise)
     weights["model.norm.weight"].fill_(1.0)
 
 

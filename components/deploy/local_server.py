@@ -1,0 +1,135 @@
+"""The model server as a child process that cannot outlive this one."""
+
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+logger = logging.getLogger("fovea")
+
+_REPOSITORY = Path(__file__).resolve().parents[2]
+_STOP_SECONDS = 15.0
+_POLL_SECONDS = 0.1
+_REPORT_SECONDS = 5.0
+
+
+class ServerError(Exception):
+    """The server did not start, or stopped answering; the message is one line for people."""
+
+
+@dataclass(frozen=True)
+class LocalServer:
+    """How the model server is started.
+
+    Args:
+        model_uri: URI of the model's record.
+        name: the name callers use.
+        port: 0 takes a free one.
+        dtype: what the model computes in.
+    """
+
+    model_uri: str
+    name: str
+    port: int = 0
+    dtype: str = "auto"
+
+    @contextmanager
+    def running(self, timeout: float) -> Iterator[str]:
+        """Run the server for the block and give its address, ``http://host:port``, once it answers.
+
+        However this process ends, the server ends too: it watches a pipe that only this process holds open.
+
+        Raises:
+            ServerError: it does not answer within ``timeout`` seconds; the message ends with its last words.
+        """
+        with tempfile.TemporaryDirectory(prefix="fovea-deploy-") as name:
+            folder = Path(name)
+            with (folder / "log").open("wb") as log:
+                process = subprocess.Popen(  # noqa: S603
+                    self._command(folder / "address"),
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=_environment(),
+                )
+            try:
+                yield self._wait_until_ready(process, folder, time.monotonic() + timeout)
+            finally:
+                _stop(process)
+
+    def _command(self, address_file: Path) -> list[str]:
+        options = {
+            "--model-uri": self.model_uri,
+            "--model-name": self.name,
+            "--host": "127.0.0.1",
+            "--http-port": str(self.port),
+            "--dtype": self.dtype,
+            "--address-file": str(address_file),
+        }
+        pairs = [part for option in options.items() for part in option]
+        return [sys.executable, "-m", "serving", *pairs, "--exit-with-parent"]
+
+    def _wait_until_ready(self, process: "subprocess.Popen[bytes]", folder: Path, deadline: float) -> str:
+        started = time.monotonic()
+        report = started + _REPORT_SECONDS
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise ServerError(
+                    f"the model server ended with status {process.returncode}: {_last_words(folder / 'log')}"
+                )
+            address = _address(folder / "address")
+            if address is not None and _is_ready(address, self.name):
+                return address
+            if time.monotonic() > report:
+                report += _REPORT_SECONDS
+                logger.info("deploy: the model server is starting (%.0f s)", time.monotonic() - started)
+            time.sleep(_POLL_SECONDS)
+        raise ServerError(
+            f"the model server was not ready after {deadline - started:.0f} s; it last said: "
+            f"{_last_words(folder / 'log')}"
+        )
+
+
+def _environment() -> dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(_REPOSITORY), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path}
+
+
+def _address(file: Path) -> str | None:
+    try:
+        return file.read_text()
+    except FileNotFoundError:
+        return None
+
+
+def _is_ready(address: str, name: str) -> bool:
+    try:
+        return httpx.get(f"{address}/v2/models/{name}/ready", timeout=5, trust_env=False).is_success
+    except httpx.TransportError:
+        return False
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP_SECONDS)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    finally:
+        if process.stdin is not None:
+            process.stdin.close()
+
+
+def _last_words(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "nothing"

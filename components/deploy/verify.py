@@ -1,0 +1,233 @@
+"""Asks a served model about held-out pictures and holds its answers against the evaluation's."""
+
+import base64
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pyarrow.parquet as pq
+
+from components.deploy.parameters import Example
+from fovea.errors import UserError
+from fovea.records import DatasetRecord, EvaluationRecord
+from fovea.storage import Storage
+from fovea.task import FieldValue, Task
+
+PREDICT_PATH = "/v1/models/{name}:predict"
+CHAT_PATH = "/openai/v1/chat/completions"
+
+# Below float32, which pictures share a batch can change an answer's last digits.
+_MAY_DIFFER = {"float32": 0.0}
+_MAY_DIFFER_OTHERWISE = 0.1
+_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A held-out picture, with what the evaluation got for it and what is true."""
+
+    row_id: str
+    picture: bytes
+    text: str
+    truth: dict[str, FieldValue]
+
+    @property
+    def base64(self) -> str:
+        """The picture's bytes as text."""
+        return base64.b64encode(self.picture).decode()
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What the server must say about itself and about its answers."""
+
+    name: str
+    model_digest: str
+    task: Task
+    max_new_tokens: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How it went; ``example`` is there where at least one answer came."""
+
+    passed: bool
+    reason: str
+    asked: int = 0
+    agreed: int = 0
+    example: Example | None = None
+
+
+def load_probes(
+    storage: Storage, dataset: DatasetRecord, evaluation: EvaluationRecord, count: int
+) -> list[Probe]:
+    """Return the first ``count`` pictures that the evaluation answered, in the order of its predictions.
+
+    Raises:
+        UserError: a picture that was evaluated is not in the dataset, or none was.
+    """
+    folder = storage.download(evaluation, pattern="predictions.parquet")
+    predictions = pq.read_table(folder / "predictions.parquet", columns=["row_id", "text"]).slice(0, count)
+    texts: dict[str, str] = dict(
+        zip(predictions["row_id"].to_pylist(), predictions["text"].to_pylist(), strict=True)
+    )
+    shards = storage.download(dataset, pattern=f"{evaluation.split}-*.parquet")
+    names = list(dataset.task.fields)
+    rows = pq.read_table(
+        sorted(shards.glob(f"{evaluation.split}-*.parquet")),
+        columns=["row_id", "image", *names],
+        filters=[("row_id", "in", list(texts))],
+    ).to_pylist()
+    found = {row["row_id"]: row for row in rows}
+    missing = [row_id for row_id in texts if row_id not in found]
+    if missing or not texts:
+        raise UserError(
+            f"{evaluation.uri}predictions.parquet: "
+            + (f"row {missing[0]} is not in the dataset" if missing else "holds no prediction")
+            + "; evaluate the model on this dataset again"
+        )
+    return [
+        Probe(
+            row_id=row_id,
+            picture=found[row_id]["image"]["bytes"],
+            text=text,
+            truth={name: found[row_id][name] for name in names},
+        )
+        for row_id, text in texts.items()
+    ]
+
+
+def verify(
+    client: httpx.Client,
+    probes: Sequence[Probe],
+    expected: Expectation,
+    progress: Callable[[int, int], None] | None = None,
+) -> Verification:
+    """Ask about every picture over V1, many at once, and over OpenAI's chat, one by one.
+
+    Args:
+        client: with the server's address as its base URL, and a timeout.
+        probes: at least one.
+        expected: the model, its task, and the type it computes in: in float32 every text must be exactly the
+            evaluation's.
+        progress: called with (done, total) pictures.
+    """
+    try:
+        predicted = _predict(client, probes, expected)
+        chatted = []
+        for number, probe in enumerate(probes, start=1):
+            chatted.append(_chat(client, probe, expected))
+            if progress is not None:
+                progress(number, len(probes))
+    except httpx.HTTPStatusError as error:
+        response = error.response
+        return Verification(
+            False, f"{error.request.url.path} answered {response.status_code}: {response.text:.300}"
+        )
+    except httpx.TransportError as error:
+        return Verification(False, f"{error.request.url.path}: no answer ({error or type(error).__name__})")
+    except (KeyError, TypeError, ValueError) as error:
+        return Verification(False, f"the server's answer cannot be read ({type(error).__name__}: {error})")
+    return _compare(probes, predicted, chatted, expected)
+
+
+@dataclass(frozen=True)
+class _Served:
+    """An answer as it came over one of the protocols."""
+
+    protocol: str
+    text: str
+    fields: dict[str, FieldValue] | None
+    model_digest: str
+    task: dict[str, Any]
+    seconds: float
+
+
+def _predict(client: httpx.Client, probes: Sequence[Probe], expected: Expectation) -> list[_Served]:
+    answers = []
+    for start in range(0, len(probes), _AT_ONCE):
+        body = {
+            "instances": [{"image": {"b64": probe.base64}} for probe in probes[start : start + _AT_ONCE]],
+            "parameters": {"max_new_tokens": expected.max_new_tokens},
+        }
+        response, seconds = _post(client, PREDICT_PATH.format(name=expected.name), body)
+        answers += [
+            _Served("V1", item["text"], item["fields"], item["model_digest"], item["task"], seconds)
+            for item in response["predictions"]
+        ]
+    if len(answers) != len(probes):
+        raise ValueError(f"{len(answers)} predictions for {len(probes)} pictures")
+    return answers
+
+
+def _chat(client: httpx.Client, probe: Probe, expected: Expectation) -> _Served:
+    picture = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{probe.base64}"}}
+    question = {"type": "text", "text": expected.task.question}
+    body = {
+        "model": expected.name,
+        "messages": [{"role": "user", "content": [picture, question]}],
+        "max_completion_tokens": expected.max_new_tokens,
+    }
+    response, seconds = _post(client, CHAT_PATH, body)
+    extra = response["fovea"]
+    return _Served(
+        "chat",
+        response["choices"][0]["message"]["content"],
+        extra["fields"],
+        extra["model_digest"],
+        extra["task"],
+        seconds,
+    )
+
+
+def _post(client: httpx.Client, path: str, body: dict[str, Any]) -> tuple[dict[str, Any], float]:
+    started = time.monotonic()
+    response = client.post(path, json=body)
+    response.raise_for_status()
+    content: dict[str, Any] = response.json()
+    return content, time.monotonic() - started
+
+
+def _compare(
+    probes: Sequence[Probe], predicted: list[_Served], chatted: list[_Served], expected: Expectation
+) -> Verification:
+    for answer in (*predicted, *chatted):
+        stranger = _stranger(answer, expected)
+        if stranger is not None:
+            return Verification(False, stranger)
+    example = Example(
+        row_id=probes[0].row_id,
+        text=chatted[0].text,
+        answer=chatted[0].fields,
+        truth=probes[0].truth,
+        latency_ms=round(chatted[0].seconds * 1000, 1),
+    )
+    differing = []
+    for probe, *both in zip(probes, predicted, chatted, strict=True):
+        wrong = [answer for answer in both if not _agrees(answer, probe, expected.task)]
+        if wrong:
+            differing.append((probe, wrong[0]))
+    agreed = len(probes) - len(differing)
+    reason = f"{agreed} of {len(probes)} held-out pictures answered over V1 and chat as in the evaluation"
+    if differing:
+        probe, answer = differing[0]
+        reason += f"; of {probe.row_id} {answer.protocol} says {answer.text!r}, the evaluation {probe.text!r}"
+    allowed = _MAY_DIFFER.get(expected.dtype, _MAY_DIFFER_OTHERWISE) * len(probes)
+    return Verification(len(differing) <= allowed, reason, len(probes), agreed, example)
+
+
+def _stranger(answer: _Served, expected: Expectation) -> str | None:
+    """Say how an answer is not from the model, or not on the task, that was asked for."""
+    task = {"name": expected.task.name, "version": expected.task.version}
+    if answer.model_digest != expected.model_digest:
+        return f"{answer.protocol} answers with model {answer.model_digest}, not {expected.model_digest}"
+    if answer.task != task:
+        return f"{answer.protocol} answers task {answer.task}, not {task}"
+    return None
+
+
+def _agrees(answer: _Served, probe: Probe, task: Task) -> bool:
+    return answer.text == probe.text and answer.fields == task.parse(probe.text).fields
