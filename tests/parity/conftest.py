@@ -1,7 +1,7 @@
 """How the numbers in goldens/ were made: test images, weights and configurations.
 
-The numbers are what the published modelling code computed in float32. An image's placeholders are stored as negative
-numbers, as that code has them.
+The numbers are what the published modelling code computed in float32. An image's placeholders are stored as
+negative numbers, as that code has them.
 """
 
 import hashlib

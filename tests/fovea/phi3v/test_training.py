@@ -1,0 +1,185 @@
+"""Training: the loss, gradients, adapters, the Trainer and compilation."""
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch.nn.functional import cross_entropy
+from transformers import Trainer, TrainingArguments
+
+from fovea.phi3v import Phi3VForCausalLM
+
+PROMPT = "<|user|>\n<|image_1|>What is it?<|end|><|assistant|>\n"
+LORA = {
+    "r": 4,
+    "target_modules": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
+    "init_lora_weights": False,
+    "task_type": "CAUSAL_LM",
+}
+
+
+@pytest.fixture(scope="module")
+def batch(processor, picture):
+    """Two samples of different length, padded on the right, of which the answers alone are asked."""
+    answers = ["Product: Bag<|end|>", "A pair of blue shoes<|end|>"]
+    texts = [PROMPT + answer for answer in answers]
+    made = processor(
+        texts, [[picture(1)], [picture(2, 30, 90)]], padding=True, padding_side="right", return_tensors="pt"
+    )
+    labels = torch.full_like(made["input_ids"], -100)
+    for row, (text, seed) in enumerate(zip(texts, [(1, 60, 40), (2, 30, 90)], strict=True)):
+        asked = processor(PROMPT, picture(*seed))["input_ids"][0]
+        end = int(made["attention_mask"][row].sum())
+        labels[row, len(asked) : end] = made["input_ids"][row, len(asked) : end]
+    return {**made, "labels": labels}
+
+
+def reference_loss(model, batch, reduction="mean"):
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    logits = model(**inputs).logits[:, :-1].flatten(0, 1).float()
+    return cross_entropy(logits, batch["labels"][:, 1:].flatten(), reduction=reduction)
+
+
+def lora(model, **changes):
+    torch.manual_seed(0)
+    return get_peft_model(copy.deepcopy(model), LoraConfig(**LORA | changes))
+
+
+def test_loss_of_the_answers_alone(model, batch):
+    rows = []
+    handle = model.lm_head.register_forward_pre_hook(lambda module, inputs: rows.append(inputs[0].shape[0]))
+    try:
+        with torch.no_grad():
+            made = model(**batch)
+    finally:
+        handle.remove()
+    supervised = int((batch["labels"][:, 1:] != -100).sum())
+    assert rows == [supervised]
+    assert made.logits.shape == (supervised, model.config.vocab_size)
+    assert made.past_key_values is None
+    torch.testing.assert_close(made.loss, reference_loss(model, batch), rtol=1e-5, atol=1e-6)
+
+
+def test_loss_as_the_trainer_accumulates_it(model, batch):
+    with torch.no_grad():
+        total = reference_loss(model, batch, "sum")
+        made = model(**batch, num_items_in_batch=torch.tensor(40))
+    torch.testing.assert_close(made.loss, total / 40, rtol=1e-5, atol=1e-6)
+
+
+def test_loss_in_float32(tiny, batch):
+    half = Phi3VForCausalLM.from_pretrained(tiny, dtype=torch.bfloat16)
+    with torch.no_grad():
+        assert half(**batch).loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_changes_nothing(model, batch, reentrant):
+    gradients = []
+    for checkpointing in (False, True):
+        tuned = lora(model).train()
+        if checkpointing:
+            tuned.enable_input_require_grads()
+            tuned.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        tuned(**batch).loss.backward()
+        gradients.append(
+            {name: weight.grad for name, weight in tuned.named_parameters() if weight.requires_grad}
+        )
+    assert gradients[0]
+    for name, gradient in gradients[0].items():
+        assert gradient.abs().max() > 0, name
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_full_gradients_with_checkpointing(model, batch):
+    """Tower and projector learn too, except what nothing reads."""
+    gradients = []
+    for checkpointing in (False, True):
+        whole = copy.deepcopy(model).train()
+        if checkpointing:
+            whole.gradient_checkpointing_enable({"use_reentrant": False})
+        whole(**batch).loss.backward()
+        gradients.append({name: weight.grad for name, weight in whole.named_parameters()})
+    for name, gradient in gradients[0].items():
+        unread = "vision_model.encoder.layers.1." in name or "post_layernorm" in name
+        assert (gradient is None) == unread, name
+        if not unread:
+            torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_no_graph_through_what_is_frozen(model, batch, checkpointing):
+    tuned = lora(model).train()
+    if checkpointing:
+        tuned.enable_input_require_grads()
+        tuned.gradient_checkpointing_enable({"use_reentrant": False})
+    embedding = tuned.get_base_model().model.vision_embed_tokens
+    tracked = []
+    for module in (embedding.img_processor["vision_model"], embedding.img_projection):
+        module.register_forward_hook(lambda module, inputs, output: tracked.append(output.requires_grad))
+    tuned(**batch)
+    assert tracked == [False, False]
+
+
+def test_adapters_touch_the_decoder_alone(model):
+    adapted = [name for name, weight in lora(model).named_parameters() if weight.requires_grad]
+    assert len(adapted) == 2 * 4 * model.config.num_hidden_layers
+    assert all(name.startswith("base_model.model.model.layers.") for name in adapted)
+
+
+def test_adapter_saves_loads_and_merges(model, batch, tiny, tmp_path):
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    tuned = lora(Phi3VForCausalLM.from_pretrained(tiny)).eval()
+    with torch.no_grad():
+        expected = tuned(**inputs).logits
+        assert not torch.allclose(expected, model(**inputs).logits, atol=1e-3)
+        tuned.save_pretrained(tmp_path / "adapter")
+        loaded = PeftModel.from_pretrained(
+            Phi3VForCausalLM.from_pretrained(tiny), tmp_path / "adapter"
+        ).eval()
+        torch.testing.assert_close(loaded(**inputs).logits, expected, rtol=0, atol=0)
+        merged = loaded.merge_and_unload()
+        torch.testing.assert_close(merged(**inputs).logits, expected, rtol=1e-4, atol=1e-4)
+        merged.save_pretrained(tmp_path / "merged")
+        again = Phi3VForCausalLM.from_pretrained(tmp_path / "merged").eval()
+        torch.testing.assert_close(again(**inputs).logits, merged(**inputs).logits, rtol=0, atol=0)
+    assert loaded.peft_config["default"].base_model_name_or_path == str(tiny)
+
+
+def test_the_trainer_takes_it_unchanged(model, batch, tmp_path):
+    tuned = lora(model)
+    before = {name: weight.clone() for name, weight in tuned.named_parameters()}
+
+    def collate(samples):
+        return {name: value.clone() for name, value in batch.items()}
+
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=2,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        gradient_checkpointing=True,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        learning_rate=1e-3,
+        remove_unused_columns=False,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    trainer = Trainer(tuned, arguments, train_dataset=[{}] * 8, eval_dataset=[{}] * 2, data_collator=collate)
+    assert trainer.model_accepts_loss_kwargs
+    start = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    torch.testing.assert_close(start, reference_loss(lora(model), batch).item(), rtol=1e-4, atol=1e-4)
+    assert trainer.evaluate()["eval_loss"] < start
+    for name, weight in tuned.named_parameters():
+        assert weight.requires_grad != torch.equal(weight, before[name]), name
+
+
+def test_a_training_step_compiles_to_one_graph(model, batch):
+    tuned = lora(model).train()
+    expected = tuned(**batch).loss
+    compiled = torch.compile(tuned, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(**batch).loss, expected, rtol=1e-5, atol=1e-6)
