@@ -208,7 +208,7 @@ def _weave(pen: Pen, look: ProductLook, shape: Shape, wide: float, tall: float) 
     left, right, top, bottom = -wide / 2 - 0.1, wide / 2 + 0.1, -0.1, tall + 0.1
     check = look.pattern == "check"
     # Where the two directions of a check cross, the second colour is denser: three tones, as in woven cloth.
-    opacity, thickness = (0.62, 0.42 * period) if check else (1.0, 0.4 * period)
+    opacity, thickness = (0.65, 0.37 * period) if check else (1.0, 0.4 * period)
     if check or (look.pattern == "stripes" and not shape.sideways):
         for y in _steps(top, bottom, period):
             pen.tint([(left, y), (right, y), (right, y + thickness), (left, y + thickness)], colour, opacity)
@@ -248,12 +248,15 @@ def _shade(size: tuple[int, int]) -> Image.Image:
 def _cast_shadow(picture: Image.Image, mask: Image.Image, place: tuple[int, int], strength: float) -> None:
     """Darken what lies under and behind the product, softly."""
     small = (max(1, mask.width // 8), max(1, mask.height // 8))
-    blurred = mask.resize(small, Image.Resampling.BOX).filter(
-        ImageFilter.GaussianBlur(max(1.0, small[0] / 28))
-    )
-    shadow = blurred.point([round(value * strength) for value in range(256)]).resize(mask.size)
-    shift = max(1, round(mask.width * 0.025))
-    picture.paste((20, 20, 30), (place[0] + shift // 2, place[1] + shift), shadow)
+    blur = max(1.0, min(small) / 20)
+    margin = math.ceil(3 * blur)
+    shadow = Image.new("L", (small[0] + 2 * margin, small[1] + 2 * margin), 0)
+    shadow.paste(mask.resize(small, Image.Resampling.BOX), (margin, margin))
+    shadow = shadow.filter(ImageFilter.GaussianBlur(blur)).point([round(v * strength) for v in range(256)])
+    shadow = shadow.resize((mask.width + 16 * margin, mask.height + 16 * margin), Image.Resampling.BILINEAR)
+    shift = max(1, round(max(mask.size) * 0.02))
+    at = (place[0] - 8 * margin + shift // 2, place[1] - 8 * margin + shift)
+    picture.paste((20, 20, 30), at, shadow)
 
 
 def _background(look: ProductLook, width: int, height: int, rng: random.Random) -> Image.Image:

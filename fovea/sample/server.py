@@ -23,8 +23,8 @@ class CatalogueServer:
             httpx.get(server.catalogue_url)
 
     It answers GET and HEAD with Content-Length and ETag, and If-None-Match with 304. In products.csv it puts
-    its own address in place of the catalogue's placeholder. An ETag is the digest of the file as stored, so that
-    of products.csv is the same on whatever port the same catalogue is served.
+    its own address in place of the catalogue's placeholder. An ETag is the digest of the file as stored, so
+    that of products.csv is the same on whatever port the same catalogue is served.
     """
 
     def __init__(self, folder: Path, port: int = 0) -> None:

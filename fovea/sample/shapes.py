@@ -119,7 +119,8 @@ class Pen:
     def cloth(self, points: Sequence[Point], outline: float = 0.012) -> None:
         """Cover a part with the patterned cloth."""
         self._cover.polygon(self._place(points), fill=255)
-        self.seam([*points, points[0]], outline)
+        if outline:
+            self.seam([*points, points[0]], outline)
 
     def solid(self, points: Sequence[Point], colour: Colour, outline: float = 0.012) -> None:
         """Cover a part with a plain material."""
@@ -173,7 +174,7 @@ def _tote(pen: Pen, width: float, height: float) -> None:
 
 
 def _backpack(pen: Pen, width: float, height: float) -> None:
-    half, top = width / 2 - 0.09, 0.1
+    half, top = width / 2 - 0.12, 0.1
     for side in (-1, 1):
         strap = ellipse(half - 0.02, height * 0.58, 0.1, height * 0.3, -85, 85)
         pen.stroke([(side * x, y) for x, y in strap], 0.06, pen.trim)
@@ -298,22 +299,21 @@ def _trainers(pen: Pen, width: float, height: float) -> None:
 
 
 def _boots(pen: Pen, width: float, height: float) -> None:
-    ankle = height - 0.5
-    foot = height - 0.08
-    instep = [*ellipse(0.2, ankle, 0.13, 0.14, 180, 90), (0.38, ankle + 0.18)]
-    toe = ellipse(0.38, foot - 0.12, 0.2, 0.12, -80, 90)
-    pen.cloth([(-0.34, 0), (0.08, 0), (0.07, ankle), *instep, *toe, (-0.34, foot), (-0.31, ankle)])
-    pen.tint([(-0.1, 0), (-0.02, 0), (-0.04, ankle), (-0.1, ankle)], (255, 255, 255), 0.16)
-    pen.seam([(-0.34, 0.07), (0.08, 0.07)], 0.02)
-    heel = [(-0.06, foot + 0.03), (-0.08, height), (-0.35, height)]
-    pen.solid([(-0.35, foot - 0.02), (0.59, foot - 0.02), (0.58, foot + 0.03), *heel], BLACK)
-    strap = [(-0.33, ankle + 0.05), (0.08, ankle + 0.02), (0.12, ankle + 0.09), (-0.33, ankle + 0.13)]
+    ankle, foot = height - 0.5, height - 0.08
+    instep = [*ellipse(0.08, ankle, 0.13, 0.14, 180, 90), (0.26, ankle + 0.18)]
+    toe = ellipse(0.26, foot - 0.12, 0.2, 0.12, -80, 90)
+    pen.cloth([(-0.46, 0), (-0.04, 0), (-0.05, ankle), *instep, *toe, (-0.46, foot), (-0.43, ankle)])
+    pen.tint([(-0.22, 0), (-0.14, 0), (-0.16, ankle), (-0.22, ankle)], (255, 255, 255), 0.16)
+    pen.seam([(-0.46, 0.07), (-0.04, 0.07)], 0.02)
+    heel = [(-0.18, foot + 0.03), (-0.2, height), (-0.47, height)]
+    pen.solid([(-0.47, foot - 0.02), (0.47, foot - 0.02), (0.46, foot + 0.03), *heel], BLACK)
+    strap = [(-0.45, ankle + 0.05), (-0.04, ankle + 0.02), (0.0, ankle + 0.09), (-0.45, ankle + 0.13)]
     pen.solid(strap, pen.trim)
-    pen.solid(rounded(-0.02, ankle + 0.01, 0.08, ankle + 0.13, 0.02), METAL)
+    pen.solid(rounded(-0.14, ankle + 0.01, -0.04, ankle + 0.13, 0.02), METAL)
 
 
 def _watch(pen: Pen, width: float, height: float) -> None:
-    middle, radius = height / 2, width / 2 - 0.03
+    middle, radius = height / 2, width / 2 - 0.06
     pen.cloth([(-0.19, 0), (0.19, 0), (0.23, middle), (0.19, height), (-0.19, height), (-0.23, middle)])
     pen.solid(rounded(-0.21, 0.0, 0.21, 0.05, 0.02), METAL)
     pen.solid(rounded(radius - 0.02, middle - 0.05, radius + 0.05, middle + 0.05, 0.02), METAL)
@@ -329,10 +329,10 @@ def _watch(pen: Pen, width: float, height: float) -> None:
 def _sunglasses(pen: Pen, width: float, height: float) -> None:
     reach = height / 2
     for side in (-1, 1):
-        pen.cloth([(side * 0.56, 0.02), (side * 0.75, 0.0), (side * 0.75, 0.13), (side * 0.56, 0.14)])
+        pen.cloth([(side * 0.56, 0.02), (side * 0.75, 0.0), (side * 0.75, 0.13), (side * 0.56, 0.14)], 0)
         pen.cloth([(side * x, y) for x, y in rounded(0.02, 0, 0.7, height, min(0.3, reach))])
     bridge = reach * 0.5
-    pen.cloth(mirrored([(0.12, bridge), (0.12, bridge + 0.1)]))
+    pen.cloth(mirrored([(0.12, bridge), (0.12, bridge + 0.1)]), 0)
     pen.hole(mirrored([(0.04, bridge + 0.1), (0.1, height)]))
     for side in (-1, 1):
         lens = [(side * x, y) for x, y in rounded(0.15, 0.13, 0.57, height - 0.13, min(0.2, reach - 0.131))]
@@ -344,15 +344,17 @@ def _sunglasses(pen: Pen, width: float, height: float) -> None:
 
 def _belt(pen: Pen, width: float, height: float) -> None:
     band, rx, ry = height - 0.42, width / 2 - 0.02, 0.19
-    back = ellipse(0, 0.2, rx, ry, 180, 360)
-    pen.solid([*back, *reversed([(x, y + band * 0.8) for x, y in back])], pen.inside)
     front = ellipse(0, 0.2, rx, ry, 180, 0)
     pen.cloth([*front, *reversed([(x, y + band) for x, y in front])], 0.016)
+    back = ellipse(0, 0.2, rx, ry, 180, 360)
+    # The inside of the back, as far down as the front does not hide it.
+    seen = [(x, min(y + band * 0.8, 0.4 - y)) for x, y in back]
+    pen.solid([*back, *reversed(seen)], pen.inside)
     pen.tint([*front[:6], *reversed([(x, y + band) for x, y in front[:6]])], (0, 0, 0), 0.16)
     pen.tint([*front[-6:], *reversed([(x, y + band) for x, y in front[-6:]])], (0, 0, 0), 0.16)
     for x in (0.25, 0.33):
         pen.solid(ellipse(x, 0.36 + band / 2, 0.014, 0.014), BLACK)
-    top, bottom = 0.36, 0.42 + band
+    top, bottom = 0.36, 0.39 + band
     frame = rounded(-0.13, top, 0.13, bottom, 0.03)
     pen.seam([*frame, frame[0], frame[1]], 0.045, METAL)
     pen.stroke([*frame, frame[0], frame[1]], 0.045, METAL)
