@@ -152,7 +152,8 @@ def test_half_precision(tiny, processor, picture, dtype):
     assert model.model.rotary_emb.frequencies.dtype == torch.float32
 
 
-def test_output_hidden_states(model, processor, picture):
+def test_output_hidden_states(rebuilt, processor, picture):
+    model = rebuilt()
     inputs = processor(PROMPT, picture(), return_tensors="pt")
     with torch.no_grad():
         made = model(**inputs, output_hidden_states=True)

@@ -50,8 +50,8 @@ def test_a_turned_picture_gives_turned_crops(width, height, num_crops):
 
 def test_crops_put_together_are_the_resized_picture_between_white():
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 60, 3), np.uint8))
-    made = small(picture, num_crops=6)
-    assert made["image_sizes"].tolist() == [[16, 32]] or made["image_sizes"].tolist() == [[16, 24]]
+    made = small(picture, num_crops=8)
+    assert made["image_sizes"].tolist() == [[16, 32]]
     rows, columns = (made["image_sizes"][0] // SIDE).tolist()
     tiles = made["pixel_values"][1:].view(rows, columns, 3, SIDE, SIDE)
     whole = tiles.permute(0, 3, 1, 4, 2).reshape(rows * SIDE, columns * SIDE, 3)

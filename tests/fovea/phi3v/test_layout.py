@@ -8,7 +8,7 @@ from fovea.phi3v.modeling import crop_counts, token_counts, token_rows
 
 
 def written_out(grid: list[tuple[int, int]], side: int) -> list[int]:
-    """Rows of the table for all images: crops of side * side rows, then a line's end, then the view's mark."""
+    """The rows that stand at the placeholders of all images, in order."""
     crops = sum(1 + down * across for down, across in grid)
     line_end, mark = crops * side**2, crops * side**2 + 1
     rows, first = [], 0

@@ -1,11 +1,15 @@
 """Text and images together: order, padding, chat templates and what is refused."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
 from fovea.phi3v import Phi3VProcessor
 
@@ -98,8 +102,6 @@ BLANK = Image.new("RGB", (5, 5))
     ],
 )
 def test_errors_say_which_sample_and_why(processor, text, images, reason):
-    import re
-
     with pytest.raises(ValueError, match="^sample 2: .*" + re.escape(reason)):
         processor(["fine <|image_1|>", text], [[BLANK], images], padding=True)
 
@@ -111,12 +113,9 @@ def test_errors_of_a_whole_call(processor):
         processor(["<|image_1|>", "b"], [BLANK, BLANK])
     with pytest.raises(ValueError, match="text is needed"):
         processor(images=[BLANK])
+    foreign = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE()))
     with pytest.raises(ValueError, match=r"has no <\|image\|>"):
-        from tokenizers import Tokenizer
-        from tokenizers.models import BPE
-        from transformers import PreTrainedTokenizerFast
-
-        Phi3VProcessor(processor.image_processor, PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE())))
+        Phi3VProcessor(processor.image_processor, foreign)
 
 
 def test_chat_template(processor, picture):

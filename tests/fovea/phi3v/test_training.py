@@ -22,16 +22,12 @@ LORA = {
 @pytest.fixture(scope="module")
 def batch(processor, picture):
     """Two samples of different length, padded on the right, of which the answers alone are asked."""
-    answers = ["Product: Bag<|end|>", "A pair of blue shoes<|end|>"]
-    texts = [PROMPT + answer for answer in answers]
-    made = processor(
-        texts, [[picture(1)], [picture(2, 30, 90)]], padding=True, padding_side="right", return_tensors="pt"
-    )
-    labels = torch.full_like(made["input_ids"], -100)
-    for row, (text, seed) in enumerate(zip(texts, [(1, 60, 40), (2, 30, 90)], strict=True)):
-        asked = processor(PROMPT, picture(*seed))["input_ids"][0]
-        end = int(made["attention_mask"][row].sum())
-        labels[row, len(asked) : end] = made["input_ids"][row, len(asked) : end]
+    texts = [f"{PROMPT}{answer}<|end|>" for answer in ("Product: Bag", "A pair of blue shoes")]
+    pictures = [picture(1), picture(2, 30, 90)]
+    made = processor(texts, pictures, padding=True, padding_side="right", return_tensors="pt")
+    labels = made["input_ids"].masked_fill(made["attention_mask"] == 0, -100)
+    for row, shown in zip(labels, pictures, strict=True):
+        row[: len(processor(PROMPT, shown)["input_ids"][0])] = -100
     return {**made, "labels": labels}
 
 
