@@ -1,0 +1,140 @@
+"""Prices as feeds write them: with currency signs and codes, thousands separators and either decimal mark."""
+
+import re
+import unicodedata
+from decimal import Decimal
+from typing import Literal, NamedTuple
+
+from components.prepare_data.unusable import UnusableError
+
+DecimalMark = Literal["", ".", ","]
+
+_MISSING = {"", "-", "--", "n/a", "na", "nan", "none", "null", "tbd"}
+
+_CODES = frozenset(
+    """
+    AED ALL AMD ARS AUD AZN BAM BDT BGN BHD BND BOB BRL BYN CAD CHF CLP CNY COP CRC CZK DKK DOP DZD EGP EUR
+    GBP GEL GHS GTQ HKD HNL HRK HUF IDR ILS INR IQD IRR ISK JMD JOD JPY KES KHR KRW KWD KZT LBP LKR MAD MDL
+    MKD MMK MNT MOP MUR MXN MYR NGN NIO NOK NPR NZD OMR PAB PEN PHP PKR PLN PYG QAR RON RSD RUB SAR SEK SGD
+    THB TND TRY TWD TZS UAH UGX USD UYU UZS VES VND XAF XOF ZAR ZMW
+    """.split()  # noqa: SIM905 - a list of ninety strings reads worse
+)
+# What a sign can stand for; "$" alone is any of the dollars and pesos.
+_SIGNS = {
+    "US$": "USD",
+    "A$": "AUD",
+    "AU$": "AUD",
+    "C$": "CAD",
+    "CA$": "CAD",
+    "HK$": "HKD",
+    "NT$": "TWD",
+    "NZ$": "NZD",
+    "S$": "SGD",
+    "R$": "BRL",
+    "$": "USD AUD CAD NZD SGD HKD TWD MXN ARS CLP COP",
+    "€": "EUR",
+    "£": "GBP EGP LBP",
+    "¥": "JPY CNY",
+    "元": "CNY TWD",
+    "円": "JPY",
+    "₩": "KRW",
+    "₹": "INR",
+    "RS": "INR PKR LKR NPR MUR",
+    "₽": "RUB",
+    "₺": "TRY",
+    "₪": "ILS",
+    "₫": "VND",
+    "฿": "THB",
+    "₴": "UAH",
+    "ZŁ": "PLN",
+    "KR": "SEK NOK DKK ISK",
+    "KČ": "CZK",
+    "FT": "HUF",
+    "FR": "CHF",
+    "SFR": "CHF",
+    "RM": "MYR",
+}
+
+# A number, with what may stand around it; "1390,-" is a way to write no cents.
+_PRICE = re.compile(
+    r"(?P<before>(?:[^\d.,]|(?<=[A-Za-z])\.)*)"
+    r"(?P<number>\d[\d.,' ]*?)"
+    r"(?:(?P<mark>[.,]?)[-–—]+)?"
+    r"(?P<after>\D*)",
+    re.ASCII,
+)
+_MAX_LENGTH = 50
+# Thousands in groups of three, or as in India: 1,39,000.
+_GROUPED = re.compile(r"\d{1,3}(?:([., '])\d{3})(?:\1\d{3})*|\d{1,2}(?:,\d{2})+,\d{3}", re.ASCII)
+
+
+class Price(NamedTuple):
+    """An amount, and the currencies that its sign or code can stand for (none where it has neither)."""
+
+    amount: float
+    currencies: frozenset[str]
+
+
+def parse_price(text: str, decimal_mark: DecimalMark = "") -> Price:
+    """Read a price, rounded to cents.
+
+    Without a ``decimal_mark``, a single comma before three digits separates thousands; a single point there
+    (``1.390``) is ambiguous.
+
+    Raises:
+        UnusableError: ``missing``, ``ambiguous``, ``unreadable`` or ``not_positive``.
+    """
+    text = unicodedata.normalize("NFKC", text).replace("’", "'").strip()
+    if text.lower() in _MISSING:
+        raise UnusableError("missing")
+    match = _PRICE.fullmatch(text) if len(text) <= _MAX_LENGTH else None
+    if match is None:
+        raise UnusableError("unreadable")
+    currencies = _currencies(match["before"], match["after"])
+    amount = _amount(match["number"].strip(), decimal_mark or match["mark"] or "")
+    if amount <= 0:
+        raise UnusableError("not_positive")
+    return Price(float(amount), currencies)
+
+
+def _currencies(before: str, after: str) -> frozenset[str]:
+    """Return what the words and signs around a number can stand for, all together."""
+    possible: frozenset[str] | None = None
+    for word in [*before.upper().split(), *after.upper().split()]:
+        name = word.strip(".:")
+        stands_for = frozenset(_SIGNS.get(name, name if name in _CODES else "").split())
+        if not stands_for:
+            raise UnusableError("unreadable")
+        possible = stands_for if possible is None else possible & stands_for
+    if possible is not None and not possible:
+        raise UnusableError("unreadable")
+    return possible or frozenset()
+
+
+def _amount(number: str, decimal_mark: str) -> Decimal:
+    mark = decimal_mark or _find_decimal_mark(number)
+    whole, _, fraction = number.partition(mark) if mark else (number, "", "")
+    separators = set(whole) - set("0123456789")
+    if separators and not (separators != {mark} and _GROUPED.fullmatch(whole)):
+        raise UnusableError("unreadable")
+    digits = "".join(character for character in whole if character.isdigit())
+    if (fraction and not fraction.isdigit()) or not digits or len(digits) > 12:
+        raise UnusableError("unreadable")
+    return round(Decimal(f"{digits}.{fraction or 0}"), 2)
+
+
+def _find_decimal_mark(number: str) -> str:
+    """Return the decimal mark of a number, or nothing where it has only thousands separators or none."""
+    points, commas = number.count("."), number.count(",")
+    if points and commas:
+        return max(".", ",", key=number.rfind)
+    if points + commas != 1:
+        return ""
+    mark = "." if points else ","
+    whole, _, fraction = number.partition(mark)
+    could_be_thousands = len(fraction) == 3 and _GROUPED.fullmatch(number)
+    if not could_be_thousands or whole == "0":
+        return mark
+    if mark == ".":
+        raise UnusableError("ambiguous")
+    return ""

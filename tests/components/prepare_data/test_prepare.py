@@ -1,0 +1,392 @@
+"""The whole step: from a table and pictures to shards and a record on a real S3 server."""
+
+import csv
+import functools
+import hashlib
+import inspect
+import io
+import json
+import random
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import datasets
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+from components.prepare_data.__main__ import main
+from components.prepare_data.component import prepare_data
+from components.prepare_data.parameters import PrepareParameters
+from components.prepare_data.prepare import prepare_data_step
+from fovea.errors import UserError
+from fovea.records import DatasetRecord, read_record
+from fovea.sample.catalogue import write_catalogue
+from fovea.sample.server import CatalogueServer
+from fovea.steps import RunContext
+from fovea.storage import Storage
+from fovea.task import product_task
+
+SMALL = {"min_rows": 1, "test_fraction": 0.2, "validation_fraction": 0.2, "longest_side": 64}
+COLUMNS = ("product_code", "title", "category3_code", "full_price", "currency_code", "imageurl")
+
+
+@functools.cache
+def storage() -> Storage:
+    """One client for all tests: making one takes longer than most of them, and the server stays the same."""
+    return Storage()
+
+
+def jpeg(number: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (80, 60), (number % 256, number // 256, 99)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def good_row(number: int) -> dict[str, str]:
+    return {
+        "product_code": f"p{number}",
+        "title": f"Scarf {number}",
+        "category3_code": "SCARVES" if number % 2 else "BAGS",
+        "full_price": f"{100 + number}.00",
+        "currency_code": "USD",
+        "imageurl": f"images/{number}.jpg",
+    }
+
+
+def write_table(path: Path, rows: list[dict[str, str]]) -> str:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]) if rows else COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    return str(path)
+
+
+@pytest.fixture
+def feed(tmp_path: Path) -> Path:
+    """A folder with a sound table of thirty products."""
+    (tmp_path / "feed" / "images").mkdir(parents=True)
+    for number in range(30):
+        (tmp_path / "feed" / "images" / f"{number}.jpg").write_bytes(jpeg(number))
+    write_table(tmp_path / "feed" / "table.csv", [good_row(number) for number in range(30)])
+    return tmp_path / "feed"
+
+
+@contextmanager
+def served(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """The folder over HTTP, with a fetch profile ``local`` that allows it."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args: object) -> None: ...
+
+    allow_loopback(monkeypatch, tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def allow_loopback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "platform.yaml").write_text("fetch_profiles: {local: {allowed_networks: [127.0.0.0/8]}}")
+    monkeypatch.setenv("FOVEA_PLATFORM", str(tmp_path / "platform.yaml"))
+
+
+def prepare(root: str, source: str, run_id: str = "run", **parameters: Any) -> DatasetRecord:
+    context = RunContext(artifact_root=root, run_id=run_id)
+    target = Path("/dev/null")
+    return prepare_data_step(context, {**SMALL, "source": source, **parameters}, target, storage=storage())
+
+
+def report(root: str, name: str) -> dict[str, Any]:
+    return json.loads(storage().read_bytes(f"{root}/runs/{name}"))  # type: ignore[no-any-return]
+
+
+def load(record: DatasetRecord, tmp_path: Path) -> dict[str, datasets.Dataset]:
+    folder = storage().download(record)
+    return {
+        split: datasets.load_dataset(
+            "parquet",
+            data_files=sorted(map(str, folder.glob(f"{split}-*.parquet"))),
+            split="train",
+            cache_dir=str(tmp_path / "datasets"),
+        )
+        for split in record.splits
+    }
+
+
+@pytest.fixture(scope="session")
+def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sample") / "catalogue"
+    write_catalogue(folder, rows=120, seed=3, workers=1)
+    return folder
+
+
+def test_every_flaw_of_the_sample_catalogue_is_dealt_with(
+    catalogue: Path, s3: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    allow_loopback(monkeypatch, tmp_path)
+    with CatalogueServer(catalogue) as server:
+        record = prepare(s3, server.catalogue_url, fetch_profile="local", longest_side=100)
+    flaws = {flaw["name"]: flaw for flaw in json.loads((catalogue / "flaws.json").read_text())["flaws"]}
+    reasons = {
+        "dead_link": "picture_not_found",
+        "truncated_file": "picture_damaged",
+        "html_instead_of_picture": "picture_not_a_picture",
+        "duplicate_row": "duplicate",
+        "missing_price": "full_price_missing",
+        "very_small": "picture_too_small",
+    }
+    assert {name for name, flaw in flaws.items() if flaw["expected"] == "drop"} == reasons.keys()
+    assert record.dropped == {reason: flaws[name]["count"] for name, reason in reasons.items()}
+
+    listed = list(csv.DictReader((catalogue / "products.csv").open()))
+    lost = {code for name in reasons if name != "duplicate_row" for code in flaws[name]["product_codes"]}
+    wanted = {row["product_code"]: row for row in listed if row["product_code"] not in lost}
+    kept = {row["product_id"]: row for split in load(record, tmp_path).values() for row in split}
+    assert kept.keys() == wanted.keys()
+    for code, row in kept.items():
+        assert row["product"] == wanted[code]["title"]
+        assert row["category"] == wanted[code]["category3_code"]
+        assert row["full_price"] == float(wanted[code]["full_price"].replace(",", ""))
+        assert row["image"].mode == "RGB"
+        assert max(row["image"].size) == 100
+    assert record.currency == "USD"
+    assert sum(record.categories.values()) == len(kept)
+
+
+def test_the_shards_are_read_by_datasets_as_they_are(feed: Path, s3: str, tmp_path: Path) -> None:
+    record = prepare(s3, str(feed / "table.csv"))
+    splits = load(record, tmp_path)
+    assert sum(len(split) for split in splits.values()) == 30
+    for name, split in splits.items():
+        assert isinstance(split.features["image"], datasets.Image)
+        assert split.column_names == [
+            "row_id",
+            "product_id",
+            "image",
+            "product",
+            "category",
+            "full_price",
+            "currency",
+        ]
+        assert (len(split), len(set(split["product_id"]))) == (
+            record.splits[name].rows,
+            record.splits[name].products,
+        )
+        for row in split:
+            number = int(row["product_id"][1:])
+            task = product_task()
+            assert task.parse(task.answer(row)).fields == {
+                "product": f"Scarf {number}",
+                "category": good_row(number)["category3_code"],
+                "full_price": 100.0 + number,
+            }
+            assert row["image"].size == (64, 48)
+            assert abs(row["image"].getpixel((5, 5))[0] - number) < 4
+    assert record.categories == {"BAGS": 15, "SCARVES": 15}
+    assert record.longest_side == 64
+
+
+def test_the_same_rows_give_the_same_bytes(feed: Path, s3: str) -> None:
+    first = prepare(f"{s3}/a", str(feed / "table.csv"), concurrency=1)
+    rows = [good_row(number) for number in range(30)]
+    random.Random(0).shuffle(rows)  # noqa: S311 - no secret
+    other = prepare(f"{s3}/b", write_table(feed / "other.csv", rows), concurrency=16)
+    assert first.files == other.files
+    assert first.digest == other.digest
+
+
+def test_an_unchanged_table_is_not_prepared_again(
+    feed: Path, s3: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whatever port it is served on, as long as its addresses are relative."""
+    records = []
+    for run in ("one", "two"):
+        with served(feed, monkeypatch, tmp_path) as url:
+            records.append(prepare(s3, f"{url}/table.csv", run, fetch_profile="local"))
+    assert records[0] == records[1]
+    assert [report(s3, f"{run}/prepare_data.json")["reused"] for run in ("one", "two")] == [False, True]
+
+    changed = [good_row(number) for number in range(29)]
+    prepare(s3, write_table(feed / "table.csv", changed), "three", fetch_profile="default")
+    assert not report(s3, "three/prepare_data.json")["reused"]
+
+
+def test_a_larger_feed_moves_no_product(feed: Path, s3: str, tmp_path: Path) -> None:
+    small = prepare(s3, write_table(feed / "small.csv", [good_row(number) for number in range(20)]))
+    large = prepare(s3, str(feed / "table.csv"))
+
+    def where(record: DatasetRecord) -> dict[tuple[str, str], str]:
+        loaded = load(record, tmp_path)
+        return {(row["product_id"], row["row_id"]): name for name, split in loaded.items() for row in split}
+
+    assert where(small).items() <= where(large).items()
+
+
+def test_products_with_the_same_picture_stay_together(feed: Path, s3: str, tmp_path: Path) -> None:
+    rows = [good_row(number) for number in range(30)]
+    for number in range(0, 30, 2):
+        (feed / "images" / f"copy-{number}.jpg").write_bytes(jpeg(number + 1))
+        rows[number]["imageurl"] = f"images/copy-{number}.jpg"
+    loaded = load(prepare(s3, write_table(feed / "table.csv", rows)), tmp_path)
+    where = {row["product_id"]: name for name, split in loaded.items() for row in split}
+    assert all(where[f"p{number}"] == where[f"p{number + 1}"] for number in range(0, 30, 2))
+    assert len(set(where.values())) == 3
+
+
+def test_repetitions_are_dropped_and_variants_kept(feed: Path, s3: str) -> None:
+    rows = [good_row(number) for number in range(30)]
+    (feed / "images" / "again.jpg").write_bytes(jpeg(3))
+    again = [rows[1], {**rows[2], "full_price": "$102"}, {**rows[3], "imageurl": "images/again.jpg"}]
+    variants = [{**rows[4], "imageurl": "images/5.jpg"}, {**rows[6], "title": "Another title"}]
+    record = prepare(s3, write_table(feed / "table.csv", [*rows, *again, *variants]))
+    assert record.dropped == {"duplicate": 3}
+    assert sum(split.rows for split in record.splits.values()) == 32
+    assert sum(split.products for split in record.splits.values()) == 30
+
+
+def test_every_row_is_kept_or_counted(feed: Path, s3: str) -> None:
+    rows = [good_row(number) for number in range(30)]
+    rows[0]["title"] = "<|end|>"
+    rows[1]["full_price"] = "on request"
+    rows[2]["imageurl"] = "../table.csv"
+    rows[3]["imageurl"] = "table.csv"
+    rows[4]["product_code"] = ""
+    path = Path(write_table(feed / "table.csv", rows))
+    path.write_text(path.read_text() + "one,two\n")
+    record = prepare(s3, str(path))
+    assert record.dropped == {
+        "full_price_unreadable": 1,
+        "malformed_line": 1,
+        "picture_forbidden_address": 1,
+        "picture_not_a_picture": 1,
+        "product_code_empty": 1,
+        "title_special_token": 1,
+    }
+    assert sum(split.rows for split in record.splits.values()) == 25
+
+
+def test_shards_have_a_bounded_number_of_rows(
+    feed: Path, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("components.prepare_data.shards.ROWS_PER_SHARD", 5)
+    monkeypatch.setattr("components.prepare_data.shards._ROWS_PER_GROUP", 2)
+    record = prepare(s3, str(feed / "table.csv"))
+    shards = Counter(entry.path.split("-")[0] for entry in record.files)
+    assert shards["train"] == -(-record.splits["train"].rows // 5)
+    assert sum(len(split) for split in load(record, tmp_path).values()) == 30
+
+
+def test_a_table_in_s3_with_its_pictures_beside_it(feed: Path, s3: str) -> None:
+    storage().upload_folder(feed, f"{s3}/feed/")
+    local = prepare(f"{s3}/a", str(feed / "table.csv"))
+    assert prepare(f"{s3}/b", f"{s3}/feed/table.csv").digest == local.digest
+
+
+def test_a_share_of_zero_makes_no_split_too_small(feed: Path, s3: str) -> None:
+    record = prepare(s3, str(feed / "table.csv"), validation_fraction=0, test_fraction=0)
+    assert record.splits["train"].rows == 30
+    assert {entry.path for entry in record.files} == {"train-00000.parquet"}
+
+
+def test_only_the_first_rows_on_request(feed: Path, s3: str) -> None:
+    record = prepare(s3, str(feed / "table.csv"), max_rows=20)
+    assert sum(split.rows for split in record.splits.values()) == 20
+
+
+def test_no_currency_column(feed: Path, s3: str) -> None:
+    rows = [{k: v for k, v in good_row(number).items() if k != "currency_code"} for number in range(30)]
+    record = prepare(s3, write_table(feed / "table.csv", rows), currency_column="")
+    assert record.currency is None
+
+
+def change(rows: list[dict[str, str]], **changes: str) -> list[dict[str, str]]:
+    return [row | changes for row in rows]
+
+
+ROWS = [good_row(number) for number in range(30)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "parameters", "message"),
+    [
+        (ROWS, {"image_column": "picture"}, "no column picture; there are product_code, title"),
+        ([], {}, "no row can be used"),
+        (change(ROWS, title=""), {}, "no row can be used .title_empty 30."),
+        ([*change(ROWS[:2], currency_code="EUR"), *ROWS[2:]], {}, "USD in 28 rows, EUR in 2 rows"),
+        (
+            ROWS,
+            {"min_rows": 12},
+            r"too few rows for a split \(validation has \d+, test has \d+; min_rows is 12",
+        ),
+        (change(ROWS, imageurl="http://127.0.0.1/x.jpg"), {}, "Left out: picture_forbidden_address 30"),
+        (ROWS, {"fetch_profile": "intranet"}, "intranet"),
+        (ROWS, {"test_fraction": 0.9}, "must leave something to train on"),
+        (ROWS, {"longest_side": 5, "min_rows": 0}, "longest_side.*min_rows"),
+        (ROWS, {"sources": 1}, "sources"),
+    ],
+)
+def test_one_clear_error(
+    rows: list[dict[str, str]], parameters: dict[str, Any], message: str, feed: Path, s3: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        prepare(s3, write_table(feed / "table.csv", rows), **parameters)
+    assert "\n" not in str(caught.value)
+    assert report(s3, "run/failure.json") == {
+        "task": "prepare_data",
+        "error": str(caught.value),
+        "kind": "user",
+        "traceback": "",
+    }
+    assert not list(storage().list(f"{s3}/index/"))
+
+
+def test_gives_up_early_when_no_picture_can_be_had(feed: Path, s3: str) -> None:
+    rows = [{**good_row(number), "imageurl": f"images/no-{number}.jpg"} for number in range(250)]
+    with pytest.raises(UserError, match=r"none of the first 200 pictures .*picture_not_found 200"):
+        prepare(s3, write_table(feed / "table.csv", rows))
+
+
+def test_the_component_runs_the_step(feed: Path, s3: str, tmp_path: Path) -> None:
+    target = tmp_path / "out" / "dataset"
+    prepare_data.python_func(
+        dataset=SimpleNamespace(path=str(target)),
+        artifact_root=s3,
+        run_id="r1",
+        **(SMALL | {"source": str(feed / "table.csv")}),
+    )
+    record = read_record(target, DatasetRecord)
+    assert record.run_id == "r1"
+    assert (
+        record.parents["source"] == f"sha256:{hashlib.sha256((feed / 'table.csv').read_bytes()).hexdigest()}"
+    )
+
+
+def test_component_and_command_have_the_parameters_defaults() -> None:
+    expected = {
+        name: field.default for name, field in PrepareParameters.model_fields.items() if name != "source"
+    }
+    for function in (prepare_data.python_func, main):
+        signature = inspect.signature(function).parameters
+        assert {name: signature[name].default for name in expected} == expected
+
+
+def test_the_command(feed: Path, s3: str, tmp_path: Path) -> None:
+    app = typer.Typer()
+    app.command()(main)
+    target = tmp_path / "dataset.json"
+    command = ["--artifact-root", s3, "--dataset", str(target), "--min-rows", "1", "--test-fraction", "0.2"]
+    done = CliRunner().invoke(app, [*command, "--source", str(feed / "table.csv")])
+    assert done.exit_code == 0, done.output
+    assert read_record(target, DatasetRecord).splits["test"].rows > 0
+    failed = CliRunner().invoke(app, [*command, "--source", str(feed / "no.csv")])
+    assert failed.exit_code == 1
+    assert failed.stderr.startswith("prepare_data: ")
+    assert failed.stderr.count("\n") == 1
