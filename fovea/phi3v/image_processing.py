@@ -112,7 +112,7 @@ class Phi3VImageProcessor(BaseImageProcessor):  # type: ignore[misc]
         stacks = []
         for number, picture in enumerate(pictures, start=1):
             try:
-                stacks.append(self.crops(as_rgb(picture), num_crops or self.num_crops))
+                stacks.append(self.crops(as_rgb(picture), self.num_crops if num_crops is None else num_crops))
             except ValueError as error:
                 raise ValueError(f"image {number}: {error}") from error
         return stacks

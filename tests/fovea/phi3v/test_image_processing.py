@@ -118,7 +118,7 @@ def test_settings_that_are_refused():
     with pytest.raises(ValueError, match="square"):
         Phi3VImageProcessor(num_img_tokens=143)
     with pytest.raises(ValueError, match="num_crops must be at least 1"):
-        small(Image.new("RGB", (5, 5)), num_crops=-1)
+        small(Image.new("RGB", (5, 5)), num_crops=0)
     with pytest.raises(TypeError, match="do_resize"):
         small(Image.new("RGB", (5, 5)), do_resize=False)
 

@@ -161,6 +161,7 @@ def test_saving(processor, tmp_path):
     loaded = Phi3VProcessor.from_pretrained(tmp_path)
     assert loaded.image_processor.to_dict() == processor.image_processor.to_dict()
     assert loaded.chat_template == processor.chat_template
+    assert Phi3VProcessor.from_pretrained(tmp_path, num_crops=9).image_processor.num_crops == 9
     assert loaded(PROMPT, BLANK)["input_ids"] == processor(PROMPT, BLANK)["input_ids"]
 
 
