@@ -90,11 +90,10 @@ async def collect_pictures(
             async with asyncio.TaskGroup() as group:
                 for _ in range(min(concurrency, len(todo))):
                     group.create_task(work(threads))
-        except* UserError as errors:
-            refused = errors.exceptions[0]
-        else:
-            return found
-    raise refused
+        except BaseExceptionGroup as errors:
+            # Whoever called waits for a UserError, or for what a signal raises, not for a group of them.
+            raise errors.exceptions[0] from None
+    return found
 
 
 def _prepare(data: bytes, limits: PictureLimits, longest_side: int) -> tuple[str, bytes]:
