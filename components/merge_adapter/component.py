@@ -1,0 +1,39 @@
+"""The KFP contract of merge_adapter."""
+
+from kfp import dsl
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, packages_to_install=[], install_kfp_package=False)
+def merge_adapter(
+    adapter: dsl.Input[dsl.Model],
+    base: dsl.Input[dsl.Model],
+    model: dsl.Output[dsl.Model],
+    artifact_root: str,
+    run_id: str,
+    registered_model_name: str = "fovea",
+    verify: bool = True,
+) -> None:
+    """Merge a LoRA adapter into its base model, and register the result.
+
+    Args:
+        adapter: Record of the adapter.
+        base: Record of the base model that the adapter was trained on.
+        model: Record of the merged model.
+        artifact_root: s3://bucket/prefix that payloads and records lie under.
+        run_id: The run's ID.
+        registered_model_name: The model in MLflow's registry that gets a new version.
+        verify: Compare the merged model's logits with those of base and adapter; takes the model in float32.
+    """
+    from components.merge_adapter.merge import merge_adapter_step
+
+    merge_adapter_step(
+        adapter_record=adapter.path,
+        base_record=base.path,
+        model_record=model.path,
+        artifact_root=artifact_root,
+        run_id=run_id,
+        registered_model_name=registered_model_name,
+        verify=verify,
+    )

@@ -1,0 +1,115 @@
+"""A LoRA adapter as PEFT writes it, and what it adds to each tensor of the base model."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from fovea.errors import UserError
+
+_PREFIX = "base_model.model."
+_ENDS = {".lora_A.weight": "A", ".lora_B.weight": "B"}
+# Whatever else PEFT can do to a layer would be lost without a word if only B @ A were added.
+_NOT_PLAIN = (
+    "use_dora",
+    "lora_bias",
+    "modules_to_save",
+    "rank_pattern",
+    "alpha_pattern",
+    "fan_in_fan_out",
+    "layer_replication",
+    "trainable_token_indices",
+    "target_parameters",
+)
+
+
+@dataclass(frozen=True)
+class LoraAdapter:
+    """What is added: pairs of A (rank, in) and B (out, rank), by the name of the base's tensor (out, in)."""
+
+    pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    scaling: float
+
+    @classmethod
+    def load(cls, folder: Path) -> "LoraAdapter":
+        """Read ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+        Raises:
+            UserError: they cannot be read, or are not plain LoRA on linear layers.
+        """
+        config = _config(folder / "adapter_config.json")
+        path = folder / "adapter_model.safetensors"
+        try:
+            tensors = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); train the adapter again") from error
+        return cls(_pairs(tensors, path), _scaling(config, folder / "adapter_config.json"))
+
+    def check(self, shapes: Mapping[str, tuple[tuple[int, ...], str]]) -> None:
+        """Check that every pair has its tensor in the base, given as name: (shape, safetensors dtype).
+
+        Raises:
+            UserError: names the first tensor that does not fit.
+        """
+        for name, (a, b) in sorted(self.pairs.items()):
+            if name not in shapes:
+                raise UserError(f"the adapter changes {name}, which the base does not have; use its own base")
+            shape, dtype = shapes[name]
+            if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or shape != (b.shape[0], a.shape[1]):
+                raise UserError(
+                    f"{name}: the base's shape {list(shape)} does not fit the adapter's "
+                    f"B {list(b.shape)} and A {list(a.shape)}; use the adapter's own base"
+                )
+            if dtype not in {"F32", "BF16", "F16"}:
+                raise UserError(f"{name}: is stored as {dtype}; merge into the base in 16 or 32 bits")
+
+    def merged(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """Return ``weight`` (out, in) with its update: in float32, rounded once to the weight's dtype."""
+        a, b = self.pairs[name]
+        return torch.addmm(weight.float(), b.float(), a.float(), alpha=self.scaling).to(weight.dtype)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text())
+        kind = config["peft_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: is no PEFT configuration ({error}); train the adapter again") from error
+    beyond = [name for name in _NOT_PLAIN if config.get(name)]
+    if kind != "LORA" or config.get("bias", "none") != "none" or beyond:
+        what = ", ".join(beyond) or f"peft_type {kind}, bias {config.get('bias')}"
+        raise UserError(f"{path}: only plain LoRA is merged, and this adapter has {what}")
+    return dict(config)
+
+
+def _scaling(config: Mapping[str, Any], path: Path) -> float:
+    try:
+        rank = config["r"]
+        scaling = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    except (KeyError, TypeError, ZeroDivisionError) as error:
+        raise UserError(f"{path}: has no usable r and lora_alpha ({error})") from error
+    return float(scaling)
+
+
+def _pairs(tensors: Mapping[str, torch.Tensor], path: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    sides: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        end = next((end for end in _ENDS if key.endswith(end)), None)
+        if end is None or not key.startswith(_PREFIX):
+            raise UserError(f"{path}: {key} is not part of a plain LoRA adapter")
+        if not torch.isfinite(tensor).all():
+            raise UserError(
+                f"{path}: {key} holds values that are not finite; train with a lower learning_rate"
+            )
+        name = key.removeprefix(_PREFIX).removesuffix(end) + ".weight"
+        sides.setdefault(name, {})[_ENDS[end]] = tensor
+    halves = [name for name, pair in sides.items() if len(pair) != 2]
+    if halves or not sides:
+        raise UserError(f"{path}: {halves[0] if halves else 'the file'} lacks lora_A or lora_B tensors")
+    return {name: (pair["A"], pair["B"]) for name, pair in sides.items()}

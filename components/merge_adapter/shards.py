@@ -1,0 +1,64 @@
+"""The base's safetensors files, written again with some tensors changed and everything else as it was.
+
+A merged tensor has the shape and dtype of the one it replaces, so a merged file has the layout of its
+original, byte for byte: it is copied, and the changed tensors are written over their old places. What is not
+touched is therefore bit-identical, and memory is bounded by the largest changed tensor (a few times, since
+the sum is made in float32) and the adapter, not by the model.
+"""
+
+import json
+import shutil
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from components.merge_adapter.lora import LoraAdapter
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies in its file: ``begin`` and ``end`` in bytes from the file's start."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def places(path: Path) -> Mapping[str, Place]:
+    """Return where each tensor of a safetensors file lies.
+
+    The format: eight bytes with the header's length, the header in JSON, the tensors at the offsets it names.
+    """
+    with safe_open(path, framework="pt"):  # checks the header: offsets without gaps, overlaps or overruns
+        pass
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return {
+        name: Place(
+            dtype=entry["dtype"],
+            shape=tuple(entry["shape"]),
+            begin=8 + length + entry["data_offsets"][0],
+            end=8 + length + entry["data_offsets"][1],
+        )
+        for name, entry in header.items()
+    }
+
+
+def merge_file(source: Path, target: Path, adapter: LoraAdapter) -> int:
+    """Write ``source`` to ``target`` with the adapter's tensors merged; return how many there were."""
+    shutil.copyfile(source, target)
+    changed = {name: place for name, place in places(source).items() if name in adapter.pairs}
+    with safe_open(source, framework="pt") as base, target.open("r+b") as out:
+        for name, place in changed.items():
+            merged = adapter.merged(name, base.get_tensor(name)).contiguous()
+            out.seek(place.begin)
+            if out.write(merged.view(torch.uint8).numpy().data) != place.end - place.begin:
+                raise AssertionError(f"{name}: the merged tensor is not as long as the base's")
+    return len(changed)

@@ -1,0 +1,78 @@
+"""The proof after a merge: the merged model says what base and adapter say together."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from PIL import Image
+
+from fovea.errors import UserError
+from fovea.phi3v import Phi3VForCausalLM, Phi3VProcessor
+from fovea.task import Task
+
+TOLERANCE = {"F32": 1e-3, "F16": 1e-2, "BF16": 5e-2}
+"""Largest difference of two logits, as a share of the largest logit, by how the weights are stored. All is
+computed in float32: what is left is the one rounding of the merged weights."""
+
+_POSITIONS = 16
+
+
+def verify(base: Path, adapter: Path, merged: Path, task: Task, stored: str) -> float:
+    """Compare the logits of ``merged`` with those of base and adapter on a made-up picture.
+
+    Both models are held in float32, one after the other, on the GPU if there is one with enough free memory.
+
+    Args:
+        base: Folder of the base model.
+        adapter: Folder of the adapter.
+        merged: Folder of the merged model.
+        task: What is asked.
+        stored: The weights' safetensors dtype, which sets the tolerance.
+
+    Returns:
+        The largest difference as a share of the largest logit.
+
+    Raises:
+        UserError: they differ by more than the tolerance.
+    """
+    device = _device(merged)
+    inputs = _sample(merged, task).to(device)
+    expected = _logits(PeftModel.from_pretrained(_load(base), adapter), inputs, device)
+    actual = _logits(_load(merged), inputs, device)
+    difference = float((actual - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
+    if not difference <= TOLERANCE[stored]:
+        raise UserError(
+            f"the merged model's logits differ from those of base and adapter by {difference:.2g}, more than "
+            f"{TOLERANCE[stored]:g}: the merge is wrong and was not kept; run the step again, and report it "
+            "if it happens again"
+        )
+    return difference
+
+
+def _device(folder: Path) -> str:
+    if not torch.cuda.is_available():
+        return "cpu"
+    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    # At most doubled in float32, and a half on top for the pass itself.
+    return "cuda" if torch.cuda.mem_get_info()[0] > 3 * stored else "cpu"
+
+
+def _sample(folder: Path, task: Task) -> Any:
+    """A made-up picture, the task's question, and its template for an answer."""
+    green, blue = Image.linear_gradient("L"), Image.radial_gradient("L")
+    picture = Image.merge("RGB", (green.rotate(90), green, blue)).resize((320, 240))
+    processor = Phi3VProcessor.from_pretrained(folder, local_files_only=True)
+    return processor(text=task.prompt() + task.template, images=[picture], return_tensors="pt")
+
+
+def _load(folder: Path) -> Any:
+    return Phi3VForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+
+
+@torch.inference_mode()
+def _logits(model: Any, inputs: Any, device: str) -> torch.Tensor:
+    logits: torch.Tensor = (
+        model.to(device).eval()(**inputs, logits_to_keep=_POSITIONS, use_cache=False).logits
+    )
+    return logits.cpu()
