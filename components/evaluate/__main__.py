@@ -1,0 +1,57 @@
+"""Runs evaluate by itself: ``python -m components.evaluate --help``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fovea.errors import UserError
+from fovea.steps import configure_logging
+
+
+def main(
+    model: Annotated[Path, typer.Option(help="File with the record of the model.")],
+    dataset: Annotated[Path, typer.Option(help="File with the record of the dataset.")],
+    artifact_root: Annotated[str, typer.Option(help="s3://bucket/prefix of payloads and records.")],
+    evaluation: Annotated[Path, typer.Option(help="Where the record goes.")] = Path("evaluation.json"),
+    run_id: Annotated[str, typer.Option(help="Which run this belongs to.")] = "manual",
+    subject: Annotated[str, typer.Option(help="What the model is in this comparison.")] = "tuned",
+    split: Annotated[str, typer.Option(help="The split to ask about.")] = "test",
+    max_samples: Annotated[int, typer.Option(help="Rows to take; 0 for all.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Pictures in one batch of generation.")] = 16,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens an answer may have.")] = 64,
+    shuffle_pictures: Annotated[
+        bool, typer.Option(help="Measure also with other products' pictures.")
+    ] = True,
+    seed: Annotated[int, typer.Option(help="Of the shuffling.")] = 0,
+    num_crops: Annotated[int, typer.Option(help="Crops of a picture at most; 0 for the model's own.")] = 0,
+) -> None:
+    """Ask a model about every picture of a split, and measure what it answers."""
+    from components.evaluate.evaluate import evaluate_step, figures
+
+    configure_logging()
+    try:
+        record = evaluate_step(
+            model_record=model,
+            dataset_record=dataset,
+            evaluation_record=evaluation,
+            artifact_root=artifact_root,
+            run_id=run_id,
+            subject=subject,
+            split=split,
+            max_samples=max_samples,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            shuffle_pictures=shuffle_pictures,
+            seed=seed,
+            num_crops=num_crops,
+        )
+    except UserError as error:
+        typer.echo(f"evaluate: {error}", err=True)
+        raise typer.Exit(1) from error
+    for name, value in figures(record).items():
+        typer.echo(f"{name:32} {value:.4g}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,48 @@
+"""What a model answered to each row, as the table that an evaluation leaves behind."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+
+from components.evaluate.rows import Row
+from fovea.inference import Answer
+from fovea.task import PriceField, Task
+
+FILE = "predictions.parquet"
+
+
+def write_predictions(
+    folder: Path, task: Task, rows: Sequence[Row], answers: Sequence[Answer], shown: Sequence[int] | None
+) -> None:
+    """Write ``predictions.parquet``, a row for each row of the split.
+
+    Columns: ``row_id``, ``product_id``, ``text`` (the answer), ``parse_error`` (null where it could be read);
+    ``true_FIELD`` and ``predicted_FIELD`` for each field of the task (null where the answer could not be
+    read); ``prompt_tokens``, ``completion_tokens``, ``finish_reason``; ``shuffled_row_id`` and
+    ``shuffled_text``: whose picture was shown instead, and what the model said to it (null where pictures
+    were not shuffled).
+    """
+    columns: dict[str, pa.Array] = {
+        "row_id": pa.array([row.row_id for row in rows], pa.string()),
+        "product_id": pa.array([row.product_id for row in rows], pa.string()),
+        "text": pa.array([answer.text for answer in answers], pa.string()),
+        "parse_error": pa.array([answer.parse_error for answer in answers], pa.string()),
+    }
+    for name, field in task.fields.items():
+        kind = pa.float64() if isinstance(field, PriceField) else pa.string()
+        columns[f"true_{name}"] = pa.array([row.truth[name] for row in rows], kind)
+        columns[f"predicted_{name}"] = pa.array([(answer.fields or {}).get(name) for answer in answers], kind)
+    columns |= {
+        "prompt_tokens": pa.array([answer.prompt_tokens for answer in answers], pa.int32()),
+        "completion_tokens": pa.array([answer.completion_tokens for answer in answers], pa.int32()),
+        "finish_reason": pa.array([answer.finish_reason for answer in answers], pa.string()),
+        "shuffled_row_id": pa.array(
+            [rows[other].row_id for other in shown] if shown else [None] * len(rows), pa.string()
+        ),
+        "shuffled_text": pa.array(
+            [answers[other].text for other in shown] if shown else [None] * len(rows), pa.string()
+        ),
+    }
+    parquet.write_table(pa.table(columns), folder / FILE, compression="zstd")
