@@ -1,0 +1,1 @@
+"""The gate: decides whether a tuned model may be deployed, and fails closed."""
