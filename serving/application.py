@@ -10,7 +10,6 @@ from pathlib import Path
 from fastapi.exceptions import FastAPIDeprecationWarning
 from transformers.utils.logging import disable_progress_bar
 
-from fovea.errors import UserError
 from fovea.inference import Predictor
 from fovea.records import ModelRecord, sha256_digest
 from fovea.storage import Storage, sha256_file
@@ -57,17 +56,13 @@ def locate_model(model: str) -> tuple[Path, str]:
             those of its files.
 
     Raises:
-        UserError: there is no such model, or a file is not the one the record names.
+        UserError: there is no such record, or a file is not the one it names.
     """
     if model.startswith("s3://"):
         storage = Storage()
         record = ModelRecord.from_json(storage.read_bytes(model), source=model)
         return storage.download(record), record.digest
     folder = Path(model)
-    if not (folder / "config.json").is_file():
-        raise UserError(
-            f"{model}: no model here; give the URI of a model's record or a folder with config.json"
-        )
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     files = [
         {

@@ -27,6 +27,7 @@ from serving.schemas import (
 # Markers steer the model, so no text of a caller's may hold one.
 _MARKER = re.compile(r"<\|[^|<>]*\|>|</?s>")
 _MAX_TEXT = 8192
+_MAX_PICTURES = 16
 
 
 def openai_router(served: ServedModel) -> APIRouter:
@@ -82,6 +83,8 @@ def chat_prompt(messages: Sequence[ChatMessage], question: str) -> tuple[str, li
         pictures += urls
         role = "system" if message.role == "developer" else message.role
         prompt += f"<|{role}|>\n{marks}{text or (question if urls else '')}<|end|>"
+    if len(pictures) > _MAX_PICTURES:
+        raise RequestError(f"at most {_MAX_PICTURES} pictures are allowed", param="messages")
     if not pictures:
         raise RequestError("a picture is needed: a part of type image_url with a data: URL", param="messages")
     if messages[-1].role != "user":

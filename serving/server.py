@@ -48,8 +48,12 @@ def serve(settings: ServerSettings) -> None:
     """
     if settings.exit_with_parent:
         threading.Thread(target=_stop_with_parent, name="parent", daemon=True).start()
+    if not settings.model.startswith("s3://") and not Path(settings.model, "config.json").is_file():
+        raise UserError(
+            f"{settings.model}: no model here; give the URI of a model's record or a folder with config.json"
+        )
     with _listen(settings.host, settings.port) as listener:
-        # Only now the imports and the model that take seconds: a taken port is known at once.
+        # Only now the imports and the model that take seconds: what is wrong so far is known at once.
         from serving.application import run
 
         run(settings, listener)

@@ -1,0 +1,103 @@
+"""The server as a process: what it says about itself, how it starts, how it ends."""
+
+import http.client
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fovea.records import ModelRecord
+from fovea.steps import RunContext, run_step
+from fovea.storage import index_uri
+from tests.serving.conftest import REPOSITORY, RunningServer, StartServer, encoded, picture
+from tests.tiny_model import write_tiny_model
+
+
+def test_health_and_metrics(server: RunningServer) -> None:
+    for path in ("/", "/v1/models/fovea", "/v2/health/live", "/v2/health/ready", "/v2/models/fovea/ready"):
+        assert server.client.get(path).status_code == 200, path
+    server.predict([encoded(picture(0))]).raise_for_status()
+    assert 'request_predict_seconds_count{model_name="fovea"}' in server.client.get("/metrics").text
+
+
+def test_an_error_of_a_caller_is_a_line_in_the_log(server: RunningServer) -> None:
+    assert server.client.post("/v1/models/fovea:predict", content=b"{").status_code == 400
+    assert server.client.post("/v1/models/other:predict", json={"instances": []}).status_code == 404
+    log = server.log.read_text()
+    assert "Model with name other does not exist" in log
+    assert "Traceback" not in log
+
+
+def test_the_openapi_document_describes_the_chat(server: RunningServer) -> None:
+    document = server.client.get("/openapi.json").json()
+    assert "/openai/v1/chat/completions" in document["paths"]
+    assert {"ChatRequest", "ChatResponse"} <= set(document["components"]["schemas"])
+
+
+def test_a_model_by_its_record_and_a_graceful_end(s3: str, start_server: StartServer, tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path / "noise")
+    record = run_step(
+        ModelRecord,
+        step="merge_adapter",
+        version=1,
+        context=RunContext(artifact_root=s3, run_id="test"),
+        parameters={},
+        parents={},
+        work=lambda attempt: (
+            shutil.copytree(folder, attempt.payload, dirs_exist_ok=True)
+            and {"architecture": "Phi3VForCausalLM", "num_crops": 4}
+        ),
+    )
+    uri = index_uri(s3, record.step, record.input_key)
+    with start_server("--model-uri", uri, "--model-name", "shop") as server:
+        address = server.address.removeprefix("http://")
+        connection = http.client.HTTPConnection(address, timeout=60)
+        connection.request("GET", "/openai/v1/models")
+        (card,) = json.loads(connection.getresponse().read())["data"]
+        assert (card["id"], card["model_digest"]) == ("shop", record.digest)
+        # A request is under way when the server is told to end.
+        body = {
+            "instances": [{"image": {"b64": encoded(picture(0))}}],
+            "parameters": {"max_new_tokens": 96},
+        }
+        connection.request("POST", "/v1/models/shop:predict", json.dumps(body))
+        server.process.send_signal(signal.SIGTERM)
+        (prediction,) = json.loads(connection.getresponse().read())["predictions"]
+        assert prediction["fields"] is None
+        assert "template" in prediction["parse_error"]
+        assert (prediction["finish_reason"], prediction["usage"]["completion_tokens"]) == ("length", 96)
+        assert prediction["model_digest"] == record.digest
+        assert server.process.wait(30) == 0
+        with pytest.raises(OSError, match="refused"):
+            socket.create_connection(tuple(address.split(":")), timeout=5)
+
+
+def failed_start(*options: str) -> str:
+    """Run a server that cannot start; return what it says."""
+    result = subprocess.run(
+        [sys.executable, "-m", "serving", *options],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    return line
+
+
+def test_a_taken_port_is_said_in_one_line(model_folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        line = failed_start("--model-dir", str(model_folder), "--host", "127.0.0.1", "--http-port", str(port))
+    assert line.startswith(f"error: port {port} on 127.0.0.1 cannot be used")
+
+
+def test_a_missing_model_is_said_in_one_line(tmp_path: Path) -> None:
+    line = failed_start("--model-dir", str(tmp_path), "--http-port", "0")
+    assert line.startswith(f"error: {tmp_path}: no model here")
