@@ -1,0 +1,96 @@
+"""The KFP contracts of what frames a run: preflight, require and report_outcome."""
+
+from kfp import dsl
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, packages_to_install=[], install_kfp_package=False)
+def preflight(  # noqa: D417
+    base: dsl.Output[dsl.Model],
+    run_id: str,
+    artifact_root: str,
+    base_model: str,
+    source: str,
+    experiment: str,
+    registered_model: str,
+    fetch_profile: str,
+    image_column: str,
+    product_column: str,
+    currency_column: str,
+    decimal_mark: str,
+    longest_side: int,
+    max_rows: int,
+    min_rows: int,
+    validation_fraction: float,
+    test_fraction: float,
+    seed: int,
+    num_crops: int,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    learning_rate: float,
+    schedule: str,
+    warmup_ratio: float,
+    weight_decay: float,
+    epochs: float,
+    batch_size: int,
+    device_batch_size: int,
+    gradient_checkpointing: bool,
+    precision: str,
+    max_samples: int,
+    generation_batch_size: int,
+    max_new_tokens: int,
+    min_samples: int,
+    min_parse_rate: float,
+    min_category_accuracy: float,
+    max_price_median_ape: float,
+    min_picture_reliance: float,
+    service_name: str,
+    deploy_target: str,
+) -> None:
+    """Check the run's parameters, S3, MLflow and the base model before anything costs money.
+
+    Args:
+        base: Record of the base model.
+        run_id: The run's ID.
+
+    The other arguments are the run's parameters, all of them.
+    """
+    values = {name: value for name, value in locals().items() if name not in ("base", "run_id")}
+    from components.flow.preflight import preflight_step
+    from fovea.steps import configure_logging
+
+    configure_logging()
+    preflight_step(values, run_id=run_id, base_record=base.path)
+
+
+@dsl.component(base_image=IMAGE, packages_to_install=[], install_kfp_package=False)
+def require(passed: bool, reason: str, artifact_root: str, run_id: str) -> None:
+    """Fail the run where a step refused to go on.
+
+    Args:
+        passed: Whether the run goes on.
+        reason: Why it does not; the run's error.
+        artifact_root: s3://bucket/prefix that payloads and records lie under.
+        run_id: The run's ID.
+    """
+    from components.flow.require import require_step
+
+    require_step(passed=passed, reason=reason, artifact_root=artifact_root, run_id=run_id)
+
+
+@dsl.component(base_image=IMAGE, packages_to_install=[], install_kfp_package=False)
+def report_outcome(status: dsl.PipelineTaskFinalStatus, artifact_root: str, run_id: str) -> None:
+    """Say how the run ended and why.
+
+    Args:
+        status: What KFP says of the run's tasks.
+        artifact_root: s3://bucket/prefix that payloads and records lie under.
+        run_id: The run's ID.
+    """
+    from components.flow.outcome import report_outcome_step
+    from fovea.steps import configure_logging
+
+    configure_logging()
+    report_outcome_step(state=status.state, artifact_root=artifact_root, run_id=run_id)

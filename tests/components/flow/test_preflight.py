@@ -1,0 +1,94 @@
+from pathlib import Path
+
+import pytest
+
+from components.flow.preflight import preflight_step
+from fovea.errors import UserError
+from fovea.records import FileEntry, ModelRecord, now, read_record
+from fovea.steps import Failure
+from fovea.storage import Storage, index_uri
+
+
+@pytest.fixture
+def base(s3: str) -> ModelRecord:
+    """A base model's record and its one file, in S3."""
+    storage = Storage()
+    storage.write_bytes(f"{s3}/import_model/abc/config.json", b"{}")
+    record = ModelRecord(
+        step="import_model",
+        step_version=1,
+        input_key="0" * 64,
+        uri=f"{s3}/import_model/abc/",
+        files=(FileEntry(path="config.json", size=2, sha256="1" * 64),),
+        parameters={},
+        parents={},
+        created_at=now(),
+        run_id="import",
+        architecture="Phi3VForCausalLM",
+        num_crops=4,
+    )
+    storage.commit(s3, record)
+    return record
+
+
+def values(s3: str, **others: object) -> dict[str, object]:
+    return {
+        "artifact_root": s3,
+        "base_model": index_uri(s3, "import_model", "0" * 64),
+        "source": "https://example.org/products.csv",
+        **others,
+    }
+
+
+def failure(s3: str) -> Failure:
+    return Failure.model_validate_json(Storage().read_bytes(f"{s3}/runs/r1/failure.json"))
+
+
+def test_hands_over_the_bases_record(s3: str, base: ModelRecord, tmp_path: Path) -> None:
+    preflight_step(values(s3), run_id="r1", base_record=tmp_path / "base")
+    assert read_record(tmp_path / "base", ModelRecord) == base
+    assert list(Storage().list(f"{s3}/runs/r1/")) == [f"{s3}/runs/r1/started.json"]
+
+
+def test_a_second_attempt_passes_too(s3: str, base: ModelRecord, tmp_path: Path) -> None:
+    for _ in range(2):
+        preflight_step(values(s3), run_id="r1", base_record=tmp_path / "base")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"num_crops": 99}, "num_crops"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"batch_size": 10, "device_batch_size": 4}, "multiple of device_batch_size"),
+        ({"fetch_profile": "elsewhere"}, "'elsewhere' is not configured"),
+        ({"base_model": "s3://nowhere/index/x.json"}, "no such bucket"),
+    ],
+)
+def test_stops_at_what_is_wrong(
+    wrong: dict[str, object], message: str, s3: str, base: ModelRecord, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        preflight_step(values(s3, **wrong), run_id="r1", base_record=tmp_path / "base")
+    assert failure(s3).task == "preflight"
+    assert not (tmp_path / "base").exists()
+
+
+def test_a_base_model_without_its_weights_is_refused(s3: str, base: ModelRecord, tmp_path: Path) -> None:
+    Storage()._client.delete_object(Bucket=s3.removeprefix("s3://"), Key="import_model/abc/config.json")
+    with pytest.raises(UserError, match=r"config\.json missing"):
+        preflight_step(values(s3), run_id="r1", base_record=tmp_path / "base")
+
+
+def test_an_artifact_root_that_is_not_there_is_refused(s3: str, base: ModelRecord, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such bucket"):
+        preflight_step(values(s3, artifact_root="s3://nowhere"), run_id="r1", base_record=tmp_path / "base")
+
+
+def test_an_mlflow_that_does_not_answer_is_refused(
+    s3: str, base: ModelRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError, match="MLflow at"):
+        preflight_step(values(s3), run_id="r1", base_record=tmp_path / "base")
