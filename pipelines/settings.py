@@ -1,0 +1,87 @@
+"""A run's settings: the pipeline's parameters, from a YAML file and ``key=value`` overrides, checked."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from components.flow.parameters import FinetuneParameters
+from fovea.errors import UserError
+
+SAMPLE_SETTINGS = Path(__file__).with_name("sample.yaml")
+"""The settings of the run on the sample catalogue and the sample model."""
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read a YAML file of settings; its keys are checked, its values not yet.
+
+    Raises:
+        UserError: the file cannot be read, is no mapping, or has a key that is no setting.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({getattr(error, 'strerror', error)}); give a YAML file"
+        ) from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must hold lines of 'name: value'")
+    for key in content:
+        _check_key(str(key), str(path))
+    return {str(key): value for key, value in content.items()}
+
+
+def read_overrides(overrides: Sequence[str]) -> dict[str, str]:
+    """Read ``key=value`` overrides; of two for the same key the last one holds.
+
+    Raises:
+        UserError: an override is not of this form, or names no setting.
+    """
+    values = {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise UserError(f"--set {override}: write it as --set name=value")
+        _check_key(key.strip(), f"--set {override}")
+        values[key.strip()] = value.strip()
+    return values
+
+
+def validate_settings(values: Mapping[str, Any]) -> FinetuneParameters:
+    """Check values and fill in the defaults.
+
+    Raises:
+        UserError: names every setting that is wrong, its value and what is allowed.
+    """
+    try:
+        return FinetuneParameters.model_validate(dict(values))
+    except ValidationError as error:
+        raise UserError("wrong settings: " + "; ".join(map(_explain, error.errors()))) from error
+
+
+def _explain(item: Any) -> str:
+    name = ".".join(map(str, item["loc"]))
+    if item["type"] == "missing":
+        return f"{name} is missing; give it with --set {name}=… or in a settings file"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    return f"{name} = {item['input']!r:.80}: {_lower(message)}" if name else _lower(message)
+
+
+def _lower(message: str) -> str:
+    return message[:1].lower() + message[1:]
+
+
+def _check_key(key: str, where: str) -> None:
+    names = list(FinetuneParameters.model_fields)
+    if key in names:
+        return
+    close = difflib.get_close_matches(key, names, n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(sorted(names))}"
+    raise UserError(f"{where}: there is no setting {key!r}; {hint}")

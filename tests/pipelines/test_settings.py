@@ -1,0 +1,135 @@
+from contextlib import nullcontext, suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from components.flow.parameters import FinetuneParameters
+from fovea.errors import UserError
+from pipelines.settings import SAMPLE_SETTINGS, read_overrides, read_settings, validate_settings
+
+NEEDED = {
+    "artifact_root": "s3://bucket/prefix",
+    "base_model": "s3://bucket/index/import_model/1.json",
+    "source": "https://example.org/products.csv",
+}
+
+
+def test_defaults_are_filled_in() -> None:
+    settings = validate_settings(NEEDED)
+    assert settings.num_crops == 4
+    assert settings.source == NEEDED["source"]
+
+
+def test_text_from_the_command_line_becomes_values() -> None:
+    given_ = read_overrides(
+        ["learning_rate=0", "rank = 8", "gradient_checkpointing=false", "rank=4", "epochs=1e1"]
+    )
+    settings = validate_settings({**NEEDED, **given_})
+    assert (settings.learning_rate, settings.rank, settings.gradient_checkpointing) == (0.0, 4, False)
+    assert settings.epochs == 10.0
+
+
+def test_a_value_may_hold_an_equals_sign() -> None:
+    assert read_overrides(["source=https://example.org/?a=b"]) == {"source": "https://example.org/?a=b"}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("lerning_rate=0", "'lerning_rate'; did you mean learning_rate"),
+        ("rank", "write it as --set name=value"),
+        ("=3", "there is no setting ''"),
+        ("zzz=3", "there are alpha, artifact_root"),
+    ],
+)
+def test_an_override_that_is_none_is_told_which(override: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        read_overrides([override])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_crops", "0"),
+        ("num_crops", "17"),
+        ("rank", "x"),
+        ("learning_rate", "-1"),
+        ("learning_rate", "nan"),
+        ("min_parse_rate", "1.1"),
+        ("test_fraction", "0"),
+        ("precision", "float8"),
+        ("registered_model", "My Model"),
+        ("artifact_root", "/x"),
+        ("base_model", "microsoft/Phi-3-vision"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_setting(name: str, value: str) -> None:
+    with pytest.raises(UserError) as error:
+        validate_settings({**NEEDED, name: value})
+    assert f"{name} = {value!r}" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_every_wrong_setting_is_named_at_once() -> None:
+    with pytest.raises(UserError, match=r"seed = .*rank = "):
+        validate_settings({**NEEDED, "rank": "x", "seed": "y"})
+
+
+def test_what_is_missing_is_named() -> None:
+    with pytest.raises(UserError, match="source is missing; give it with --set source="):
+        validate_settings({name: value for name, value in NEEDED.items() if name != "source"})
+
+
+def test_settings_that_do_not_fit_together() -> None:
+    with pytest.raises(UserError, match="leave rows to train on"):
+        validate_settings({**NEEDED, "test_fraction": 0.6, "validation_fraction": 0.5})
+
+
+def test_a_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("rank: 8\nlearning_rate: 1e-3\n# a comment\n")
+    assert validate_settings({**NEEDED, **read_settings(path)}).learning_rate == 0.001
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("ranks: 8\n", "did you mean rank"),
+        ("- rank\n", "must hold lines of 'name: value'"),
+        ("rank: [\n", "is not YAML"),
+        ("just text", "must hold lines"),
+    ],
+)
+def test_a_file_that_is_wrong_is_told_why(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError) as error:
+        read_settings(path)
+    assert message in str(error.value)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_empty_file_sets_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("")
+    assert read_settings(path) == {}
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"mine\.yaml: cannot be read \(No such file"):
+        read_settings(tmp_path / "mine.yaml")
+
+
+def test_the_samples_settings_are_settings() -> None:
+    validate_settings({**NEEDED, **read_settings(SAMPLE_SETTINGS)})
+
+
+@given(st.dictionaries(st.sampled_from(sorted(FinetuneParameters.model_fields)), st.text(max_size=20)))
+def test_any_text_is_a_setting_or_a_users_error(values: dict[str, str]) -> None:
+    with suppress(UserError) if values else nullcontext():
+        validate_settings({**NEEDED, **values})
