@@ -59,6 +59,17 @@ def free_port() -> int:
         return port
 
 
+def is_free(port: int) -> bool:
+    """Return whether a TCP port of the loopback interface is free at this moment."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
 @contextmanager
 def serve_s3(folder: Path, log: Path | None = None) -> Iterator[EmbeddedS3]:
     """Serve the subfolders of ``folder`` as buckets, with credentials made for this one run.

@@ -1,0 +1,135 @@
+"""The report of a run: one HTML file that needs nothing beside it."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pyarrow.parquet as parquet
+from PIL import Image
+
+from fovea.pictures import PictureLimits, decode_picture
+from fovea.records import DatasetRecord, EvaluationRecord, Record
+from fovea.storage import Storage
+from fovea.task import FieldValue, PriceField, Task
+from pipelines import figures
+from pipelines.summary import Summary
+
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+_THUMBNAIL = 320
+_CLOSE = 0.1
+"""A price within this fraction of the true one is shown as right."""
+
+
+@dataclass(frozen=True)
+class FieldComparison:
+    """A field of an answer beside the truth."""
+
+    name: str
+    answer: FieldValue | None
+    truth: FieldValue
+    right: bool
+
+
+@dataclass(frozen=True)
+class Example:
+    """A held-out picture, as a data URL, and what the tuned model said about it."""
+
+    row_id: str
+    picture: str
+    text: str
+    fields: tuple[FieldComparison, ...]
+
+    @property
+    def right(self) -> bool:
+        """Whether every field is right."""
+        return all(field.right for field in self.fields)
+
+
+def write_report(
+    folder: Path, summary: Summary, examples: Sequence[Example], mistakes: Sequence[Example]
+) -> Path:
+    """Write ``report.html`` into ``folder``; every value is escaped."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    page = environment.from_string(TEMPLATE.read_text()).render(
+        summary=summary, examples=examples, mistakes=mistakes, figures=figures
+    )
+    path, part = folder / "report.html", folder / ".report.html"
+    part.write_text(page)
+    return part.replace(path)
+
+
+def choose_examples(
+    records: Mapping[str, Record], storage: Storage, cache: Path, count: int = 6
+) -> tuple[list[Example], list[Example]]:
+    """Return the first held-out pictures with their answers, and those the tuned model gets most wrong."""
+    dataset, evaluation = records.get("prepare_data"), records.get("evaluate_tuned")
+    if not isinstance(dataset, DatasetRecord) or not isinstance(evaluation, EvaluationRecord):
+        return [], []
+    folder = storage.download(evaluation, cache, pattern="predictions.parquet")
+    rows = parquet.read_table(folder / "predictions.parquet").to_pylist()
+    task = dataset.task
+    first = rows[:count]
+    wrong = [row for row in rows[count:] if not all(field.right for field in _fields(row, task))]
+    worst = sorted(wrong, key=lambda row: _badness(row, task), reverse=True)[:count]
+    pictures = _pictures(storage, cache, dataset, evaluation.split, [row["row_id"] for row in first + worst])
+    made = [_example(row, task, pictures[row["row_id"]]) for row in first + worst]
+    return made[: len(first)], made[len(first) :]
+
+
+def _fields(row: Mapping[str, Any], task: Task) -> tuple[FieldComparison, ...]:
+    return tuple(
+        FieldComparison(
+            name=name,
+            answer=row[f"predicted_{name}"],
+            truth=row[f"true_{name}"],
+            right=_right(row[f"predicted_{name}"], row[f"true_{name}"], price=isinstance(field, PriceField)),
+        )
+        for name, field in task.fields.items()
+    )
+
+
+def _right(answer: Any, truth: Any, *, price: bool) -> bool:
+    if answer is None or not price:
+        return bool(answer == truth)
+    return bool(abs(answer - truth) <= _CLOSE * truth)
+
+
+def _badness(row: Mapping[str, Any], task: Task) -> float:
+    fields = _fields(row, task)
+    prices = [
+        abs(field.answer - field.truth) / field.truth
+        for field in fields
+        if isinstance(field.answer, float) and isinstance(field.truth, float)
+    ]
+    return sum(not field.right for field in fields) + min(0.99, sum(prices))
+
+
+def _example(row: Mapping[str, Any], task: Task, picture: str) -> Example:
+    return Example(row_id=row["row_id"], picture=picture, text=row["text"], fields=_fields(row, task))
+
+
+def _pictures(
+    storage: Storage, cache: Path, dataset: DatasetRecord, split: str, row_ids: Sequence[str]
+) -> dict[str, str]:
+    """Return pictures of a split by row, small, as data URLs."""
+    folder = storage.download(dataset, cache, pattern=f"{split}-*.parquet")
+    table = parquet.read_table(
+        sorted(folder.glob(f"{split}-*.parquet")),
+        columns=["row_id", "image"],
+        filters=[("row_id", "in", list(row_ids))],
+    )
+    return {row["row_id"]: _thumbnail(row["image"]["bytes"]) for row in table.to_pylist()}
+
+
+def _thumbnail(data: bytes) -> str:
+    picture = decode_picture(data, PictureLimits(min_side=1))
+    picture.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

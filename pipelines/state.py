@@ -1,0 +1,111 @@
+"""The folder a local run keeps everything in, and the lock that keeps a second run out of it."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fovea.errors import UserError
+
+_FREE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class State:
+    """The paths below a state folder, ``.fovea`` by default."""
+
+    root: Path
+
+    @property
+    def sample(self) -> Path:
+        """Sample catalogues and the sample model."""
+        return self.root / "sample"
+
+    @property
+    def s3(self) -> Path:
+        """The buckets of the embedded S3 server, as plain files."""
+        return self.root / "s3"
+
+    @property
+    def mlflow(self) -> Path:
+        """MLflow's store."""
+        return self.root / "mlflow.db"
+
+    @property
+    def cache(self) -> Path:
+        """Payloads brought from S3, by digest; may be removed at any time."""
+        return self.root / "cache"
+
+    @property
+    def kfp(self) -> Path:
+        """What kfp.local keeps of each run: the records that tasks handed over."""
+        return self.root / "kfp"
+
+    @property
+    def temporary(self) -> Path:
+        """Temporary files of the present run; emptied at its beginning and end."""
+        return self.root / "tmp"
+
+    @property
+    def last_run(self) -> Path:
+        """Summary, report and log of the last run."""
+        return self.root / "last-run"
+
+    @property
+    def platform(self) -> Path:
+        """The platform's configuration for local runs."""
+        return self.root / "platform.yaml"
+
+    @property
+    def catalogue_port(self) -> Path:
+        """The port that the sample catalogue was last served at."""
+        return self.root / "catalogue-port"
+
+
+@contextmanager
+def claim(root: Path) -> Iterator[State]:
+    """Make a state folder this process's own for the block, with an empty folder for temporary files.
+
+    Raises:
+        UserError: another run uses it, it cannot be written, or the disk is nearly full.
+    """
+    state = State(root.absolute())
+    try:
+        state.root.mkdir(parents=True, exist_ok=True)
+        lock = (state.root / "lock").open("a+")
+    except OSError as error:
+        raise UserError(
+            f"{state.root}: cannot be written ({error.strerror}); choose another --state"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise UserError(
+                f"{state.root}: another run (process {lock.read().strip() or 'unknown'}) is using it; "
+                "wait for it, or choose another --state"
+            ) from None
+        _check_disk(state.root)
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        shutil.rmtree(state.temporary, ignore_errors=True)
+        state.temporary.mkdir()
+        state.last_run.mkdir(exist_ok=True)
+        try:
+            yield state
+        finally:
+            shutil.rmtree(state.temporary, ignore_errors=True)
+
+
+def _check_disk(root: Path) -> None:
+    free = shutil.disk_usage(root).free
+    if free < _FREE_BYTES:
+        raise UserError(
+            f"{root}: the disk has {free / 1e9:.1f} GB free, a run needs {_FREE_BYTES / 1e9:.1f}; "
+            "free some, or choose another --state"
+        )

@@ -1,0 +1,78 @@
+"""What kfp.local prints, made readable: what each task says, and why one failed.
+
+kfp.local mixes its own log, its executor's, and the tasks' output, indented, with tracebacks in between. All
+of it goes to a log file; a person sees the tasks' own lines.
+"""
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TextIO
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_STARTED = re.compile(r"^[\d:.]+ - INFO - Executing task '([^']+)'$")
+_ENDED = re.compile(r"^[\d:.]+ - (?:INFO|ERROR) - Task '([^']+)' finished with status (\w+)$")
+_SPOKEN = re.compile(r"^ {4}(?:\[KFP Executor [^\]]*\]: )?([a-z][a-z0-9_]*: .*)$")
+_RAISED = re.compile(r"^ {4}([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Interrupted|Exit))(?:: (.*))?$")
+
+_SILENCE_SECONDS = 5.0
+
+
+@dataclass
+class Stream:
+    """Reads the output line by line, and remembers what kfp's own error does not tell."""
+
+    show: Callable[[str], None]
+    log: TextIO
+    failed: str = ""
+    """The first task that failed."""
+    error: str = ""
+    """The last line of that task's traceback, without the exception's type."""
+    silence: float = _SILENCE_SECONDS
+    """A task that has said nothing for this many seconds is said to be at work."""
+    _task: str = ""
+    _raised: str = ""
+    _started: float = 0.0
+    _spoke: float = 0.0
+    _ended: threading.Event = field(default_factory=threading.Event)
+
+    def follow(self, lines: Iterable[str]) -> None:
+        """Read ``lines`` to their end."""
+        watcher = threading.Thread(target=self._break_silence, daemon=True)
+        watcher.start()
+        try:
+            for line in lines:
+                self.log.write(line)
+                self.log.flush()
+                self._read(_COLOUR.sub("", line.rstrip("\n")))
+        finally:
+            self._ended.set()
+            watcher.join()
+
+    def _read(self, line: str) -> None:
+        if started := _STARTED.match(line):
+            self._task, self._raised = started[1].replace("-", "_"), ""
+            self._started = self._spoke = time.monotonic()
+        elif ended := _ENDED.match(line):
+            if ended[2] != "SUCCESS" and not self.failed:
+                self.failed, self.error = self._task, self._raised
+            self._task = ""
+        elif not self._task:
+            return
+        elif raised := _RAISED.match(line):
+            self._raised = raised[2] or raised[1]
+        elif spoken := _SPOKEN.match(line):
+            self._spoke = time.monotonic()
+            # A step that the graph has twice names itself more precisely than kfp does.
+            name = spoken[1].partition(":")[0]
+            self._task = name if name.startswith(self._task.rstrip("_0123456789")) else self._task
+            self.show(spoken[1])
+
+    def _break_silence(self) -> None:
+        while not self._ended.wait(self.silence / 5):
+            task, now = self._task, time.monotonic()
+            if task and now - self._spoke >= self.silence:
+                self._spoke = now
+                self.show(f"{task}: at work ({now - self._started:.0f} s)")
