@@ -1,0 +1,76 @@
+"""The `fovea` command: what its subcommands have in common."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from cli.compile import compile_command
+from cli.doctor import doctor
+from cli.predict import predict
+from cli.run import run
+from cli.sample_data import sample_data
+from cli.sample_model import sample_model
+from cli.serve import serve
+from fovea import __version__
+from fovea.errors import UserError
+
+INTERRUPTED = 130
+"""The exit status after Ctrl-C, as shells give it."""
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Fine-tune Phi-3-Vision on pictures of products and put the result into production.",
+    epilog="Begin with: fovea doctor, then fovea run",
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"fovea {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Take what stands before the subcommand."""
+
+
+app.command("run")(run)
+app.command("serve")(serve)
+app.command("predict")(predict)
+app.command("doctor")(doctor)
+app.command("compile")(compile_command)
+app.command("sample-data")(sample_data)
+app.command("sample-model")(sample_model)
+
+
+def main() -> None:
+    """Run the command line; what the user can mend is one line on standard error, without a traceback."""
+    try:
+        app(prog_name="fovea")
+    except UserError as error:
+        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        sys.exit(1)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            typer.secho("interrupted: everything that was started has ended", err=True)
+        raise
+    except OSError as error:
+        if error.errno is None:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        typer.secho(f"error: {where}{error.strerror}", fg=typer.colors.RED, err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

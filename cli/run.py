@@ -1,0 +1,186 @@
+"""`fovea run`: the whole pipeline on this machine."""
+
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pipelines.state import State
+    from pipelines.summary import Summary
+
+
+def run(
+    settings: Annotated[
+        Path | None, typer.Option(help="A YAML file of settings, lines of 'name: value'.", metavar="FILE")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="One setting; may be repeated.", metavar="NAME=VALUE")
+    ] = None,
+    state: Annotated[Path, typer.Option(help="The folder that everything is kept in.", metavar="DIR")] = Path(
+        ".fovea"
+    ),
+    sample_rows: Annotated[int, typer.Option(help="Rows of the sample catalogue.", min=40)] = 3040,
+    sample_seed: Annotated[int, typer.Option(help="Another seed, another sample catalogue.", min=0)] = 0,
+) -> None:
+    """Run the whole pipeline on this machine: from pictures to a model that answers.
+
+    It needs no cluster, no GPU and no account. A sample catalogue and a small sample model are made the first
+    time, unless the settings name a source and a base_model of your own; what did not change is used again.
+
+    Example: fovea run
+
+    Example: fovea run --set epochs=2 --set rank=8
+
+    Example: fovea run --settings mine.yaml --set source=products.csv
+    """
+    from rich.console import Console
+
+    from pipelines.local import Sample, run_locally
+    from pipelines.processes import interruptible
+    from pipelines.report import choose_examples, write_report
+    from pipelines.settings import SAMPLE_SETTINGS, read_overrides, read_settings
+    from pipelines.state import claim
+    from pipelines.summary import collect_summary
+
+    console = Console(highlight=False, soft_wrap=True)
+    show = _Lines(console)
+    given = {**(read_settings(settings) if settings else {}), **read_overrides(overrides or [])}
+    values = given if given.get("base_model") else {**read_settings(SAMPLE_SETTINGS), **given}
+    with (
+        interruptible(),
+        claim(state) as place,
+        run_locally(values, Sample(sample_rows, sample_seed), place, show) as ended,
+    ):
+        summary, records = collect_summary(
+            ended.storage,
+            ended.settings.artifact_root,
+            ended.run_id,
+            ended.outcome,
+            ended.settings.model_dump(),
+            ended.seconds,
+        )
+        summary.write(place.last_run)
+        write_report(place.last_run, summary, *choose_examples(records, ended.storage, place.cache))
+    _print_summary(console, summary, place)
+    if summary.state != "succeeded":
+        where = f" in {summary.task}" if summary.task else ""
+        typer.secho(f"{summary.state}{where}: {summary.reason}", fg=typer.colors.RED, err=True)
+        raise typer.Exit(1)
+    _print_next(console, place)
+
+
+class _Lines(logging.Handler):
+    """Prints lines of progress, each with the time since the start; log records of ours become such lines."""
+
+    def __init__(self, console: "Console") -> None:
+        super().__init__()
+        self._console = console
+        self._started = time.monotonic()
+        logger = logging.getLogger("fovea")
+        logger.setLevel(logging.INFO)
+        logger.handlers, logger.propagate = [self], False
+
+    def __call__(self, line: str) -> None:
+        minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
+        self._console.print(f"{minutes:3d}:{seconds:02d}  {line}", markup=False)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self(self.format(record))
+
+
+def _print_summary(console: "Console", summary: "Summary", place: "State") -> None:
+    if summary.models:
+        _print_models(console, summary)
+    if summary.gate:
+        _print_gate(console, summary)
+    if summary.endpoint:
+        _print_endpoint(console, summary)
+    _print_steps(console, summary)
+    console.print("\n[bold]Where it is[/bold]")
+    for what, path in (
+        ("report", place.last_run / "report.html"),
+        ("figures", place.last_run / "summary.json"),
+        ("full log", place.last_run / "log.txt"),
+        ("MLflow store", place.mlflow),
+        ("S3 store", place.s3),
+    ):
+        console.print(f"  {what:13}{path}", markup=False)
+
+
+def _print_models(console: "Console", summary: "Summary") -> None:
+    from rich.table import Table
+
+    from pipelines import figures
+
+    table = Table(title=f"\n{summary.samples} held-out pictures", title_justify="left", title_style="bold")
+    table.add_column("")
+    for heading in figures.COLUMNS.values():
+        table.add_column(heading, justify="right")
+    for name, label in figures.ROWS.items():
+        table.add_row(label, *(figures.metric(summary.models.get(model), name) for model in figures.COLUMNS))
+    console.print(table)
+
+
+def _print_gate(console: "Console", summary: "Summary") -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from pipelines import figures
+
+    gate = summary.gate
+    if gate is None:
+        return
+    verdict = "[green]passed[/green]" if gate.passed else "[red]refused[/red]"
+    table = Table(title=f"\nThe gate: {verdict}", title_justify="left", title_style="bold")
+    for heading, side in (("", "left"), ("rule", "left"), ("value", "right"), ("limit", "right")):
+        table.add_column(heading, justify="right" if side == "right" else "left")
+    for rule in gate.rules:
+        table.add_row(
+            "[green]✓[/green]" if rule.passed else "[red]✗[/red]",
+            escape(rule.description),
+            figures.rule_value(rule, rule.value),
+            figures.rule_limit(rule),
+        )
+    console.print(table)
+
+
+def _print_endpoint(console: "Console", summary: "Summary") -> None:
+    from pipelines.figures import field_value
+
+    endpoint = summary.endpoint
+    if endpoint is None:
+        return
+    console.print(f"\n[bold]The service {endpoint.service}[/bold]")
+    console.print(f"  POST {endpoint.predict_path}\n  POST {endpoint.chat_path}", markup=False)
+    console.print(
+        f"  asked about {endpoint.probes} held-out pictures over both, {endpoint.agreed} as in the evaluation"
+    )
+    answer = endpoint.answer or {}
+    for name, truth in endpoint.truth.items():
+        said = field_value(answer.get(name))
+        console.print(f"  {name:12} {said:32} truth: {field_value(truth)}", markup=False)
+
+
+def _print_steps(console: "Console", summary: "Summary") -> None:
+    from pipelines.figures import duration
+
+    console.print(f"\n[bold]The steps[/bold], {duration(summary.seconds)} in all")
+    for name, step in summary.steps.items():
+        reused = "  reused" if step.reused else ""
+        console.print(f"  {name:16}{duration(step.seconds):>12}{reused}", markup=False)
+
+
+def _print_next(console: "Console", place: "State") -> None:
+    mlflow = f"mlflow ui --backend-store-uri sqlite:///{place.mlflow}"
+    console.print("\n[bold]What next[/bold]")
+    for command, what in (
+        ("make serve", "starts the service on port 8080"),
+        ("fovea predict --endpoint http://127.0.0.1:8080 PICTURE", "asks it about a picture"),
+        (mlflow, "shows the experiments"),
+    ):
+        console.print(f"  {command}\n      {what}", markup=False)
