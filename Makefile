@@ -1,0 +1,81 @@
+# Everything is done with Python 3.11 or newer and make. `make help` lists what there is.
+
+SHELL := /bin/sh
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+STATE ?= .fovea
+PORT ?= 8080
+
+# Another interpreter: make run PYTHON=python3.12
+PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
+
+# pip's own configuration says where packages come from. To add a place, such as that of torch without CUDA:
+# make run PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PIP_FLAGS ?=
+
+# Settings for a run: make run ARGS="--set epochs=2"
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test lint unit prove serve doctor compile constraints clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## the virtual environment with the pinned dependencies
+
+run: $(STAMP) ## the whole pipeline on this machine, from pictures to an answering endpoint
+	@$(BIN)/fovea run --state "$(STATE)" $(ARGS)
+
+test: lint unit ## lint, types, import layers and tests
+
+lint: $(STAMP) ## lint, types and import layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: $(STAMP) ## the tests alone
+	$(BIN)/python -m pytest -n 2
+
+prove: $(STAMP) ## the slow proofs
+	$(BIN)/python -m pytest -m prove
+
+serve: $(STAMP) ## the service that the last run deployed, on port 8080 (PORT=…)
+	@$(BIN)/fovea serve --state "$(STATE)" --port $(PORT)
+
+doctor: $(STAMP) ## what is here, what is missing, what to do
+	@$(BIN)/fovea doctor --state "$(STATE)"
+
+compile: $(STAMP) ## pipelines/finetune.yaml, after the graph or a component's interface has changed
+	$(BIN)/fovea compile --out pipelines/finetune.yaml
+
+constraints: $(STAMP) ## constraints.txt from what is installed
+	$(BIN)/python -m pip freeze --all --exclude-editable --exclude pip --exclude setuptools \
+		| sed 's/+[a-z0-9.]*$$//' > constraints.txt
+
+clean: ## remove the virtual environment and caches; never models, data or experiments
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(STATE)/*' -prune -exec rm -rf {} +
+	rm -rf "$(STATE)/tmp"
+
+$(STAMP): pyproject.toml constraints.txt
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "error: Python 3.11 or newer is needed; install it, or name it: make PYTHON=/path/to/python3" >&2; \
+		exit 1; fi
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "error: $(PYTHON) is not Python 3.11 or newer; name another: make PYTHON=/path/to/python3" >&2; \
+		exit 1; }
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "error: no virtual environment can be made; on Debian and Ubuntu: apt install python3-venv" >&2; \
+		exit 1; }
+	@echo "Installing the pinned dependencies into $(VENV): about 2 GB, some minutes the first time …"
+	@PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
+		$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_FLAGS) \
+		-c constraints.txt -e '.[platform,dev]'
+	@printf '#!/bin/sh\nexec "$$(dirname "$$0")/python" -P -m cli.main "$$@"\n' > $(BIN)/fovea
+	@chmod +x $(BIN)/fovea
+	@touch $(STAMP)
+	@echo "Installed. The command is $(BIN)/fovea"
