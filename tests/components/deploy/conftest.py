@@ -1,0 +1,188 @@
+"""What comes before a deployment: a model, a dataset, an evaluation and a decision, in a real S3."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from components.deploy.deploy import deploy_step
+from fovea.inference import Answer, Predictor
+from fovea.pictures import PictureLimits, decode_picture, encode_jpeg
+from fovea.records import (
+    DatasetRecord,
+    Decision,
+    EvaluationRecord,
+    GenerationParameters,
+    Metrics,
+    ModelRecord,
+    Record,
+    Split,
+    write_record,
+)
+from fovea.steps import RunContext, run_step
+from fovea.task import FieldValue, product_task
+from tests.tiny_model import write_tiny_model
+
+ANSWER = "Product: Wool|Silk scarf,|bag, Category: SCARVES,|BAGS, Full Price: 120.0|340.0"
+TRUTH: dict[str, FieldValue] = {"product": "Wool scarf", "category": "SCARVES", "full_price": 125.0}
+ROWS = 5
+
+
+def picture(number: int) -> Image.Image:
+    """A picture of its own shape and colours for every number."""
+    random = np.random.default_rng(number)
+    width, height = random.integers(20, 260, 2)
+    pixels = np.empty((height, width, 3), np.uint8)
+    pixels[:] = random.integers(0, 256, 3)
+    pixels[height // 4 : height // 2, width // 4 : width // 2] = random.integers(0, 256, 3)
+    return Image.fromarray(pixels)
+
+
+@dataclass(frozen=True)
+class World:
+    """The records, in S3 and as files, and the way to deploy them."""
+
+    root: str
+    folder: Path
+    model: ModelRecord
+    dataset: DatasetRecord
+    evaluation: EvaluationRecord
+    decision: Decision
+
+    def deploy(self, *, run_id: str = "run-1", **changed: Any) -> Any:
+        """Deploy; records and parameters may be ``changed``."""
+        records = {
+            name: changed.pop(name, getattr(self, name))
+            for name in ("model", "evaluation", "dataset", "decision")
+        }
+        for name, record in records.items():
+            write_record(record, self.folder / name)
+        return deploy_step(
+            **{f"{name}_record": self.folder / name for name in records},
+            deployment=self.folder / "out" / "deployment",
+            artifact_root=self.root,
+            run_id=run_id,
+            **{"timeout_seconds": 120.0, **changed},
+        )
+
+
+def evaluate(
+    context: RunContext, model: Record, dataset: DatasetRecord, answers: list[str]
+) -> EvaluationRecord:
+    """Commit an evaluation whose answers are ``answers``."""
+    metrics = Metrics(
+        samples=ROWS,
+        products=ROWS,
+        parse_rate=1.0,
+        title_exact=0.5,
+        category_accuracy=0.5,
+        price_median_ape=0.1,
+        price_within_10pct=0.5,
+    )
+
+    def work(attempt: Any) -> dict[str, Any]:
+        table = pa.table({"row_id": [f"row-{n}" for n in range(len(answers))], "text": answers})
+        pq.write_table(table, attempt.payload / "predictions.parquet")
+        return {
+            "subject": "tuned",
+            "model_digest": model.digest,
+            "dataset_digest": dataset.digest,
+            "task_digest": dataset.task.digest,
+            "split": "test",
+            "generation": GenerationParameters(max_new_tokens=32, num_crops=4, dtype="float32"),
+            "metrics": metrics,
+            "shuffled": None,
+            "chance_category_accuracy": 0.3,
+        }
+
+    parents = {"model": model.digest, "answers": str(answers)}
+    return run_step(
+        EvaluationRecord,
+        step="evaluate",
+        version=1,
+        context=context,
+        parameters={},
+        parents=parents,
+        work=work,
+    )
+
+
+def decide(context: RunContext, model: Record, evaluation: Record, passed: bool = True) -> Decision:
+    """Commit a decision."""
+    return run_step(
+        Decision,
+        step="gate",
+        version=1,
+        context=context,
+        parameters={"passed": passed},
+        parents={"model": model.digest, "tuned": evaluation.digest},
+        work=lambda _: {
+            "model_digest": model.digest,
+            "passed": passed,
+            "reason": "every rule holds" if passed else "parse_rate is 0.1",
+            "rules": (),
+        },
+    )
+
+
+def _write_dataset(attempt: Any) -> dict[str, Any]:
+    for shard, numbers in enumerate((range(3), range(3, ROWS))):
+        rows = [
+            {
+                "row_id": f"row-{number}",
+                "product_id": f"product-{number}",
+                "image": {"bytes": encode_jpeg(picture(number)), "path": None},
+                **TRUTH,
+                "currency": "USD",
+            }
+            for number in numbers
+        ]
+        pq.write_table(pa.Table.from_pylist(rows), attempt.payload / f"test-{shard:05}.parquet")
+    return {
+        "task": product_task(),
+        "splits": {"test": Split(rows=ROWS, products=ROWS)},
+        "dropped": {},
+        "currency": "USD",
+        "categories": {"SCARVES": ROWS},
+        "longest_side": 260,
+    }
+
+
+@pytest.fixture(scope="session")
+def tuned_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that answers the task, by what it sees."""
+    return write_tiny_model(tmp_path_factory.mktemp("tuned"), answer=ANSWER, task=product_task())
+
+
+@pytest.fixture(scope="session")
+def answers(tuned_folder: Path) -> list[Answer]:
+    """What the model says about the rows' pictures."""
+    limits = PictureLimits(min_side=1)
+    pictures = [decode_picture(encode_jpeg(picture(number)), limits) for number in range(ROWS)]
+    return Predictor.load(tuned_folder, device="cpu").answer(pictures, max_new_tokens=32)
+
+
+@pytest.fixture
+def world(s3: str, tmp_path: Path, tuned_folder: Path, answers: list[Answer]) -> World:
+    """All that a deployment needs."""
+    context = RunContext(artifact_root=s3, run_id="run-0")
+    common: dict[str, Any] = {"version": 1, "context": context, "parameters": {}, "parents": {}}
+    model = run_step(
+        ModelRecord,
+        step="merge_adapter",
+        work=lambda attempt: (
+            shutil.copytree(tuned_folder, attempt.payload, dirs_exist_ok=True)
+            and {"architecture": "Phi3VForCausalLM", "num_crops": 4, "task": product_task()}
+        ),
+        **common,
+    )
+    dataset = run_step(DatasetRecord, step="prepare_data", work=_write_dataset, **common)
+    evaluation = evaluate(context, model, dataset, [answer.text for answer in answers])
+    decision = decide(context, model, evaluation)
+    return World(s3, tmp_path, model, dataset, evaluation, decision)

@@ -1,0 +1,169 @@
+"""Only a model that passed, and that answers as it was evaluated, is made known."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.deploy.deploy import deployment_uri
+from components.deploy.local_server import LocalServer, ServerError
+from components.deploy.parameters import Deployment
+from fovea.errors import UserError
+from fovea.inference import Answer
+from fovea.records import ModelReference
+from fovea.steps import RunContext, StepReport
+from fovea.storage import Storage, index_uri
+from tests.components.deploy.conftest import ROWS, TRUTH, World, decide, evaluate
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+def record_uri(world: World) -> str:
+    return index_uri(world.root, world.model.step, world.model.input_key)
+
+
+def test_a_model_that_answers_as_evaluated_is_deployed(world: World, answers: list[Answer]) -> None:
+    verdict = world.deploy(service_name="shop", probes=ROWS + 10)
+    assert verdict == (
+        True,
+        f"{ROWS} of {ROWS} held-out pictures answered over V1 and chat as in the evaluation",
+    )
+    storage = Storage()
+    text = storage.read_bytes(deployment_uri(world.root, "shop"))
+    assert text == (world.folder / "out" / "deployment").read_bytes()
+    document = Deployment.model_validate_json(text)
+    assert document.model == ModelReference(digest=world.model.digest, record_uri=record_uri(world))
+    assert document.decision_digest == world.decision.digest
+    assert (document.probes, document.agreed, document.run_id) == (ROWS, ROWS, "run-1")
+    example = document.example
+    assert (example.row_id, example.text, example.answer) == ("row-0", answers[0].text, answers[0].fields)
+    assert example.truth == TRUTH
+    assert example.latency_ms > 0
+    assert document.predict_path == "/v1/models/shop:predict"
+    report = StepReport.model_validate_json(storage.read_bytes(f"{world.root}/runs/run-1/deploy.json"))
+    assert (report.reused, report.record_uri) == (False, deployment_uri(world.root, "shop"))
+
+
+def test_one_answer_that_differs_refuses(world: World, answers: list[Answer]) -> None:
+    texts = [answer.text for answer in answers]
+    texts[2] = texts[2].replace(".0", ".5")
+    context = RunContext(artifact_root=world.root, run_id="run-0")
+    evaluation = evaluate(context, world.model, world.dataset, texts)
+    decision = decide(context, world.model, evaluation)
+    verdict = world.deploy(evaluation=evaluation, decision=decision, probes=3)
+    assert not verdict.deployed
+    assert "2 of 3 held-out pictures" in verdict.reason
+    assert texts[2] in verdict.reason
+    assert not Storage().exists(deployment_uri(world.root, "fovea"))
+    written = json.loads((world.folder / "out" / "deployment").read_text())
+    assert written == {"deployed": False, "reason": verdict.reason}
+
+
+def refused(world: World, **changed: Any) -> str:
+    """Deploy what must be refused without any server; return the reason."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LocalServer, "running", None)
+        verdict = world.deploy(**changed)
+    assert not verdict.deployed
+    assert not list(Storage().list(f"{world.root}/deployments/"))
+    return str(verdict.reason)
+
+
+def test_what_the_gate_refused_is_refused(world: World) -> None:
+    context = RunContext(artifact_root=world.root, run_id="run-0")
+    decision = decide(context, world.model, world.evaluation, passed=False)
+    assert refused(world, decision=decision) == "the gate refused the model: parse_rate is 0.1"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("decision", {"model_digest": "sha256:" + "0" * 64}, "the decision is on another model"),
+        ("decision", {"parents": {}}, "the decision rests on another evaluation"),
+        ("evaluation", {"model_digest": "sha256:" + "0" * 64}, "the evaluation is of another model"),
+        ("dataset", {"longest_side": 1}, "the evaluation used another dataset"),
+        ("model", {"num_crops": 16}, "the decision is on another model"),
+    ],
+)
+def test_records_that_do_not_belong_together(
+    world: World, name: str, change: dict[str, Any], reason: str
+) -> None:
+    assert refused(world, **{name: getattr(world, name).model_copy(update=change)}) == reason
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"target": "kserve"}, "target: Input should be 'local'"),
+        ({"port": 70000}, "port"),
+        ({"probes": 0}, "probes"),
+        ({"service_name": "../x"}, "service_name"),
+    ],
+)
+def test_wrong_parameters(world: World, parameters: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        world.deploy(**parameters)
+    assert Storage().exists(f"{world.root}/runs/run-1/failure.json")
+
+
+def test_a_taken_port_is_the_reason(world: World) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        verdict = world.deploy(port=port)
+    assert not verdict.deployed
+    assert f"port {port} on 127.0.0.1 cannot be used" in verdict.reason
+
+
+def test_a_model_changed_in_the_bucket_is_the_reason(world: World) -> None:
+    storage = Storage()
+    storage.write_bytes(world.model.uri + "config.json", b"{}")
+    verdict = world.deploy()
+    assert not verdict.deployed
+    assert "is not the file its record names" in verdict.reason
+
+
+def test_a_server_that_takes_too_long_is_stopped(world: World) -> None:
+    with (
+        pytest.raises(ServerError, match=r"was not ready after 0 s"),
+        LocalServer(record_uri(world), "fovea").running(timeout=0.1),
+    ):
+        pass
+
+
+def test_the_server_ends_with_the_process_that_started_it(world: World) -> None:
+    script = (
+        "import sys\n"
+        "from components.deploy.local_server import LocalServer\n"
+        "with LocalServer(sys.argv[1], 'fovea').running(120) as address:\n"
+        "    print(address, flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script, record_uri(world)],
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert parent.stdout is not None
+    host, port = parent.stdout.readline().strip().removeprefix("http://").split(":")
+    listening = socket.create_connection((host, int(port)), timeout=10)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    with listening:
+        # The server closes its connections when it ends.
+        listening.settimeout(30)
+        assert listening.recv(1) == b""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection((host, int(port)), timeout=1).close()
+        except OSError:
+            return
+    pytest.fail("the server outlived the process that started it")
