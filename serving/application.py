@@ -11,12 +11,11 @@ from fastapi.exceptions import FastAPIDeprecationWarning
 from transformers.utils.logging import disable_progress_bar
 
 from fovea.inference import Predictor
-from fovea.records import ModelRecord, sha256_digest
-from fovea.storage import Storage, sha256_file
 from serving.batching import Batcher
 from serving.errors import add_error_handlers
 from serving.kserve_api import ModelServer, app, configure_logging
 from serving.limits import BodyLimit
+from serving.location import locate_model
 from serving.model import KServeModel, ServedModel
 from serving.openai import openai_router
 from serving.server import ServerSettings
@@ -32,7 +31,10 @@ def run(settings: ServerSettings, listener: socket.socket) -> None:
     disable_progress_bar()
     # Of kserve's own use of FastAPI, once for each route.
     warnings.simplefilter("ignore", FastAPIDeprecationWarning)
-    folder, digest = locate_model(settings.model)
+    if settings.digest is None:
+        folder, digest = locate_model(settings.model)
+    else:
+        folder, digest = Path(settings.model), settings.digest
     logger.info("loading %s", digest)
     predictor = Predictor.load(folder, device=settings.device, dtype=settings.dtype)
     batcher = Batcher(predictor, settings.max_batch_size)
@@ -46,33 +48,6 @@ def run(settings: ServerSettings, listener: socket.socket) -> None:
     finally:
         batcher.close()
     logger.info("stopped")
-
-
-def locate_model(model: str) -> tuple[Path, str]:
-    """Return a model's local folder, and its digest.
-
-    Args:
-        model: a record's URI, whose files are downloaded and checked; or a folder, whose digest is made of
-            those of its files.
-
-    Raises:
-        UserError: there is no such record, or a file is not the one it names.
-    """
-    if model.startswith("s3://"):
-        storage = Storage()
-        record = ModelRecord.from_json(storage.read_bytes(model), source=model)
-        return storage.download(record), record.digest
-    folder = Path(model)
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = [
-        {
-            "path": path.relative_to(folder).as_posix(),
-            "size": path.stat().st_size,
-            "sha256": sha256_file(path),
-        }
-        for path in paths
-    ]
-    return folder, sha256_digest({"files": files})
 
 
 class _Server(ModelServer):  # type: ignore[misc]

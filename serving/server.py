@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fovea.errors import UserError
+from serving.location import check_folder
 
 logger = logging.getLogger("serving")
 
@@ -21,6 +22,7 @@ class ServerSettings:
     Args:
         model: the URI of a model's record (``s3://…/index/….json``), whose files are checked against it; or a
             local folder.
+        digest: of the model in a local folder, where it is known already; else it is made of the files'.
         name: the name that callers use.
         port: 0 takes a free one.
         host: ``0.0.0.0`` lets other machines in.
@@ -30,6 +32,7 @@ class ServerSettings:
     """
 
     model: str
+    digest: str | None = None
     name: str = "fovea"
     port: int = 8080
     host: str = "127.0.0.1"
@@ -48,10 +51,8 @@ def serve(settings: ServerSettings) -> None:
     """
     if settings.exit_with_parent:
         threading.Thread(target=_stop_with_parent, name="parent", daemon=True).start()
-    if not settings.model.startswith("s3://") and not Path(settings.model, "config.json").is_file():
-        raise UserError(
-            f"{settings.model}: no model here; give the URI of a model's record or a folder with config.json"
-        )
+    if not settings.model.startswith("s3://"):
+        check_folder(Path(settings.model))
     with _listen(settings.host, settings.port) as listener:
         # Only now the imports and the model that take seconds: what is wrong so far is known at once.
         from serving.application import run

@@ -1,0 +1,93 @@
+"""`fovea serve`: the model server on this machine."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pipelines.state import State
+
+
+def serve(
+    model: Annotated[
+        str | None,
+        typer.Option(help="A model's record, s3://…/index/….json, or a folder.", metavar="URI|DIR"),
+    ] = None,
+    port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8080,
+    host: Annotated[str, typer.Option(help="0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    service: Annotated[
+        str, typer.Option(help="The service whose deployment is served, and the model's name.")
+    ] = "fovea",
+    state: Annotated[Path, typer.Option(help="The folder of local runs.", metavar="DIR")] = Path(".fovea"),
+) -> None:
+    """Serve a model: KServe's V1 protocol and OpenAI's chat completions, until Ctrl-C.
+
+    Without --model it is the one that the last run on this machine deployed.
+
+    Example: fovea serve
+
+    Example: fovea serve --model models/mine --port 8081
+    """
+    from pipelines.processes import interruptible
+    from serving.server import ServerSettings
+    from serving.server import serve as serve_model
+
+    with interruptible():
+        folder, digest = _locate(model, service, state)
+        serve_model(ServerSettings(model=str(folder), digest=digest, name=service, port=port, host=host))
+
+
+def _locate(model: str | None, service: str, state: Path) -> tuple[Path, str]:
+    """Return the folder and digest of the model to serve; what lies in S3 is downloaded."""
+    from pipelines.local import ARTIFACT_ROOT
+    from pipelines.state import State
+    from serving.location import locate_model
+
+    place = State(state.absolute())
+    is_local = model is None or (model.startswith(f"{ARTIFACT_ROOT}/") and not _names_s3())
+    if not is_local:
+        return locate_model(str(model))
+    with _local_s3(place):
+        uri = model or _deployed(ARTIFACT_ROOT, service)
+        return locate_model(uri, place.cache)
+
+
+def _names_s3() -> bool:
+    return any(os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))
+
+
+@contextmanager
+def _local_s3(place: "State") -> Iterator[None]:
+    """Serve the S3 store of the local runs for the block, and lead this process to it."""
+    from fovea.errors import UserError
+    from pipelines.embedded_s3 import serve_s3
+
+    if not place.s3.is_dir():
+        raise UserError(
+            f"{place.root}: no run has kept anything here; type `fovea run` first, or give --model"
+        )
+    with serve_s3(place.s3) as server:
+        os.environ.update(server.environment())
+        for name in ("NO_PROXY", "no_proxy"):
+            os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
+        yield
+
+
+def _deployed(artifact_root: str, service: str) -> str:
+    """Return the record's URI of the model that a service was last deployed with."""
+    from components.deploy.deploy import deployment_uri
+    from components.deploy.parameters import Deployment
+    from fovea.errors import UserError
+    from fovea.storage import Storage
+
+    storage = Storage()
+    uri = deployment_uri(artifact_root, service)
+    if not storage.exists(uri):
+        raise UserError(
+            f"no run has deployed the service {service!r} here; type `fovea run` first, or give --model"
+        )
+    return Deployment.model_validate_json(storage.read_bytes(uri)).model.record_uri

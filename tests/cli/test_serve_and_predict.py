@@ -1,0 +1,212 @@
+"""`fovea serve` on what was deployed here, and `fovea predict` asking it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import boto3
+import psutil
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from cli.predict import predict
+from cli.serve import serve
+from components.deploy.deploy import deployment_uri
+from components.deploy.parameters import Deployment, Example
+from fovea.errors import UserError
+from fovea.records import ModelRecord, ModelReference, now
+from fovea.steps import RunContext, run_step
+from fovea.storage import Storage, index_uri
+from fovea.task import product_task
+from pipelines.embedded_s3 import serve_s3
+from pipelines.state import State
+from tests.tiny_model import write_tiny_model
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+ROOT = "s3://fovea"
+FIELDS = {"product": "Wool [bold]scarf", "category": "SCARVES", "full_price": 1240.5}
+
+
+def run(command, *arguments: str) -> Result:
+    app = typer.Typer()
+    app.command()(command)
+    return CliRunner().invoke(app, list(arguments), catch_exceptions=False, env={"COLUMNS": "160"})
+
+
+def deploy(folder: Path) -> ModelRecord:
+    """Leave in S3 what a run leaves there that has deployed the model in ``folder``."""
+    record = run_step(
+        ModelRecord,
+        step="merge_adapter",
+        version=1,
+        context=RunContext(artifact_root=ROOT, run_id="run-1"),
+        parameters={},
+        parents={},
+        work=lambda attempt: (
+            shutil.copytree(folder, attempt.payload, dirs_exist_ok=True)
+            and {"architecture": "Phi3VForCausalLM", "num_crops": 4, "task": product_task()}
+        ),
+    )
+    uri = index_uri(ROOT, record.step, record.input_key)
+    document = Deployment(
+        service="fovea",
+        target="local",
+        model=ModelReference(digest=record.digest, record_uri=uri),
+        decision_digest="",
+        evaluation_digest="",
+        dtype="float32",
+        probes=1,
+        agreed=1,
+        example=Example(row_id="row-0", text="", answer=None, truth={}, latency_ms=1.0),
+        predict_path="",
+        chat_path="",
+        verified_at=now(),
+        run_id="run-1",
+    )
+    Storage().write_bytes(deployment_uri(ROOT, "fovea"), document.model_dump_json().encode())
+    return record
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running `fovea serve`."""
+
+    address: str
+    process: "subprocess.Popen[str]"
+    record: ModelRecord
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """`fovea serve` on the state folder of a run that has deployed a model."""
+    folder = tmp_path_factory.mktemp("state")
+    answer = "Product: Wool [bold]scarf, Category: SCARVES, Full Price: 1240.5"
+    model = write_tiny_model(folder / "model", answer=answer, task=product_task())
+    place = State(folder / "state")
+    with serve_s3(place.s3) as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment().items():
+            patch.setenv(name, value)
+        boto3.Session().client("s3").create_bucket(Bucket="fovea")
+        record = deploy(model)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    script = "import typer; from cli.serve import serve; typer.run(serve)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, "--state", str(place.root), "--port", "0"],
+        cwd=REPOSITORY,
+        env={**clean, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr is not None
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if "answering at" in line:
+                yield Served(line.split()[-1], process, record)
+                break
+        else:
+            pytest.fail("".join(said))
+    finally:
+        process.kill()
+        process.wait()
+
+
+def picture(path: Path) -> str:
+    Image.new("RGB", (80, 60), "red").save(path)
+    return str(path)
+
+
+def test_pictures_are_answered_as_a_table(served: Served, tmp_path: Path) -> None:
+    result = run(
+        predict, "--endpoint", served.address, picture(tmp_path / "a[red].png"), picture(tmp_path / "b.jpg")
+    )
+    assert result.exit_code == 0
+    assert result.output.count("Wool [bold]scarf") == 2
+    assert result.output.count("1,240.50") == 2
+    assert "full price" in result.output
+    assert "a[red].png" in result.output
+
+
+def test_pictures_are_answered_as_json(served: Served, tmp_path: Path) -> None:
+    result = run(predict, "--json", "--endpoint", f"{served.address}/", picture(tmp_path / "a.png"))
+    (line,) = result.output.splitlines()
+    answer = json.loads(line)
+    assert answer["fields"] == FIELDS
+    # The deployed model, downloaded by its record.
+    assert answer["model_digest"] == served.record.digest
+
+
+def test_one_bad_picture_fails_alone(served: Served, tmp_path: Path) -> None:
+    (tmp_path / "page.jpg").write_text("<html>")
+    result = run(
+        predict,
+        "--json",
+        "--endpoint",
+        served.address,
+        picture(tmp_path / "a.png"),
+        str(tmp_path / "page.jpg"),
+        str(tmp_path / "missing.jpg"),
+    )
+    assert result.exit_code == 1
+    answers = [json.loads(line) for line in result.output.splitlines()]
+    assert [answer["fields"] for answer in answers] == [FIELDS, None, None]
+    assert answers[1]["error"] == "the service answered 400: not a picture in one of JPEG, PNG, WEBP, GIF"
+    assert answers[2]["error"] == "cannot be read (No such file or directory)"
+
+
+def test_an_unknown_model(served: Served, tmp_path: Path) -> None:
+    result = run(predict, "--model", "other", "--endpoint", served.address, picture(tmp_path / "a.png"))
+    assert result.exit_code == 1
+    assert "Model with name other does not exist" in result.output
+
+
+def test_serving_leaves_nothing_behind(served: Served) -> None:
+    # The S3 server has ended once the model was downloaded.
+    assert psutil.Process(served.process.pid).children() == []
+    served.process.send_signal(signal.SIGINT)
+    assert served.process.wait(30) == 0
+
+
+def test_no_service(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no service answers here") as caught:
+        run(predict, "--endpoint", "http://127.0.0.1:1", picture(tmp_path / "a.png"))
+    assert "fovea serve" in str(caught.value)
+
+
+@pytest.mark.parametrize("endpoint", ["127.0.0.1:8080", "ftp://127.0.0.1", "http://[", "http://"])
+def test_an_endpoint_that_is_none(tmp_path: Path, endpoint: str) -> None:
+    with pytest.raises(UserError):
+        run(predict, "--endpoint", endpoint, picture(tmp_path / "a.png"))
+
+
+def test_another_kind_of_server(s3_server: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no service of ours"):
+        run(predict, "--endpoint", s3_server["AWS_ENDPOINT_URL_S3"], picture(tmp_path / "a.png"))
+
+
+def test_nothing_was_ever_deployed(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="fovea run"):
+        run(serve, "--state", str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_such_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    (tmp_path / "s3" / "fovea").mkdir(parents=True)
+    with pytest.raises(UserError, match="no run has deployed the service 'shop' here"):
+        run(serve, "--state", str(tmp_path), "--service", "shop")
+
+
+def test_a_folder_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no model here"):
+        run(serve, "--model", str(tmp_path))
