@@ -5,10 +5,9 @@ import sys
 _arguments, sys.argv = sys.argv, sys.argv[:1]
 try:
     from kserve import Model, ModelServer
-    from kserve.logging import configure_logging
     from kserve.model_server import app
     from kserve.protocol.infer_type import InferRequest
 finally:
     sys.argv = _arguments
 
-__all__ = ["InferRequest", "Model", "ModelServer", "app", "configure_logging"]
+__all__ = ["InferRequest", "Model", "ModelServer", "app"]

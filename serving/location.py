@@ -1,22 +1,14 @@
 """Where a model comes from, and what it is known by."""
 
+import logging
 from pathlib import Path
 
 from fovea.errors import UserError
+from fovea.progress import Progress
 from fovea.records import ModelRecord, sha256_digest
 from fovea.storage import Storage, sha256_file
 
-
-def check_folder(folder: Path) -> None:
-    """See whether a folder can hold a model at all, before anything slow begins.
-
-    Raises:
-        UserError: it cannot.
-    """
-    if not (folder / "config.json").is_file():
-        raise UserError(
-            f"{folder}: no model here; give the URI of a model's record or a folder with config.json"
-        )
+logger = logging.getLogger("serving")
 
 
 def locate_model(model: str, cache: Path | None = None) -> tuple[Path, str]:
@@ -33,9 +25,13 @@ def locate_model(model: str, cache: Path | None = None) -> tuple[Path, str]:
     if model.startswith("s3://"):
         storage = Storage()
         record = ModelRecord.from_json(storage.read_bytes(model), source=model)
-        return storage.download(record, cache), record.digest
+        progress = Progress(logger, "downloading the model: files")
+        return storage.download(record, cache, progress=progress), record.digest
     folder = Path(model)
-    check_folder(folder)
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{folder}: no model here; give the URI of a model's record or a folder with config.json"
+        )
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     files = [
         {

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fovea.errors import UserError
-from serving.location import check_folder
+from serving.location import locate_model
+from serving.logs import configure_logging
 
 logger = logging.getLogger("serving")
 
@@ -51,13 +52,16 @@ def serve(settings: ServerSettings) -> None:
     """
     if settings.exit_with_parent:
         threading.Thread(target=_stop_with_parent, name="parent", daemon=True).start()
-    if not settings.model.startswith("s3://"):
-        check_folder(Path(settings.model))
+    configure_logging()
     with _listen(settings.host, settings.port) as listener:
+        digest = settings.digest
+        folder = Path(settings.model)
+        if digest is None:
+            folder, digest = locate_model(settings.model)
         # Only now the imports and the model that take seconds: what is wrong so far is known at once.
         from serving.application import run
 
-        run(settings, listener)
+        run(settings, folder, digest, listener)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -121,11 +121,12 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
     process.terminate()
     try:
         process.wait(_STOP_SECONDS)
-    except BaseException:
+    except subprocess.TimeoutExpired:
+        logger.warning("deploy: the model server did not end within %.0f s and is killed", _STOP_SECONDS)
+    finally:
+        # Also where a second Ctrl-C cuts the waiting short; a process that has ended is left alone.
         process.kill()
         process.wait()
-        raise
-    finally:
         if process.stdin is not None:
             process.stdin.close()
 
