@@ -1,6 +1,7 @@
 """`fovea run`: the whole pipeline on this machine."""
 
 import logging
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -42,7 +43,7 @@ def run(
 
     from pipelines.local import Sample, run_locally
     from pipelines.processes import interruptible
-    from pipelines.report import choose_examples, write_report
+    from pipelines.report import choose_examples, save_picture, write_report
     from pipelines.settings import SAMPLE_SETTINGS, read_overrides, read_settings
     from pipelines.state import claim
     from pipelines.summary import collect_summary
@@ -66,10 +67,13 @@ def run(
         )
         summary.write(place.last_run)
         write_report(place.last_run, summary, *choose_examples(records, ended.storage, place.cache))
+        if summary.endpoint:
+            save_picture(place.last_run, records, ended.storage, place.cache, summary.endpoint.row_id)
     _print_summary(console, summary, place)
     if summary.state != "succeeded":
         where = f" in {summary.task}" if summary.task else ""
-        typer.secho(f"{summary.state}{where}: {summary.reason}", fg=typer.colors.RED, err=True)
+        reason = summary.reason.removeprefix(f"{summary.state}: ")
+        typer.secho(f"{summary.state}{where}: {reason}", fg=typer.colors.RED, err=True)
         raise typer.Exit(1)
     _print_next(console, place)
 
@@ -109,7 +113,7 @@ def _print_summary(console: "Console", summary: "Summary", place: "State") -> No
         ("MLflow store", place.mlflow),
         ("S3 store", place.s3),
     ):
-        console.print(f"  {what:13}{path}", markup=False)
+        console.print(f"  {what:13}{_near(path)}", markup=False)
 
 
 def _print_models(console: "Console", summary: "Summary") -> None:
@@ -176,11 +180,15 @@ def _print_steps(console: "Console", summary: "Summary") -> None:
 
 
 def _print_next(console: "Console", place: "State") -> None:
-    mlflow = f"mlflow ui --backend-store-uri sqlite:///{place.mlflow}"
+    commands = _near(Path(sys.executable).parent)
     console.print("\n[bold]What next[/bold]")
     for command, what in (
-        ("make serve", "starts the service on port 8080"),
-        ("fovea predict --endpoint http://127.0.0.1:8080 PICTURE", "asks it about a picture"),
-        (mlflow, "shows the experiments"),
+        ("make serve", "starts the service on port 8080; in another terminal:"),
+        (f"{commands}/fovea predict {_near(place.last_run / 'held-out.jpg')}", "asks it about that picture"),
+        (f"{commands}/mlflow ui --backend-store-uri sqlite:///{place.mlflow}", "shows the experiments"),
     ):
         console.print(f"  {command}\n      {what}", markup=False)
+
+
+def _near(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

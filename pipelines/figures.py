@@ -26,7 +26,8 @@ def metric(metrics: Metrics | None, name: str) -> str:
 
 def rule_limit(rule: RuleResult) -> str:
     """Return what a rule asks for; nothing for a condition, which just holds or not."""
-    return "" if is_condition(rule) else f"{rule.comparison} {rule_value(rule, rule.limit)}"
+    sign = {">=": "≥", "<=": "≤"}.get(rule.comparison, rule.comparison)
+    return "" if is_condition(rule) else f"{sign} {rule_value(rule, rule.limit)}"
 
 
 def rule_value(rule: RuleResult, value: float | None) -> str:

@@ -23,7 +23,7 @@ from fovea.errors import UserError
 from fovea.models import import_model
 from fovea.progress import Progress
 from fovea.records import now
-from fovea.sample.catalogue import write_catalogue
+from fovea.sample.catalogue import CATALOGUE_VERSION, write_catalogue
 from fovea.sample.server import CatalogueServer
 from fovea.steps import RunContext
 from fovea.storage import Storage, index_uri, split_uri
@@ -130,7 +130,7 @@ def _validate_before_work(values: Mapping[str, Any]) -> None:
 
 def _serve_sample(stack: ExitStack, sample: Sample, state: State, show: Show) -> str:
     """Make the sample catalogue where it is not there, serve it, and return its table's URL."""
-    folder = state.sample / f"catalogue-{sample.rows}-{sample.seed}"
+    folder = state.sample / f"catalogue-v{CATALOGUE_VERSION}-{sample.rows}-{sample.seed}"
     started = time.monotonic()
     progress = Progress(logger, "sample catalogue: pictures")
     catalogue = write_catalogue(folder, sample.rows, sample.seed, progress)
@@ -141,7 +141,7 @@ def _serve_sample(stack: ExitStack, sample: Sample, state: State, show: Show) ->
     server = stack.enter_context(CatalogueServer(folder, port=_catalogue_port(state, show)))
     profile = {"allowed_networks": ["127.0.0.0/8"], "allowed_ports": [server.port]}
     state.platform.write_text(yaml.safe_dump({"fetch_profiles": {_FETCH_PROFILE: profile}}))
-    return f"{server.url}/products.csv"
+    return server.catalogue_url
 
 
 def _catalogue_port(state: State, show: Show) -> int:
@@ -158,10 +158,22 @@ def _catalogue_port(state: State, show: Show) -> int:
 
 
 def _sample_model(state: State, show: Show) -> Path:
-    # Imported here: the model needs torch, which takes seconds that a wrong setting need not wait for.
-    from fovea.sample.model import make_sample_model
+    """Make the sample model where it is not there, and return its folder."""
+    # Imported here: torch takes seconds that a wrong setting need not wait for.
+    from fovea.sample.model import VERSION, make_sample_model
 
-    return make_sample_model(state.sample / "model")
+    folder = state.sample / f"model-v{VERSION}"
+    started = time.monotonic()
+    reporters: dict[str, Progress] = {}
+
+    def progress(what: str, done: int, total: int) -> None:
+        reporters.setdefault(what, Progress(logger, f"sample model: {what}"))(done, total)
+
+    if make_sample_model(folder, progress=progress):
+        show(f"sample model: reused {folder}")
+    else:
+        show(f"sample model: made in {time.monotonic() - started:.0f} s, in {folder}")
+    return folder
 
 
 def _storage(server: EmbeddedS3) -> Storage:

@@ -65,7 +65,7 @@ def write_report(
 
 
 def choose_examples(
-    records: Mapping[str, Record], storage: Storage, cache: Path, count: int = 6
+    records: Mapping[str, Record], storage: Storage, cache: Path, count: int = 8
 ) -> tuple[list[Example], list[Example]]:
     """Return the first held-out pictures with their answers, and those the tuned model gets most wrong."""
     dataset, evaluation = records.get("prepare_data"), records.get("evaluate_tuned")
@@ -78,8 +78,21 @@ def choose_examples(
     wrong = [row for row in rows[count:] if not all(field.right for field in _fields(row, task))]
     worst = sorted(wrong, key=lambda row: _badness(row, task), reverse=True)[:count]
     pictures = _pictures(storage, cache, dataset, evaluation.split, [row["row_id"] for row in first + worst])
-    made = [_example(row, task, pictures[row["row_id"]]) for row in first + worst]
+    made = [_example(row, task, _thumbnail(pictures[row["row_id"]])) for row in first + worst]
     return made[: len(first)], made[len(first) :]
+
+
+def save_picture(
+    folder: Path, records: Mapping[str, Record], storage: Storage, cache: Path, row_id: str
+) -> Path | None:
+    """Write a held-out picture to ``held-out.jpg`` in ``folder``, to ask about; None without one."""
+    dataset, evaluation = records.get("prepare_data"), records.get("evaluate_tuned")
+    if not isinstance(dataset, DatasetRecord) or not isinstance(evaluation, EvaluationRecord):
+        return None
+    found = _pictures(storage, cache, dataset, evaluation.split, [row_id])
+    path = folder / "held-out.jpg"
+    path.write_bytes(found[row_id])
+    return path
 
 
 def _fields(row: Mapping[str, Any], task: Task) -> tuple[FieldComparison, ...]:
@@ -116,18 +129,19 @@ def _example(row: Mapping[str, Any], task: Task, picture: str) -> Example:
 
 def _pictures(
     storage: Storage, cache: Path, dataset: DatasetRecord, split: str, row_ids: Sequence[str]
-) -> dict[str, str]:
-    """Return pictures of a split by row, small, as data URLs."""
+) -> dict[str, bytes]:
+    """Return pictures of a split by row."""
     folder = storage.download(dataset, cache, pattern=f"{split}-*.parquet")
     table = parquet.read_table(
         sorted(folder.glob(f"{split}-*.parquet")),
         columns=["row_id", "image"],
         filters=[("row_id", "in", list(row_ids))],
     )
-    return {row["row_id"]: _thumbnail(row["image"]["bytes"]) for row in table.to_pylist()}
+    return {row["row_id"]: row["image"]["bytes"] for row in table.to_pylist()}
 
 
 def _thumbnail(data: bytes) -> str:
+    """Return a picture, made small, as a data URL."""
     picture = decode_picture(data, PictureLimits(min_side=1))
     picture.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

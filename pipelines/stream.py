@@ -31,11 +31,12 @@ class Stream:
     error: str = ""
     """The last line of that task's traceback, without the exception's type."""
     silence: float = _SILENCE_SECONDS
-    """A task that has said nothing for this many seconds is said to be at work."""
+    """A task that has said nothing for this many seconds is said to be at work; ever less often, then."""
     _task: str = ""
     _raised: str = ""
     _started: float = 0.0
     _spoke: float = 0.0
+    _patience: float = 0.0
     _ended: threading.Event = field(default_factory=threading.Event)
 
     def follow(self, lines: Iterable[str]) -> None:
@@ -55,6 +56,7 @@ class Stream:
         if started := _STARTED.match(line):
             self._task, self._raised = started[1].replace("-", "_"), ""
             self._started = self._spoke = time.monotonic()
+            self._patience = self.silence
         elif ended := _ENDED.match(line):
             if ended[2] != "SUCCESS" and not self.failed:
                 self.failed, self.error = self._task, self._raised
@@ -64,7 +66,7 @@ class Stream:
         elif raised := _RAISED.match(line):
             self._raised = raised[2] or raised[1]
         elif spoken := _SPOKEN.match(line):
-            self._spoke = time.monotonic()
+            self._spoke, self._patience = time.monotonic(), self.silence
             # A step that the graph has twice names itself more precisely than kfp does.
             name = spoken[1].partition(":")[0]
             self._task = name if name.startswith(self._task.rstrip("_0123456789")) else self._task
@@ -73,6 +75,6 @@ class Stream:
     def _break_silence(self) -> None:
         while not self._ended.wait(self.silence / 5):
             task, now = self._task, time.monotonic()
-            if task and now - self._spoke >= self.silence:
-                self._spoke = now
+            if task and now - self._spoke >= self._patience:
+                self._patience = 2 * (now - self._spoke)
                 self.show(f"{task}: at work ({now - self._started:.0f} s)")

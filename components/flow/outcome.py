@@ -38,7 +38,8 @@ def report_outcome_step(*, state: str, artifact_root: str, run_id: str) -> Outco
     outcome = _outcome(state, _failure(storage, context))
     storage.write_bytes(context.run_uri("outcome.json"), outcome.model_dump_json().encode())
     where = f" in {outcome.task}" if outcome.task else ""
-    logger.info("report_outcome: run %s %s%s: %s", run_id, outcome.state, where, outcome.reason)
+    reason = outcome.reason.removeprefix(f"{outcome.state}: ")
+    logger.info("report_outcome: run %s %s%s: %s", run_id, outcome.state, where, reason)
     return outcome
 
 
