@@ -52,9 +52,11 @@ doctor: $(STAMP) ## what is here, what is missing, what to do
 compile: $(STAMP) ## pipelines/finetune.yaml, after the graph or a component's interface has changed
 	$(BIN)/fovea compile --out pipelines/finetune.yaml
 
-constraints: $(STAMP) ## constraints.txt from what is installed
-	$(BIN)/python -m pip freeze --all --exclude-editable --exclude pip --exclude setuptools \
-		| sed 's/+[a-z0-9.]*$$//' > constraints.txt
+constraints: $(STAMP) ## constraints.txt from what is installed, and what builds the project
+	$(BIN)/python -m pip install -q -c constraints.txt hatchling editables
+	{ echo "# The versions that are installed and tested together; make constraints writes this file."; \
+		$(BIN)/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+[a-z0-9.]*$$//'; \
+	} > .constraints.part && mv .constraints.part constraints.txt
 
 clean: ## remove the virtual environment and caches; never models, data or experiments
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
@@ -73,7 +75,7 @@ $(STAMP): pyproject.toml constraints.txt
 		exit 1; }
 	@echo "Installing the pinned dependencies into $(VENV): about 2 GB, some minutes the first time …"
 	@PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
-		$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_FLAGS) \
+		$(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_FLAGS) \
 		-c constraints.txt -e '.[platform,dev]'
 	@printf '#!/bin/sh\nexec "$$(dirname "$$0")/python" -P -m cli.main "$$@"\n' > $(BIN)/fovea
 	@chmod +x $(BIN)/fovea

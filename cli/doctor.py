@@ -94,7 +94,7 @@ def _rclone() -> Iterator[Finding]:
 
 
 def _room(state: Path) -> Iterator[Finding]:
-    import psutil
+    import psutil  # type: ignore[import-untyped]
 
     existing = next(folder for folder in (state.absolute(), *state.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free

@@ -44,14 +44,14 @@ def run(
     from pipelines.local import Sample, run_locally
     from pipelines.processes import interruptible
     from pipelines.report import choose_examples, save_picture, write_report
-    from pipelines.settings import SAMPLE_SETTINGS, read_overrides, read_settings
+    from pipelines.settings import default_settings, read_overrides, read_settings
     from pipelines.state import claim
     from pipelines.summary import collect_summary
 
     console = Console(highlight=False, soft_wrap=True)
     show = _Lines(console)
     given = {**(read_settings(settings) if settings else {}), **read_overrides(overrides or [])}
-    values = given if given.get("base_model") else {**read_settings(SAMPLE_SETTINGS), **given}
+    values = {**default_settings(given), **given}
     with (
         interruptible(),
         claim(state) as place,

@@ -28,7 +28,7 @@ def _task(component: Any, given: Mapping[str, Any], **own: Any) -> Any:
     return component(**{**shared, **own}).set_caching_options(False)
 
 
-@dsl.pipeline(name="fovea-finetune")
+@dsl.pipeline(name="fovea-finetune")  # type: ignore[untyped-decorator]
 def finetune(
     artifact_root: str,
     base_model: str,

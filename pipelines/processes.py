@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 _GRACE_SECONDS = 15.0
 

@@ -14,6 +14,16 @@ from fovea.errors import UserError
 SAMPLE_SETTINGS = Path(__file__).with_name("sample.yaml")
 """The settings of the run on the sample catalogue and the sample model."""
 
+_SAMPLE_MARK = "sample-model.json"
+"""Lies in every sample model's folder."""
+
+
+def default_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a local run takes where nothing is given: the sample model has values of its own."""
+    base = given.get("base_model")
+    is_sample = not base or (Path(str(base)) / _SAMPLE_MARK).is_file()
+    return read_settings(SAMPLE_SETTINGS) if is_sample else {}
+
 
 def read_settings(path: Path) -> dict[str, Any]:
     """Read a YAML file of settings; its keys are checked, its values not yet.

@@ -1,8 +1,10 @@
 """The folder a local run keeps everything in, and the lock that keeps a second run out of it."""
 
 import fcntl
+import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +13,8 @@ from pathlib import Path
 from fovea.errors import UserError
 
 _FREE_BYTES = 1 << 30
+_LONGEST_TEMPORARY = 70
+"""Worker processes put sockets in this folder, and a socket's path has 107 bytes at most."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,11 @@ class State:
     @property
     def temporary(self) -> Path:
         """Temporary files of the present run; emptied at its beginning and end."""
-        return self.root / "tmp"
+        folder = self.root / "tmp"
+        if len(os.fsencode(folder)) <= _LONGEST_TEMPORARY:
+            return folder
+        name = hashlib.sha256(os.fsencode(self.root)).hexdigest()[:12]
+        return Path(tempfile.gettempdir()) / f"fovea-{name}"
 
     @property
     def last_run(self) -> Path:
@@ -94,7 +102,7 @@ def claim(root: Path) -> Iterator[State]:
         lock.write(f"{os.getpid()}\n")
         lock.flush()
         shutil.rmtree(state.temporary, ignore_errors=True)
-        state.temporary.mkdir()
+        state.temporary.mkdir(mode=0o700)
         state.last_run.mkdir(exist_ok=True)
         try:
             yield state

@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 
 from components.flow.parameters import FinetuneParameters
 from fovea.errors import UserError
-from pipelines.settings import SAMPLE_SETTINGS, read_overrides, read_settings, validate_settings
+from fovea.sample.model import MADE_FILE
+from pipelines.settings import (
+    SAMPLE_SETTINGS,
+    default_settings,
+    read_overrides,
+    read_settings,
+    validate_settings,
+)
 
 NEEDED = {
     "artifact_root": "s3://bucket/prefix",
@@ -123,6 +130,13 @@ def test_an_empty_file_sets_nothing(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"mine\.yaml: cannot be read \(No such file"):
         read_settings(tmp_path / "mine.yaml")
+
+
+def test_the_sample_model_has_defaults_of_its_own(tmp_path: Path) -> None:
+    assert default_settings({}) == read_settings(SAMPLE_SETTINGS)
+    assert default_settings({"base_model": str(tmp_path)}) == {}
+    (tmp_path / MADE_FILE).write_text("{}")
+    assert default_settings({"base_model": str(tmp_path)}) == read_settings(SAMPLE_SETTINGS)
 
 
 def test_the_samples_settings_are_settings() -> None:

@@ -37,6 +37,13 @@ def test_temporary_files_of_a_killed_run_are_cleared(tmp_path: Path) -> None:
     assert not state.temporary.exists()
 
 
+def test_a_deep_state_folder_leaves_room_for_the_sockets_of_workers(tmp_path: Path) -> None:
+    with claim(tmp_path / ("deep/" * 20)) as state:
+        assert len(str(state.temporary)) <= 70
+        assert state.temporary.is_dir()
+    assert not state.temporary.exists()
+
+
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"), claim(tmp_path / "file" / "state"):
