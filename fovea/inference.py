@@ -156,7 +156,12 @@ class Predictor:
             ValueError: marks and pictures do not match.
         """
         ready = self.processor(text=[prompt], images=[list(images)], return_tensors="pt")
-        return Sample(ready["input_ids"][0], ready["pixel_values"], ready["image_sizes"])
+        none = self.processor.image_processor.collate([])
+        return Sample(
+            ready["input_ids"][0],
+            ready.get("pixel_values", none["pixel_values"]),
+            ready.get("image_sizes", none["image_sizes"]),
+        )
 
     @torch.inference_mode()
     def generate_batch(self, samples: Sequence[Sample], max_new_tokens: int = 64) -> list[Answer]:

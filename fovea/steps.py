@@ -4,8 +4,10 @@ A step's result is found by its input key, a digest of the step's name and versi
 parents' digests. That index, in S3, is the only cache.
 """
 
+import importlib
 import logging
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -215,5 +217,19 @@ def _in_main_thread() -> bool:
 
 def configure_logging() -> None:
     """Log to standard output, a line an event; libraries from WARNING on."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True, stream=sys.stdout)
+    # Libraries' bars do not read well in a log, and the steps say themselves how far they are.
+    for library in ("transformers", "datasets"):
+        if library in sys.modules:
+            importlib.import_module(f"{library}.utils.logging").disable_progress_bar()
     logger.setLevel(logging.INFO)
+
+
+def plain_line(text: str, length: int = 1000) -> str:
+    """Return ``text`` on one line without quotes or backslashes, cut to ``length`` characters.
+
+    The line becomes a pipeline parameter, and KFP's local runner evaluates conditions on parameters as code.
+    """
+    line = " ".join(text.translate(str.maketrans("", "", "\"'`\\{}")).split())
+    line = "".join(character for character in line if character.isprintable())
+    return line if len(line) <= length else line[: length - 1] + "…"

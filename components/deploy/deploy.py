@@ -31,7 +31,7 @@ from fovea.records import (
     now,
     read_record,
 )
-from fovea.steps import RunContext, StepReport, parse_parameters, reporting_failure
+from fovea.steps import RunContext, StepReport, parse_parameters, plain_line, reporting_failure
 from fovea.storage import Storage, index_uri, join_uri
 from fovea.task import Task
 
@@ -95,7 +95,7 @@ def deploy_step(
             if reason
             else _serve_and_verify(candidate, asked, artifact_root, storage)
         )
-        verdict = Verdict(found.passed, _plain_line(found.reason))
+        verdict = Verdict(found.passed, plain_line(found.reason))
         Path(deployment).parent.mkdir(parents=True, exist_ok=True)
         if verdict.deployed:
             document = _document(candidate, asked, context, found)
@@ -210,9 +210,3 @@ def _tags(document: Deployment) -> dict[str, str]:
         "fovea.deployed_at": document.verified_at.isoformat(),
         "fovea.deployed_by_run": document.run_id,
     }
-
-
-def _plain_line(text: str) -> str:
-    """Return one line without quotes or braces: it becomes a parameter, which KFP may evaluate as code."""
-    line = " ".join(text.translate(str.maketrans("", "", "\"'`\\{}")).split())
-    return "".join(character for character in line if character.isprintable())[:1000]

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from components.gate.report import markdown
-from components.gate.rules import Evidence, Judgement, Limits, default_rules, judge, judge_base, plain_line
+from components.gate.rules import Evidence, Judgement, Limits, default_rules, judge, judge_base
 from fovea import tracking
 from fovea.errors import UserError
 from fovea.records import Decision, EvaluationRecord, ModelRecord, R, read_record, write_record
-from fovea.steps import RunContext, parse_parameters, reporting_failure, run_step
+from fovea.steps import RunContext, parse_parameters, plain_line, reporting_failure, run_step
 from fovea.storage import Storage
 
 STEP = "gate"

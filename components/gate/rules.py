@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from fovea.records import EvaluationRecord, RuleResult
+from fovea.steps import plain_line
 
 Comparison = Literal[">=", "<=", ">", "<"]
 
@@ -272,13 +273,3 @@ def judge_base(base: EvaluationRecord, rules: Sequence[Rule]) -> Judgement:
         candidate=base, base=base, model_digest=base.model_digest, base_digest=base.model_digest
     )
     return judge(evidence, rules)
-
-
-def plain_line(text: str, length: int = 1000) -> str:
-    """Return ``text`` on one line without quotes or backslashes, cut to ``length`` characters.
-
-    The line is a pipeline parameter, and KFP's local runner evaluates conditions on parameters as code.
-    """
-    line = " ".join(text.translate(str.maketrans("", "", "\"'`\\{}")).split())
-    line = "".join(character for character in line if character.isprintable())
-    return line if len(line) <= length else line[: length - 1] + "…"

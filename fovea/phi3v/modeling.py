@@ -125,15 +125,16 @@ class Phi3VImageEmbedding(nn.Module):
         """
         grid = image_sizes.to(embeddings.device) // self.crop_size
         self._check(is_image, pixel_values, grid)
-        features = self.img_processor["vision_model"](pixel_values)
+        features = self.merged_features(pixel_values)
         # Every row of the table is projected once, however often a separator is used.
-        table = torch.cat([self._merge(features), self.sub_GN[0, 0], self.glb_GN[0]])
+        table = torch.cat([features, self.sub_GN[0, 0], self.glb_GN[0]])
         table = self.img_projection(table).to(embeddings.dtype)
         rows = token_rows(is_image, grid, self.side, crops=len(pixel_values))
         return torch.where(is_image[..., None], functional.embedding(rows, table), embeddings)
 
-    def _merge(self, features: torch.Tensor) -> torch.Tensor:
-        """Patches (crops, 4 * side**2, channels) to blocks of 2 x 2 (crops * side**2, 4 * channels)."""
+    def merged_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Crops (n, 3, crop_size, crop_size) to 2 x 2 patches each: (n * side**2, 4 * channels)."""
+        features = self.img_processor["vision_model"](pixel_values)
         channels, side = features.shape[-1], self.side
         blocks = features.reshape(-1, side, 2, side, 2, channels).permute(0, 1, 3, 2, 4, 5)
         return blocks.reshape(-1, 4 * channels)

@@ -16,9 +16,9 @@ from components.gate.rules import (
     default_rules,
     judge,
     judge_base,
-    plain_line,
 )
 from fovea.records import EvaluationRecord, GenerationParameters, Metrics, now
+from fovea.steps import plain_line
 
 BASE, TUNED, OTHER = (f"sha256:{digit * 64}" for digit in "abc")
 RULES = default_rules(Limits())
