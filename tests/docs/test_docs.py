@@ -1,0 +1,212 @@
+"""What the pages say must be there: links, commands, options, settings and their defaults."""
+
+import ast
+import importlib
+import itertools
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+from cli.main import app
+from components.flow.parameters import FinetuneParameters
+from fovea.errors import UserError
+from pipelines.settings import read_overrides, validate_settings
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+MAKEFILE = (REPOSITORY / "Makefile").read_text()
+TARGETS = set(re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE))
+VARIABLES = set(re.findall(r"^([A-Z_]+) *[?:]?=", MAKEFILE, re.MULTILINE))
+
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"(?<!\!)\[[^\]]*\]\(([^)\s]+)\)")
+_ASSIGNMENT = re.compile(r"[A-Z_]+=.*", re.DOTALL)
+
+page = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return [body for name, body in _FENCE.findall(path.read_text()) if name == language]
+
+
+def prose(path: Path) -> str:
+    return _FENCE.sub("", path.read_text())
+
+
+def commands(path: Path) -> Iterator[list[str]]:
+    """Every command of the shell blocks, and every `fovea …` and `make …` in a line, as words."""
+    for block in blocks(path, "sh"):
+        text = re.sub(r"(^|\s)#.*$", "", block.replace("\\\n", " "), flags=re.MULTILINE)
+        # The end of a line ends a command, as ; and | do, unless it is quoted.
+        lexer = shlex.shlex(text, posix=True, punctuation_chars=";|&()\n")
+        lexer.whitespace, lexer.commenters, lexer.whitespace_split = " \t", "", True
+        yield from _split(list(lexer))
+    for code in re.findall(r"`([^`]+)`", prose(path)):
+        if re.match(r"(\.venv/bin/)?(fovea|make|python -m) ", code):
+            yield shlex.split(code)
+
+
+def _split(words: list[str]) -> Iterator[list[str]]:
+    command: list[str] = []
+    for word in [*words, ";"]:
+        if set(word) <= set(";|&()\n"):
+            while command and _ASSIGNMENT.fullmatch(command[0]):
+                command.pop(0)
+            if command:
+                yield command
+            command = []
+        else:
+            command.append(word)
+
+
+def check(words: list[str]) -> None:
+    """Fail where a command of this project's does not exist, or has not such an option."""
+    name, rest = Path(words[0]).name, words[1:]
+    if name == "fovea":
+        check_fovea(rest)
+    elif name == "make":
+        check_make(rest)
+    elif name.startswith("python") and words[1] == "-m" and words[2].startswith(("components.", "serving")):
+        check_module(rest[1], rest[2:])
+
+
+def check_fovea(words: list[str]) -> None:
+    group = typer.main.get_command(app)
+    assert hasattr(group, "commands")
+    assert words[0] in group.commands, f"fovea has no subcommand {words[0]}"
+    check_options(group.commands[words[0]], words[1:], f"fovea {words[0]}")
+    pairs = itertools.pairwise(words)
+    read_overrides([value for option, value in pairs if option == "--set" and "…" not in value])
+
+
+def check_make(words: list[str]) -> None:
+    for word in words:
+        name, equals, value = word.partition("=")
+        assert name in (VARIABLES if equals else TARGETS), f"make has no {word}"
+        if name == "ARGS":
+            check_fovea(["run", *shlex.split(value)])
+
+
+def check_module(module: str, words: list[str]) -> None:
+    main = importlib.import_module(f"{module}.__main__").main
+    if module.startswith("components."):
+        alone = typer.Typer()
+        alone.command()(main)
+        check_options(typer.main.get_command(alone), words, module)
+
+
+def check_options(command: object, words: list[str], what: str) -> None:
+    known = {"--help", "-h"}
+    for parameter in command.params:  # type: ignore[attr-defined]
+        known.update([*parameter.opts, *parameter.secondary_opts])
+    wrong = {word.partition("=")[0] for word in words if word.startswith("-") and word != "-"} - known
+    assert not wrong, f"{what} has no option {', '.join(sorted(wrong))}"
+
+
+@page
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in _LINK.findall(prose(page)):
+        if re.match(r"[a-z]+:", link):
+            continue
+        place, _, heading = link.partition("#")
+        target = (page.parent / place).resolve() if place else page
+        assert target.exists(), f"{link} leads nowhere"
+        if heading:
+            assert heading in headings(target), f"{link}: there is no such heading"
+
+
+def headings(path: Path) -> set[str]:
+    """The anchors that GitHub gives a page's headings."""
+    titles = re.findall(r"^#+ (.*)$", prose(path), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@page
+def test_commands_and_their_options_exist(page: Path) -> None:
+    for words in commands(page):
+        check(words)
+
+
+@page
+def test_code_reads(page: Path) -> None:
+    for code in blocks(page, "python"):
+        ast.parse(code)
+    for document in blocks(page, "json"):
+        json.loads(document)
+    for document in blocks(page, "yaml"):
+        assert yaml.safe_load(document)
+
+
+def test_the_pages_hold_commands() -> None:
+    found = [words for path in PAGES for words in commands(path)]
+    assert ["make", "run"] in found
+    assert ["make", "test"] in found
+    assert any(Path(words[0]).name == "fovea" and words[1] == "run" for words in found)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "fovea destroy",
+        "fovea run --fast",
+        "fovea run --set lerning_rate=0",
+        "make money",
+        'make run ARGS="--set nothing=1"',
+        'make run FLAGS="x"',
+        "python -m components.gate --soft",
+        "python -m components.nothing --help",
+    ],
+)
+def test_what_does_not_exist_is_noticed(command: str) -> None:
+    with pytest.raises((AssertionError, UserError, ModuleNotFoundError)):
+        check(shlex.split(command))
+
+
+def test_the_table_of_parameters_is_complete() -> None:
+    text = (REPOSITORY / "docs" / "data-scientist.md").read_text()
+    text = text.partition("## Parameters")[2].partition("\n## ")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (?:`([^`]*)`)? ?\|", text, re.MULTILINE))
+    # A local run sets the artifact root itself.
+    assert set(rows) == set(FinetuneParameters.model_fields) - {"artifact_root"}
+    places = {"artifact_root": "s3://a", "base_model": "s3://a/b.json", "source": "a.csv"}
+    values = {name: value for name, value in rows.items() if name not in places}
+    stated = validate_settings({**places, **values})
+    assert stated == validate_settings(places)
+
+
+def test_the_example_settings_are_settings() -> None:
+    (document,) = blocks(REPOSITORY / "docs" / "data-scientist.md", "yaml")
+    names = [f"{name}={value}" for name, value in yaml.safe_load(document).items()]
+    assert len(read_overrides(names)) == len(names)
+
+
+def test_the_example_platform_is_read() -> None:
+    from fovea.platform import Platform
+
+    (document,) = blocks(REPOSITORY / "docs" / "platform-engineer.md", "yaml")
+    assert Platform.model_validate(yaml.safe_load(document)).fetch_profile("intranet").allowed_ports == (
+        80,
+        443,
+    )
+
+
+def test_the_example_answer_is_one() -> None:
+    from fovea.task import product_task
+    from serving.schemas import PredictResponse
+
+    (document,) = blocks(REPOSITORY / "docs" / "application-developer.md", "json")
+    (prediction,) = PredictResponse.model_validate_json(document).predictions
+    assert product_task().parse(prediction.text).fields == prediction.fields
+
+
+def test_decisions_are_numbered_and_listed() -> None:
+    folder = REPOSITORY / "docs" / "decisions"
+    files = sorted(path.name for path in folder.glob("0*.md"))
+    assert [name[:4] for name in files] == [f"{number:04d}" for number in range(1, len(files) + 1)]
+    assert re.findall(r"\]\((0[^)]+)\)", (folder / "README.md").read_text()) == files
