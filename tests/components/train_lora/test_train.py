@@ -1,0 +1,248 @@
+"""Training through S3 with a tiny model."""
+
+import inspect
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from components.train_lora.component import train_lora
+from components.train_lora.parameters import TrainLoraParameters
+from components.train_lora.train import train_lora_step
+from fovea.errors import UserError
+from fovea.records import AdapterRecord, DatasetRecord, ModelRecord, Split, now, write_record
+from fovea.storage import Storage
+from fovea.task import product_task
+from tests.tiny_model import write_tiny_model
+
+MADE: dict[str, Any] = {
+    "step_version": 1,
+    "input_key": "0" * 64,
+    "parameters": {},
+    "parents": {},
+    "created_at": now(),
+    "run_id": "run-0",
+}
+FEATURES = Features(
+    {
+        "row_id": Value("string"),
+        "product_id": Value("string"),
+        "image": ImageFeature(),
+        "product": Value("string"),
+        "category": Value("string"),
+        "full_price": Value("float64"),
+        "currency": Value("string"),
+    }
+)
+QUICK = {
+    "num_crops": 1,
+    "rank": 4,
+    "dropout": 0.0,
+    "learning_rate": 0.01,
+    "epochs": 6.0,
+    "batch_size": 4,
+    "device_batch_size": 2,
+    "gradient_checkpointing": False,
+    "precision": "float32",
+}
+
+
+def write_dataset(folder: Path, splits: dict[str, int]) -> Path:
+    folder.mkdir()
+    for split, count in splits.items():
+        rows = [
+            {
+                "row_id": f"{split}{number}",
+                "product_id": f"{split}{number}",
+                "image": Image.new("RGB", (40, 40), "red" if number % 2 else "blue"),
+                "product": "Red Bag" if number % 2 else "Blue Boot",
+                "category": "BAGS" if number % 2 else "SHOES",
+                "full_price": 100.0,
+                "currency": "USD",
+            }
+            for number in range(count)
+        ]
+        Dataset.from_list(rows, FEATURES).to_parquet(folder / f"{split}-00000.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+class Inputs:
+    """A base and a dataset in S3, and their records as files."""
+
+    def __init__(self, root: str, folder: Path, model: Path, splits: dict[str, int]) -> None:
+        self.root, self.folder = root, folder
+        storage = Storage()
+        base = ModelRecord(
+            step="import_model",
+            uri=f"{root}/base/",
+            files=storage.upload_folder(model, f"{root}/base/"),
+            architecture="Phi3VForCausalLM",
+            num_crops=4,
+            **MADE,
+        )
+        dataset = DatasetRecord(
+            step="prepare_data",
+            uri=f"{root}/data/",
+            files=storage.upload_folder(write_dataset(folder / "data", splits), f"{root}/data/"),
+            task=product_task(),
+            splits={name: Split(rows=count, products=count) for name, count in splits.items()},
+            dropped={},
+            currency="USD",
+            categories={"BAGS": 1, "SHOES": 1},
+            longest_side=40,
+            **MADE,
+        )
+        self.base, self.dataset = base, dataset
+        write_record(base, folder / "base.json")
+        write_record(dataset, folder / "dataset.json")
+
+    def train(self, run_id: str = "run-1", root: str | None = None, **parameters: Any) -> AdapterRecord:
+        return train_lora_step(
+            dataset_record=self.folder / "dataset.json",
+            base_record=self.folder / "base.json",
+            adapter_record=self.folder / "adapter.json",
+            artifact_root=root or self.root,
+            run_id=run_id,
+            experiment="tests",
+            parameters=QUICK | parameters,
+        )
+
+    def report(self, name: str, run_id: str = "run-1") -> Any:
+        return json.loads(Storage().read_bytes(f"{self.root}/runs/{run_id}/{name}.json"))
+
+
+@pytest.fixture
+def untracked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture
+def inputs(s3: str, tmp_path: Path, model: Path, untracked: None) -> Inputs:
+    return Inputs(s3, tmp_path, model, {"train": 12, "validation": 4})
+
+
+def weights(record: AdapterRecord) -> dict[str, torch.Tensor]:
+    return dict(load_file(Storage().download(record) / "adapter_model.safetensors"))
+
+
+def test_training_teaches_and_its_adapter_is_reused(inputs: Inputs) -> None:
+    record = inputs.train()
+    assert AdapterRecord.from_json((inputs.folder / "adapter.json").read_text()) == record
+    assert record.steps == 18
+    assert record.epochs == 6.0
+    assert record.validation_loss is not None
+    untrained = inputs.train("run-2", learning_rate=0.0)
+    assert untrained.digest != record.digest
+    assert untrained.validation_loss is not None
+    assert record.validation_loss < 0.7 * untrained.validation_loss
+
+    # A learning rate of 0: the update is B @ A, and B stays zero.
+    matrices = weights(untrained)
+    assert all(not tensor.any() for name, tensor in matrices.items() if "lora_B" in name)
+    assert any(tensor.any() for name, tensor in matrices.items() if "lora_A" in name)
+
+    # The adapter holds LoRA matrices of the decoder's projections and nothing else.
+    trained = weights(record)
+    assert {name.rsplit(".", 2)[1] for name in trained} == {"lora_A", "lora_B"}
+    assert len(trained) == 2 * 2 * 4
+    assert not any("vision" in name for name in trained)
+    assert all(tensor.any() for tensor in trained.values())
+    assert {entry.path for entry in record.files} == {"adapter_config.json", "adapter_model.safetensors"}
+
+    again = inputs.train("run-3")
+    assert again == record
+    assert inputs.report("train_lora", "run-3")["reused"] is True
+    assert record.base.digest == inputs.base.digest
+    assert record.dataset_digest == inputs.dataset.digest
+
+
+def test_the_same_seed_gives_the_same_bytes_wherever_it_runs(
+    inputs: Inputs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    one = inputs.train(epochs=1.0)
+    # Nothing is left behind, and the log shows what is trained on.
+    assert not list(temporary.glob("fovea-*"))
+    log = capfd.readouterr().out
+    assert "trained on 'Product: Blue Boot, Category: SHOES, Full Price: 100.0<|end|>'" in log
+    assert "What is shown in this image?" in log
+    monkeypatch.setenv("FOVEA_CACHE", str(tmp_path / "another-cache"))
+    other = inputs.train("run-2", root=f"{inputs.root}/elsewhere", epochs=1.0)
+    assert other.uri != one.uri
+    assert other.files == one.files
+    config = json.loads((Storage().download(other) / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == inputs.base.digest
+    assert config["target_modules"] == sorted(config["target_modules"])
+
+
+def test_a_missing_split_is_one_clear_error(s3: str, tmp_path: Path, model: Path, untracked: None) -> None:
+    inputs = Inputs(s3, tmp_path, model, {"train": 4})
+    with pytest.raises(UserError, match="has no validation split"):
+        inputs.train()
+    assert inputs.report("failure")["kind"] == "user"
+
+
+@pytest.mark.parametrize("epochs", [0.3, 3.5], ids=["before the first log", "at a log"])
+def test_a_loss_that_is_not_finite_ends_the_training(
+    s3: str, tmp_path: Path, model: Path, untracked: None, epochs: float
+) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in model.iterdir():
+        (broken / path.name).write_bytes(path.read_bytes())
+    state = load_file(model / "model.safetensors")
+    state["model.norm.weight"] = torch.full_like(state["model.norm.weight"], torch.nan)
+    save_file(state, broken / "model.safetensors", {"format": "pt"})
+    inputs = Inputs(s3, tmp_path, broken, {"train": 12, "validation": 1})
+    with pytest.raises(UserError, match="loss is nan at step"):
+        inputs.train(epochs=epochs)
+    assert not list(Storage().list(f"{s3}/index/"))
+
+
+def test_wrong_parameters_are_named_before_anything_is_read(inputs: Inputs) -> None:
+    (inputs.folder / "dataset.json").unlink()
+    with pytest.raises(UserError, match=r"rank: .* greater than or equal to 1 .*batch_sise: "):
+        inputs.train(rank=0, batch_sise=4)
+    assert "wrong parameters" in inputs.report("failure")["error"]
+    with pytest.raises(UserError, match="batch_size 4 must be a multiple of device_batch_size 3"):
+        inputs.train(device_batch_size=3)
+
+
+def test_component_command_and_parameters_agree() -> None:
+    fields = TrainLoraParameters.model_fields
+    component = inspect.signature(train_lora.python_func).parameters
+    own = {"dataset", "base", "adapter", "artifact_root", "run_id", "experiment"}
+    assert {name: parameter.default for name, parameter in component.items() if name not in own} == {
+        name: field.default for name, field in fields.items()
+    }
+    assert all(field.description for field in fields.values())
+    from components.train_lora.__main__ import main
+
+    command = inspect.signature(main).parameters
+    assert set(command) == set(component)
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", "import sys, components.train_lora.__main__; print('torch' in sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.strip() == "False"
