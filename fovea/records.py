@@ -238,7 +238,7 @@ def read_record(path: str | Path, record_type: type[R]) -> R:
         UserError: the file cannot be read, or holds no such record.
     """
     try:
-        text = Path(path).read_text()
+        text = Path(path).read_bytes()
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); give the JSON file a step wrote"
