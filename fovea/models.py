@@ -63,7 +63,13 @@ def _check(folder: Path) -> dict[str, list[str]]:
         raise UserError(f"{folder}: not a Phi-3-Vision folder, {', '.join(missing)} missing")
     if not list(folder.glob("*.safetensors")):
         raise UserError(f"{folder}: holds no *.safetensors; pickled weights are not read")
-    config: dict[str, list[str]] = json.loads((folder / "config.json").read_text())
+    config: dict[str, list[str]] = {}
+    for name in _NEEDED:
+        try:
+            document = json.loads((folder / name).read_bytes())
+        except ValueError as error:
+            raise UserError(f"{folder / name}: is not JSON ({error}); fetch the model again") from error
+        config = document if name == "config.json" else config
     if config.get("architectures") != ["Phi3VForCausalLM"]:
         raise UserError(
             f"{folder}: is a {config.get('architectures')}, only Phi3VForCausalLM can be fine-tuned"

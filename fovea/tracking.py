@@ -7,6 +7,7 @@ must succeed; everything after that only warns, since no figure is worth a night
 import logging
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -188,9 +189,10 @@ def _warn_only(what: str, action: "Callable[[], Any]") -> Any:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    # Libraries quote the address they could not reach, with its password.
+    return _without_password((str(error).strip().splitlines() or [type(error).__name__])[0])[:200]
 
 
-def _without_password(uri: str) -> str:
-    head, at, tail = uri.rpartition("@")
-    return f"{head.split('://')[0]}://…@{tail}" if at else uri
+def _without_password(text: str) -> str:
+    """Return ``text`` with user and password taken out of any URL in it."""
+    return re.sub(r"://[^/\s]*@", "://…@", text)

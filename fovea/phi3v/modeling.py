@@ -136,7 +136,7 @@ class Phi3VImageEmbedding(nn.Module):
         """Crops (n, 3, crop_size, crop_size) to 2 x 2 patches each: (n * side**2, 4 * channels)."""
         features = self.img_processor["vision_model"](pixel_values)
         channels, side = features.shape[-1], self.side
-        blocks = features.reshape(-1, side, 2, side, 2, channels).permute(0, 1, 3, 2, 4, 5)
+        blocks: torch.Tensor = features.reshape(-1, side, 2, side, 2, channels).permute(0, 1, 3, 2, 4, 5)
         return blocks.reshape(-1, 4 * channels)
 
     def _check(self, is_image: torch.Tensor, pixel_values: torch.Tensor, grid: torch.Tensor) -> None:

@@ -124,9 +124,9 @@ def random_look(
         trim=rng.choice(_TRIMS),
         background=background,
         backdrop=rng.choice(_PASTELS),
-        scale=rng.uniform(0.72, 0.92),
-        offset=(rng.uniform(-0.5, 0.5), rng.uniform(-0.5, 0.5)),
-        rotation=rng.uniform(-7, 7),
+        scale=rng.uniform(0.8, 0.94),
+        offset=(rng.uniform(-0.2, 0.2), rng.uniform(-0.2, 0.2)),
+        rotation=rng.uniform(-4, 4),
         mirror=rng.random() < 0.5,
         light=rng.uniform(0.93, 1.05),
     )

@@ -71,15 +71,15 @@ _COLOURS: dict[str, tuple[str, float]] = {
 }
 _PATTERNS: dict[str, tuple[str, float]] = {
     "plain": ("", 1.0),
-    "stripes": ("Regatta", 1.12),
-    "check": ("Tattersall", 1.4),
-    "dots": ("Confetti", 1.2),
-    "block": ("Harlequin", 1.3),
+    "stripes": ("Regatta", 1.08),
+    "check": ("Tattersall", 1.25),
+    "dots": ("Confetti", 1.12),
+    "block": ("Harlequin", 1.18),
 }
 _SIZES: dict[str, tuple[str, float]] = {
-    "small": ("Mini", 0.75),
+    "small": ("Mini", 0.85),
     "medium": ("", 1.0),
-    "large": ("Grand", 1.35),
+    "large": ("Grand", 1.2),
 }
 _LENGTHS: dict[str, str] = {"small": "Cropped", "medium": "", "large": "Longline"}
 

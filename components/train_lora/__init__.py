@@ -1,0 +1,1 @@
+"""Trains a LoRA adapter on a prepared dataset."""

@@ -1,0 +1,74 @@
+"""From a prepared dataset to batches in which only the answer is supervised."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, load_dataset
+
+from fovea.errors import UserError
+from fovea.phi3v import Phi3VProcessor
+from fovea.task import Task
+
+IGNORED = -100
+"""The label of a position that is not trained on (PyTorch's cross entropy skips it)."""
+
+
+def load_split(folder: Path, split: str) -> Dataset:
+    """Read one split's Parquet shards, memory-mapped; pictures stay encoded until a row is asked for."""
+    shards = sorted(str(path) for path in folder.glob(f"{split}-*.parquet"))
+    if not shards:
+        raise UserError(f"{folder}: the dataset has no {split} split; prepare it again with one")
+    return load_dataset("parquet", data_files=shards, split="train", cache_dir=str(folder / ".arrow"))
+
+
+class AnswerCollator:
+    """Turns rows of a dataset into a batch of `Phi3VForCausalLM`'s arguments.
+
+    The answer and the ``<|end|>`` behind it are supervised, and nothing else: prompt, picture and padding are
+    masked by position, never by id, since padding and end of text may share one.
+    """
+
+    def __init__(self, processor: Phi3VProcessor, task: Task, num_crops: int) -> None:
+        self._processor = processor
+        self._task = task
+        self._num_crops = num_crops
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Make a batch: the model's inputs, and ``labels`` of the shape of ``input_ids``, (batch, length).
+
+        Raises:
+            UserError: a row's prompt is not what its full text begins with, token for token.
+        """
+        texts = [self._task.training_text({name: row[name] for name in self._task.fields}) for row in rows]
+        batch = dict(
+            self._processor(
+                text=texts,
+                images=[[row["image"]] for row in rows],
+                return_tensors="pt",
+                padding=True,
+                padding_side="right",
+                num_crops=self._num_crops,
+            )
+        )
+        labels = batch["input_ids"].clone()
+        lengths = batch["attention_mask"].sum(dim=1)
+        for index, (row, text) in enumerate(zip(rows, texts, strict=True)):
+            end = int(lengths[index])
+            labels[index, : end - self._answer_length(str(row["row_id"]), text)] = IGNORED
+            labels[index, end:] = IGNORED
+        return {**batch, "labels": labels}
+
+    def _answer_length(self, row_id: str, text: str) -> int:
+        # A picture takes the same placeholders in both, so what stands behind its mark tells them apart.
+        prompt, full = self._ids_behind_mark(self._task.prompt()), self._ids_behind_mark(text)
+        if full[: len(prompt)] != prompt:
+            raise UserError(
+                f"row {row_id}: the tokenizer joins prompt and answer; end the prompt with a marker"
+            )
+        return len(full) - len(prompt)
+
+    def _ids_behind_mark(self, text: str) -> list[int]:
+        ids: list[int] = self._processor.tokenizer(text.split("<|image_1|>")[1]).input_ids
+        return ids
