@@ -1,5 +1,6 @@
 """The `fovea` command: what its subcommands have in common."""
 
+import errno
 import sys
 from typing import Annotated
 
@@ -67,9 +68,14 @@ def main() -> None:
     except OSError as error:
         if error.errno is None:
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        typer.secho(f"error: {where}{error.strerror}", fg=typer.colors.RED, err=True)
+        typer.secho(f"error: {_explain(error)}", fg=typer.colors.RED, err=True)
         sys.exit(1)
+
+
+def _explain(error: OSError) -> str:
+    if error.errno == errno.ENOSPC:
+        return "the disk is full: free some space, or choose a folder on another disk (--state, --out)"
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Nothing but Python is needed. Everything is kept in one folder, and what is ther
 
 import logging
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -78,6 +79,9 @@ def run_locally(values: Mapping[str, Any], sample: Sample, state: State, show: S
     """
     started = time.monotonic()
     _validate_before_work(values)
+    # What is left of an earlier run must not be taken for this one's.
+    shutil.rmtree(state.last_run, ignore_errors=True)
+    state.last_run.mkdir()
     with ExitStack() as stack:
         source = values.get("source") or _serve_sample(stack, sample, state, show)
         base = values.get("base_model") or str(_sample_model(state, show))

@@ -103,7 +103,6 @@ def claim(root: Path) -> Iterator[State]:
         lock.flush()
         shutil.rmtree(state.temporary, ignore_errors=True)
         state.temporary.mkdir(mode=0o700)
-        state.last_run.mkdir(exist_ok=True)
         try:
             yield state
         finally:

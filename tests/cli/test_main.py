@@ -1,3 +1,4 @@
+import errno
 import subprocess
 import sys
 import time
@@ -5,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from cli import main
 from fovea import __version__
+from fovea.errors import UserError
 
 COMMANDS = ["sample-data", "sample-model", "run", "compile", "serve", "predict", "doctor"]
 
@@ -76,3 +79,24 @@ def test_an_unknown_option_is_told_with_the_usage() -> None:
     failed = fovea("run", "--sett", "x")
     assert failed.returncode == 2
     assert "No such option" in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full: free some space"),
+        (PermissionError(errno.EACCES, "Permission denied", "out.yaml"), "out.yaml: Permission denied"),
+        (UserError("x: is wrong; mend it"), "x: is wrong; mend it"),
+    ],
+)
+def test_the_systems_errors_are_one_line_too(
+    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(**options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(main, "app", fail)
+    with pytest.raises(SystemExit) as end:
+        main.main()
+    assert end.value.code == 1
+    assert f"error: {message}" in capsys.readouterr().err

@@ -151,4 +151,6 @@ def test_a_failing_step_ends_the_run_with_its_own_message(
     assert len(failed.stderr.splitlines()) == 1
     assert "Traceback" not in failed.stdout
     assert "Traceback" in (folder.state / "last-run" / "log.txt").read_text()
-    assert folder.summary["state"] == "failed"
+    summary = folder.summary
+    assert summary["state"] == "failed"
+    assert summary["models"] == {}
