@@ -47,9 +47,9 @@ class Recipe:
 
     seed: int = 0
     pictures: int = 12_000
-    tower_steps: int = 900
+    tower_steps: int = 800
     tower_batch: int = 64
-    steps: int = 500
+    steps: int = 450
     batch: int = 44
     writing: int = 12
     """How many of a batch write down words and numbers, without a picture."""

@@ -11,7 +11,7 @@ FieldValue = str | float
 
 # Markers such as <|end|> steer the model, so they may stand in no value.
 _SPECIAL_TOKEN = re.compile(r"<\|[^|<>]*\|>|</?s>|<unk>")
-_PRICE = re.compile(r"\d{1,12}\.\d{1,2}")
+_PRICE = re.compile(r"[0-9]{1,12}\.[0-9]{1,2}")
 
 
 class _Field(BaseModel):
