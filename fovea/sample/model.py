@@ -250,7 +250,7 @@ def _draw_pictures(recipe: Recipe, processor: Phi3VImageProcessor, progress: Pro
 class _Optimiser:
     """Muon for the matrices inside, AdamW for the rest; both on one schedule, a warm-up and half a cosine.
 
-    Muon (Jordan et al., 2024) takes a third of the steps that AdamW needs here.
+    Muon (Jordan et al., 2024) takes about half the steps that AdamW needs here.
     """
 
     def __init__(self, module: nn.Module, recipe: Recipe, steps: int) -> None:
