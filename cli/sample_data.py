@@ -17,18 +17,11 @@ def sample_data(
 
     Example: fovea sample-data --out catalogue --rows 500 --seed 7
     """
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
+    from cli.progress import showing_progress
     from fovea.sample.catalogue import write_catalogue
 
-    console = Console(stderr=True)
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task("Drawing products", total=None)
-        summary = write_catalogue(
-            out, rows, seed, lambda done, total: progress.update(task, completed=done, total=total)
-        )
+    with showing_progress() as show:
+        summary = write_catalogue(out, rows, seed, lambda done, total: show("drawing products", done, total))
     print(f"{'Reused' if summary.reused else 'Wrote'} the sample catalogue in {out}")
     print(f"  products.csv  {summary.rows:,} rows of {summary.products:,} products, seed {summary.seed}")
     print(f"  flaws.json    what is wrong with some rows; {summary.usable:,} products are usable")

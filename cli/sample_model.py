@@ -16,21 +16,10 @@ def sample_model(
 
     Example: fovea sample-model --out model
     """
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TaskID, TimeRemainingColumn
-
+    from cli.progress import showing_progress
     from fovea.sample.model import Recipe, make_sample_model
 
-    console = Console(stderr=True)
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        stages: dict[str, TaskID] = {}
-
-        def show(what: str, done: int, total: int) -> None:
-            if what not in stages:
-                stages[what] = progress.add_task(what.capitalize(), total=total)
-            progress.update(stages[what], completed=done)
-
+    with showing_progress() as show:
         reused = make_sample_model(out, Recipe(seed=seed), show)
     print(f"{'Reused' if reused else 'Made'} the sample model in {out}")
     print(f"  fine-tune it: fovea run --set base_model={out}")

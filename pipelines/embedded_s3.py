@@ -3,6 +3,7 @@
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +16,15 @@ from pathlib import Path
 from fovea.errors import UserError
 
 _START_SECONDS = 20.0
+
+# Runs a command until it ends or standard input closes, as it does when the process at its other end is gone.
+_END_WITH_STDIN = """
+exec 3<&0
+"$@" 3<&- &
+server=$!
+{ read -r _; kill "$server"; } <&3 2>/dev/null &
+wait "$server"
+"""
 
 
 @dataclass(frozen=True)
@@ -82,14 +92,8 @@ def serve_s3(folder: Path, log: Path | None = None) -> Iterator[EmbeddedS3]:
     folder.mkdir(parents=True, exist_ok=True)
     log = log or folder.with_suffix(".log")
     server = EmbeddedS3(f"http://127.0.0.1:{free_port()}", "fovea", secrets.token_urlsafe(24))
-    command = [
-        str(find_rclone()),
-        "serve",
-        "s3",
-        str(folder),
-        "--addr",
-        server.endpoint_url.removeprefix("http://"),
-    ]
+    address = server.endpoint_url.removeprefix("http://")
+    command = [str(find_rclone()), "serve", "s3", str(folder), "--addr", address]
     # The keys go by environment: a command line is there for everybody to read.
     environment = {
         **os.environ,
@@ -100,18 +104,28 @@ def serve_s3(folder: Path, log: Path | None = None) -> Iterator[EmbeddedS3]:
     with log.open("wb") as output:
         # A session of its own: Ctrl-C must reach the pipeline first, which still has a failure to write down.
         process = subprocess.Popen(  # noqa: S603
-            command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            ["/bin/sh", "-c", _END_WITH_STDIN, "sh", *command],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     try:
         _wait_until_listening(server, process, log)
         yield server
     finally:
-        process.terminate()
-        try:
-            process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        _end(process)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    if process.stdin is not None:
+        process.stdin.close()
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _wait_until_listening(server: EmbeddedS3, process: "subprocess.Popen[bytes]", log: Path) -> None:

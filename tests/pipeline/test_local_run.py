@@ -1,67 +1,12 @@
 """The whole pipeline here, on a tiny model that cannot pass the gate: its ends, reuse and interruption."""
 
-import json
-import os
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 
-from tests.tiny_model import write_tiny_model
-
-SETTINGS = {
-    "num_crops": 1,
-    "longest_side": 56,
-    "validation_fraction": 0.2,
-    "test_fraction": 0.2,
-    "min_rows": 5,
-    "epochs": 1,
-    "max_new_tokens": 8,
-    "min_samples": 5,
-}
-
-
-class Folder:
-    """A state folder and a base model, and runs on them."""
-
-    def __init__(self, root: Path) -> None:
-        self.state = root / "a state"
-        self.base = write_tiny_model(root / "base", num_crops=1)
-
-    def command(self, **settings: object) -> list[str]:
-        values = {"base_model": self.base, **SETTINGS, **settings}
-        pairs = [part for name, value in values.items() for part in ("--set", f"{name}={value}")]
-        rows = ["--sample-rows", "60", "--state", str(self.state)]
-        return [sys.executable, "-m", "cli.main", "run", *rows, *pairs]
-
-    def run(self, **settings: object) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            self.command(**settings), env=environment(), capture_output=True, text=True, timeout=280
-        )
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        return json.loads((self.state / "last-run" / "summary.json").read_text())
-
-    def processes(self) -> list[list[str]]:
-        """Return the command lines of the processes that work for a run in this folder."""
-        found = []
-        for process in psutil.process_iter(["cmdline", "environ", "status"]):
-            about = [*(process.info["cmdline"] or []), *(process.info["environ"] or {}).values()]
-            if process.info["status"] != psutil.STATUS_ZOMBIE and any(
-                str(self.state) in text for text in about
-            ):
-                found.append(process.info["cmdline"])
-        return found
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "110"}
+from tests.pipeline.local_runs import Folder, environment
 
 
 @pytest.fixture(scope="module")
@@ -116,9 +61,8 @@ def test_a_second_run_reuses_what_did_not_change(
     assert after["digests"] == before["digests"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_no_process_behind(
-    folder: Folder, refused: "subprocess.CompletedProcess[str]", number: signal.Signals
+    folder: Folder, refused: "subprocess.CompletedProcess[str]"
 ) -> None:
     with subprocess.Popen(
         folder.command(epochs=1000),
@@ -132,7 +76,7 @@ def test_an_interrupted_run_leaves_no_process_behind(
         assert any("train_lora: steps" in line for line in process.stdout)
         assert len(folder.processes()) >= 4
         interrupted = time.monotonic()
-        process.send_signal(number)
+        process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert said == "interrupted: everything that was started has ended\n"

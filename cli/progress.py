@@ -1,0 +1,37 @@
+"""Progress of a command: bars on a terminal, lines in a log."""
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Show = Callable[[str, int, int], None]
+"""Takes what is being done, how much is done, and how much there is."""
+
+
+@contextmanager
+def showing_progress() -> Iterator[Show]:
+    """Give a function that shows how far each stage of a command has come, on standard error."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, TaskID, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    from fovea.progress import Progress
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        logger = logging.getLogger("fovea")
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        lines: dict[str, Progress] = {}
+        yield lambda what, done, total: lines.setdefault(what, Progress(logger, what))(done, total)
+        return
+    columns = (*Bars.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Bars(*columns, console=console, transient=True) as bars:
+        stages: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in stages:
+                stages[what] = bars.add_task(what.capitalize(), total=total)
+            bars.update(stages[what], completed=done)
+
+        yield show
