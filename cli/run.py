@@ -151,6 +151,8 @@ def _print_gate(console: "Console", summary: "Summary") -> None:
             figures.rule_limit(rule),
         )
     console.print(table)
+    of_base = "let the base pass: they ask for nothing" if gate.base_passed else "refuse the base"
+    console.print(f"The same rules {of_base}: {gate.base_reason.removeprefix('refused: ')}", markup=False)
 
 
 def _print_endpoint(console: "Console", summary: "Summary") -> None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from components.deploy.parameters import Deployment
 from components.flow.outcome import Outcome
+from components.gate.rules import Limits, default_rules, judge_base
 from fovea.records import (
     AdapterRecord,
     DatasetRecord,
@@ -53,6 +54,9 @@ class GateSummary(_Model):
     passed: bool
     reason: str
     rules: tuple[RuleResult, ...]
+    base_passed: bool
+    """Whether the same rules would let the base pass: then they ask for nothing."""
+    base_reason: str
 
 
 class EndpointSummary(_Model):
@@ -114,7 +118,6 @@ def collect_summary(
         if report.record_uri and name != "deploy"
     }
     models = _models(records)
-    gate = records.get("gate")
     return Summary(
         run_id=run_id,
         state=outcome.state,
@@ -125,9 +128,7 @@ def collect_summary(
         settings=dict(settings),
         samples=next((metrics.samples for metrics in reversed(models.values())), None),
         models=models,
-        gate=GateSummary(passed=gate.passed, reason=gate.reason, rules=gate.rules)
-        if isinstance(gate, Decision)
-        else None,
+        gate=_gate(records, settings),
         endpoint=_endpoint(storage, reports.get("deploy")),
         steps={
             name: StepSummary(seconds=report.seconds, reused=report.reused)
@@ -160,6 +161,21 @@ def _models(records: Mapping[str, Record]) -> dict[str, Metrics]:
         if tuned.shuffled is not None:
             models["shuffled"] = tuned.shuffled
     return models
+
+
+def _gate(records: Mapping[str, Record], settings: Mapping[str, Any]) -> GateSummary | None:
+    decision, base = records.get("gate"), records.get("evaluate_base")
+    if not isinstance(decision, Decision) or not isinstance(base, EvaluationRecord):
+        return None
+    limits = Limits.model_validate({name: settings[name] for name in Limits.model_fields})
+    of_base = judge_base(base, default_rules(limits))
+    return GateSummary(
+        passed=decision.passed,
+        reason=decision.reason,
+        rules=decision.rules,
+        base_passed=of_base.passed,
+        base_reason=of_base.reason,
+    )
 
 
 def _digests(records: Mapping[str, Record]) -> dict[str, str]:

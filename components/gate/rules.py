@@ -268,7 +268,15 @@ def judge(evidence: Evidence, rules: Sequence[Rule]) -> Judgement:
 
 
 def judge_base(base: EvaluationRecord, rules: Sequence[Rule]) -> Judgement:
-    """Judge the base as if it were to be deployed: rules that do not refuse it ask for nothing."""
+    """Judge the base as if it were to be deployed: rules that do not refuse it ask for nothing.
+
+    Those that compare with the base are left out: they would refuse it whatever it answers.
+    """
+    rules = [
+        rule
+        for rule in rules
+        if rule.name != "differs_from_base" and not (isinstance(rule, FigureRule) and rule.limit is None)
+    ]
     evidence = Evidence(
         candidate=base, base=base, model_digest=base.model_digest, base_digest=base.model_digest
     )

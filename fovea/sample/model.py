@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
+from transformers.utils.logging import disable_progress_bar
 
 from fovea.errors import UserError
 from fovea.phi3v import Phi3VConfig, Phi3VForCausalLM, Phi3VImageProcessor, Phi3VProcessor
@@ -86,6 +87,7 @@ def make_sample_model(
     part.mkdir(parents=True)
     try:
         model, processor = train(recipe, progress or (lambda what, done, total: None))
+        disable_progress_bar()
         model.save_pretrained(part)
         processor.save_pretrained(part)
         (part / MADE_FILE).write_text(json.dumps(made, indent=2) + "\n")

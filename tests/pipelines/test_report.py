@@ -57,6 +57,8 @@ def summary() -> Summary:
                 rule("samples", 304, 200, passed=True),
                 rule("category_accuracy", 0.85, 0.9, passed=False),
             ),
+            base_passed=False,
+            base_reason=HOSTILE,
         ),
         endpoint=EndpointSummary(
             service="fovea",

@@ -100,6 +100,10 @@ def test_the_base_is_refused_by_what_the_rules_ask_for() -> None:
     assert {"parse_rate", "category_accuracy", "price_error", "picture_reliance"} <= refused_by(judgement)
 
 
+def test_a_base_that_is_good_enough_is_not_refused_for_being_the_base() -> None:
+    assert judge_base(evaluation("base", **GOOD), RULES).passed
+
+
 @pytest.mark.parametrize(
     ("changes", "rule"),
     [
