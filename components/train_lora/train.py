@@ -203,8 +203,11 @@ def _arguments(folder: Path, parameters: TrainLoraParameters, rows: int) -> Trai
         remove_unused_columns=False,
         prediction_loss_only=True,
         label_names=["labels"],
-        dataloader_num_workers=2,
-        dataloader_persistent_workers=True,
+        # Beside a GPU, pictures are decoded in processes of their own; on a CPU these would take the
+        # training's cores. They are spawned: a fork of a process that has threads can hang.
+        dataloader_num_workers=2 if torch.cuda.is_available() else 0,
+        dataloader_persistent_workers=torch.cuda.is_available(),
+        dataloader_multiprocessing_context="spawn" if torch.cuda.is_available() else None,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
 

@@ -243,7 +243,8 @@ class _Drawer(Dataset[torch.Tensor]):
 def _draw_pictures(recipe: Recipe, processor: Phi3VImageProcessor, progress: ProgressCallback) -> _Pictures:
     drawer = _Drawer(recipe, processor)
     batches = []
-    for batch in DataLoader(drawer, batch_size=100, num_workers=2):
+    # A few are drawn sooner than processes start.
+    for batch in DataLoader(drawer, batch_size=100, num_workers=2 if len(drawer) > 1000 else 0):
         batches.append(batch)
         progress("drawing pictures", min(100 * len(batches), recipe.pictures), recipe.pictures)
     return _Pictures(torch.cat(batches), [drawer.look(index)[0] for index in range(recipe.pictures)])
