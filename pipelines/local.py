@@ -32,7 +32,7 @@ from pipelines.compile import PIPELINE_FILE
 from pipelines.embedded_s3 import EmbeddedS3, free_port, is_free, serve_s3
 from pipelines.processes import ending_with_block
 from pipelines.settings import validate_settings
-from pipelines.state import State
+from pipelines.state import State, write_whole
 from pipelines.stream import Stream
 
 ARTIFACT_ROOT = "s3://fovea"
@@ -144,7 +144,7 @@ def _serve_sample(stack: ExitStack, sample: Sample, state: State, show: Show) ->
         show(f"sample catalogue: {sample.rows} rows in {time.monotonic() - started:.0f} s, in {folder}")
     server = stack.enter_context(CatalogueServer(folder, port=_catalogue_port(state, show)))
     profile = {"allowed_networks": ["127.0.0.0/8"], "allowed_ports": [server.port]}
-    state.platform.write_text(yaml.safe_dump({"fetch_profiles": {_FETCH_PROFILE: profile}}))
+    write_whole(state.platform, yaml.safe_dump({"fetch_profiles": {_FETCH_PROFILE: profile}}))
     return server.catalogue_url
 
 
@@ -153,11 +153,12 @@ def _catalogue_port(state: State, show: Show) -> int:
 
     The pictures' URLs hold it, so the same port means the same table, and a dataset that can be used again.
     """
-    before = int(state.catalogue_port.read_text()) if state.catalogue_port.exists() else 0
+    kept = state.catalogue_port.read_text().strip() if state.catalogue_port.exists() else ""
+    before = int(kept) if kept.isdecimal() else 0
     port = before if before and is_free(before) else free_port()
     if before and port != before:
         show(f"sample catalogue: port {before} is taken by now, so it is served at {port} and fetched anew")
-    state.catalogue_port.write_text(f"{port}\n")
+    write_whole(state.catalogue_port, f"{port}\n")
     return port
 
 

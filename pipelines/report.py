@@ -16,6 +16,7 @@ from fovea.records import DatasetRecord, EvaluationRecord, Record
 from fovea.storage import Storage
 from fovea.task import FieldValue, PriceField, Task
 from pipelines import figures
+from pipelines.state import write_whole
 from pipelines.summary import Summary
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -59,9 +60,7 @@ def write_report(
     page = environment.from_string(TEMPLATE.read_text()).render(
         summary=summary, examples=examples, mistakes=mistakes, figures=figures
     )
-    path, part = folder / "report.html", folder / ".report.html"
-    part.write_text(page)
-    return part.replace(path)
+    return write_whole(folder / "report.html", page)
 
 
 def choose_examples(

@@ -73,6 +73,13 @@ class State:
         return self.root / "catalogue-port"
 
 
+def write_whole(path: Path, text: str) -> Path:
+    """Write a file that is there complete or not at all, whenever this process is killed."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text)
+    return part.replace(path)
+
+
 @contextmanager
 def claim(root: Path) -> Iterator[State]:
     """Make a state folder this process's own for the block, with an empty folder for temporary files.

@@ -54,7 +54,8 @@ class Stream:
 
     def _read(self, line: str) -> None:
         if started := _STARTED.match(line):
-            self._task, self._raised = started[1].replace("-", "_"), ""
+            # kfp numbers what the graph has twice: evaluate-2.
+            self._task, self._raised = re.sub(r"-\d+$", "", started[1]).replace("-", "_"), ""
             self._started = self._spoke = time.monotonic()
             self._patience = self.silence
         elif ended := _ENDED.match(line):
@@ -69,7 +70,7 @@ class Stream:
             self._spoke, self._patience = time.monotonic(), self.silence
             # A step that the graph has twice names itself more precisely than kfp does.
             name = spoken[1].partition(":")[0]
-            self._task = name if name.startswith(self._task.rstrip("_0123456789")) else self._task
+            self._task = name if name.startswith(self._task) else self._task
             self.show(spoken[1])
 
     def _break_silence(self) -> None:

@@ -24,6 +24,7 @@ from fovea.records import (
 from fovea.steps import StepReport
 from fovea.storage import Storage, join_uri
 from fovea.task import FieldValue
+from pipelines.state import write_whole
 
 STEPS = (
     "prepare_data",
@@ -97,9 +98,8 @@ class Summary(_Model):
 
     def write(self, folder: Path) -> Path:
         """Write ``summary.json`` into ``folder``; it appears complete or not at all."""
-        path, part = folder / "summary.json", folder / ".summary.json"
-        part.write_text(json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n")
-        return part.replace(path)
+        text = json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False)
+        return write_whole(folder / "summary.json", text + "\n")
 
 
 def collect_summary(
