@@ -1,0 +1,91 @@
+"""What a page's charts show, reckoned: histograms with several series upon one another."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+_MOST_COLUMNS = 40
+_LOGARITHMIC_FROM = 50
+"""Where the largest value is so many times the smallest, the axis is logarithmic."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its label, and for each series its height in per cent of the tallest column."""
+
+    label: str
+    shares: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A value written under the axis, at ``place`` per cent of its length."""
+
+    label: str
+    place: float
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How often which values occur."""
+
+    columns: tuple[Column, ...]
+    ticks: tuple[Tick, ...]
+    label: str
+
+
+def histogram(series: Mapping[str, NDArray[np.float64]]) -> Histogram | None:
+    """Return the histogram of the values of several series, upon one another; None where there is no value.
+
+    Values are finite; where they are all positive and far apart, the axis is logarithmic.
+    """
+    every = np.concatenate([np.empty(0), *series.values()])
+    if not every.size:
+        return None
+    low, high = float(every.min()), float(every.max())
+    logarithmic = low > 0 and high / low >= _LOGARITHMIC_FROM
+    edges = np.geomspace(low, high, _MOST_COLUMNS + 1) if logarithmic else _even_edges(low, high)
+    # Rounding must leave neither the smallest nor the largest value outside.
+    edges[0], edges[-1] = min(edges[0], low), max(edges[-1], high)
+    counts = {name: np.histogram(values, edges)[0] for name, values in series.items()}
+    tallest = int(sum(counts.values(), np.zeros(len(edges) - 1, int)).max())
+    columns = tuple(
+        Column(
+            label=f"{_number(edges[index])} to {_number(edges[index + 1])}: "
+            + ", ".join(f"{name} {of[index]:,}" for name, of in counts.items()),
+            shares={name: 100 * float(of[index]) / tallest for name, of in counts.items()},
+        )
+        for index in range(len(edges) - 1)
+    )
+    return Histogram(columns, _ticks(edges, logarithmic), f"from {_number(low)} to {_number(high)}")
+
+
+def _even_edges(low: float, high: float) -> NDArray[np.float64]:
+    step = _round_step((high - low) / _MOST_COLUMNS or abs(high) / 100 or 1.0)
+    first, last = math.floor(low / step), math.floor(high / step) + 1
+    return np.arange(first, last + 1, dtype=np.float64) * step
+
+
+def _ticks(edges: NDArray[np.float64], logarithmic: bool) -> tuple[Tick, ...]:
+    low, high = float(edges[0]), float(edges[-1])
+    if logarithmic:
+        tens = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        steps = (1, 3) if len(tens) < 5 else (1,)
+        values = [step * 10.0**ten for ten in tens for step in steps if low <= step * 10.0**ten <= high]
+        values = values[:: -(-len(values) // 8) or 1]
+        return tuple(Tick(_number(v), 100 * math.log(v / low) / math.log(high / low)) for v in values)
+    every = max(1, -(-(len(edges) - 1) // 6))
+    return tuple(Tick(_number(value), 100 * (value - low) / (high - low)) for value in edges[::every])
+
+
+def _round_step(least: float) -> float:
+    """Return the smallest of 1, 2, 5, 10, 20 … that is not below ``least``."""
+    power: float = 10.0 ** math.floor(math.log10(least))
+    return next(step * power for step in (1, 2, 5, 10, 20) if step * power >= least)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 or value == round(value) else f"{value:.3g}"
