@@ -4,13 +4,18 @@ Which address a name stands for is looked up here, checked, and that very addres
 resolves to something else a moment later changes nothing. TLS and the Host header keep the name. Redirects
 are followed one by one, and each new connection is checked the same way. This stands on httpcore's connection
 pool and not on an httpx client, which would bring proxies of the environment, cookies and decompression.
+
+A host is not overrun: so many connections at a time and no more, a pause for all where it asks for one, and
+an end of asking where it has not answered for long.
 """
 
 import asyncio
 import io
 import socket
 import ssl
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -31,9 +36,8 @@ from tenacity import (
 )
 
 from fovea import __version__
-from fovea.platform import FetchProfile
-
-USER_AGENT = f"fovea/{__version__} (picture fetcher)"
+from fovea.errors import UserError
+from fovea.platform import FetchProfile, host_matches
 
 FetchReason = Literal[
     "invalid_url",
@@ -69,9 +73,14 @@ _METADATA = tuple(
 _GLOBAL_UNICAST_V6 = IPv6Network("2000::/3")
 _NAT64 = IPv6Network("64:ff9b::/96")
 
+# What those services are called, for a proxy that looks names up where this machine cannot.
+_METADATA_NAMES = ("metadata", "metadata.google.internal", "instance-data", "instance-data.*")
+
 _REDIRECTS = {301, 302, 303, 307, 308}
-# Bodies are taken as they come: a compressed one could be endless in few bytes.
-_HEADERS = [("User-Agent", USER_AGENT), ("Accept", "*/*"), ("Accept-Encoding", "identity")]
+
+# A host that failed this often in a row, over so many seconds, is not asked again.
+_GIVE_UP_FAILURES = 50
+_GIVE_UP_SECONDS = 60.0
 
 
 class FetchError(Exception):
@@ -109,18 +118,48 @@ class FetchLimits(BaseModel):
 
 
 @dataclass(frozen=True)
+class Version:
+    """Which version of a resource somebody has, as its server named it; empty where it did not."""
+
+    url: str
+    """Where it was found, after redirects."""
+    etag: str = ""
+    last_modified: str = ""
+
+    def conditions(self, url: str) -> list[tuple[str, str]]:
+        """Return the headers that ask ``url`` for another version than this one only."""
+        if url != self.url:
+            return []
+        named = (("If-None-Match", self.etag), ("If-Modified-Since", self.last_modified))
+        return [(name, value) for name, value in named if value]
+
+
+@dataclass(frozen=True)
 class Fetched:
-    """What a fetch brought: ``url`` is where it was found, after redirects."""
+    """What a fetch brought."""
 
     content: bytes
-    url: str
+    version: Version
+    unchanged: bool = False
+    """The server said that the version one has is still right; ``content`` is empty then."""
+
+    @property
+    def url(self) -> str:
+        """Where it was found, after redirects."""
+        return self.version.url
 
 
-def address_allowed(address: _IPAddress, port: int, profile: FetchProfile) -> bool:
-    """Return whether a connection to this address and port may be made.
+def user_agent(contact: str = "") -> str:
+    """Return how servers are told who asks."""
+    return f"fovea/{__version__} (picture fetcher{'; ' + contact if contact else ''})"
 
-    Public unicast addresses may be reached, and the profile's networks; metadata addresses never, whatever
-    the profile says. An IPv6 address that carries an IPv4 address (mapped, 6to4, NAT64) is judged by that.
+
+def address_allowed(address: _IPAddress, port: int, profile: FetchProfile, host: str = "") -> bool:
+    """Return whether a connection to this address and port may be made; ``host`` is the name it stands for.
+
+    Public unicast addresses may be reached, and the profile's networks and hosts; metadata addresses never,
+    whatever the profile says. An IPv6 address that carries an IPv4 address (mapped, 6to4, NAT64) is judged
+    by that.
     """
     inner = _inner_ipv4(address)
     if inner is not None:
@@ -129,7 +168,11 @@ def address_allowed(address: _IPAddress, port: int, profile: FetchProfile) -> bo
         return False
     if profile.allowed_ports is not None and port not in profile.allowed_ports:
         return False
-    return _is_public(address) or any(address in network for network in profile.allowed_networks)
+    return (
+        _is_public(address)
+        or any(address in network for network in profile.allowed_networks)
+        or host_matches(host, profile.allowed_hosts)
+    )
 
 
 def _inner_ipv4(address: _IPAddress) -> IPv4Address | None:
@@ -144,6 +187,27 @@ def _is_public(address: _IPAddress) -> bool:
     if isinstance(address, IPv6Address) and (address not in _GLOBAL_UNICAST_V6 or address.teredo):
         return False
     return address.is_global and not (address.is_multicast or address.is_reserved)
+
+
+async def _resolve(host: str, port: int) -> list[_IPAddress]:
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (socket.gaierror, UnicodeError) as error:
+        # A name that does not exist is final; a name server that does not answer may answer later.
+        retry = getattr(error, "errno", None) == socket.EAI_AGAIN
+        raise FetchError(
+            "connection_failed", host, f"the name cannot be resolved ({error})", retry=retry
+        ) from error
+    return [ip_address(str(item[4][0]).partition("%")[0]) for item in found]
+
+
+def _forbidden(host: str, port: int) -> FetchError:
+    return FetchError(
+        "forbidden_address",
+        f"{host}:{port}",
+        "leads to no address and port that the fetch profile allows; public addresses are allowed "
+        "by default, others in the platform's configuration (fetch_profiles)",
+    )
 
 
 class _CheckedBackend(httpcore.AsyncNetworkBackend):
@@ -161,8 +225,12 @@ class _CheckedBackend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
+        addresses = await _resolve(host, port)
+        allowed = [address for address in addresses if address_allowed(address, port, self._profile, host)]
+        if addresses and not allowed:
+            raise _forbidden(host, port)
         error: Exception = httpcore.ConnectError(f"{host} has no address")
-        for address in self._allowed(host, port, await self._resolve(host, port)):
+        for address in allowed:
             try:
                 return await self._backend.connect_tcp(
                     str(address), port, timeout, local_address, socket_options
@@ -171,27 +239,27 @@ class _CheckedBackend(httpcore.AsyncNetworkBackend):
                 error = failed
         raise error
 
-    async def _resolve(self, host: str, port: int) -> list[_IPAddress]:
-        try:
-            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except (socket.gaierror, UnicodeError) as error:
-            # A name that does not exist is final; a name server that does not answer may answer later.
-            retry = getattr(error, "errno", None) == socket.EAI_AGAIN
-            raise FetchError(
-                "connection_failed", host, f"the name cannot be resolved ({error})", retry=retry
-            ) from error
-        return [ip_address(str(item[4][0]).partition("%")[0]) for item in found]
 
-    def _allowed(self, host: str, port: int, addresses: list[_IPAddress]) -> list[_IPAddress]:
-        allowed = [address for address in addresses if address_allowed(address, port, self._profile)]
-        if addresses and not allowed:
-            raise FetchError(
-                "forbidden_address",
-                f"{host}:{port}",
-                "leads to no address and port that the fetch profile allows; public addresses are allowed "
-                "by default, others in the platform's configuration (fetch_profiles)",
-            )
-        return allowed
+class _Host:
+    """How one host has behaved, and how many may ask it at a time."""
+
+    def __init__(self, max_connections: int) -> None:
+        self.turns = asyncio.Semaphore(max_connections)
+        self.quiet_until = 0.0
+        self._failures = 0
+        self._failing_since = 0.0
+
+    def note(self, error: FetchError | None, now: float) -> None:
+        """Remember how a fetch ended; a server that says no is one that answers."""
+        if error is None or not (error.retry or error.reason == "timeout"):
+            self._failures = 0
+            return
+        if not self._failures:
+            self._failing_since = now
+        self._failures += 1
+
+    def given_up(self, now: float) -> bool:
+        return self._failures >= _GIVE_UP_FAILURES and now - self._failing_since >= _GIVE_UP_SECONDS
 
 
 class Fetcher:
@@ -205,13 +273,29 @@ class Fetcher:
         max_connections: int = 16,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """Prepare a fetcher; ``tls`` replaces the certificates that are trusted by default (certifi's)."""
+        """Prepare a fetcher; ``tls`` replaces the certificates that are trusted by default.
+
+        Raises:
+            UserError: a file that the profile names cannot be read.
+        """
         self.limits = limits or FetchLimits()
+        self._profile = profile
+        # Bodies are taken as they come: a compressed one could be endless in few bytes.
+        self._headers = [
+            ("User-Agent", user_agent(profile.contact)),
+            ("Accept", "*/*"),
+            ("Accept-Encoding", "identity"),
+        ]
+        self._secrets = [(header, header.value()) for header in profile.headers]
+        self._hosts = defaultdict[str, _Host](lambda: _Host(profile.max_connections_per_host))
         self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=tls or httpx.create_ssl_context(trust_env=False),
+            ssl_context=tls or _trusted(profile),
+            proxy=httpcore.Proxy(profile.proxy) if profile.proxy else None,
             max_connections=max_connections,
+            max_keepalive_connections=max_connections,
             keepalive_expiry=15.0,
-            network_backend=_CheckedBackend(profile),
+            # A proxy is the platform's own choice; what it is asked for is checked by `_check_for_proxy`.
+            network_backend=None if profile.proxy else _CheckedBackend(profile),
         )
 
     async def __aenter__(self) -> Self:
@@ -222,15 +306,15 @@ class Fetcher:
     ) -> None:
         await self._pool.aclose()
 
-    async def fetch(self, url: str) -> Fetched:
-        """Return what lies at ``url``.
+    async def fetch(self, url: str, known: Version | None = None) -> Fetched:
+        """Return what lies at ``url``, or that it is still the ``known`` version.
 
         Raises:
             FetchError: nothing was fetched, with the reason.
         """
         body = io.BytesIO()
-        found = await self.fetch_into(url, body)
-        return Fetched(body.getvalue(), found)
+        found = await self._fetch(url, body, known)
+        return Fetched(body.getvalue(), found or known or Version(url), unchanged=found is None)
 
     async def fetch_into(self, url: str, sink: BinaryIO) -> str:
         """Write what lies at ``url`` into ``sink``, a seekable file, and return the URL after redirects.
@@ -238,57 +322,121 @@ class Fetcher:
         Raises:
             FetchError: nothing was fetched, with the reason; ``sink`` may hold a part.
         """
+        found = await self._fetch(url, sink, None)
+        return found.url if found else url
+
+    async def _fetch(self, url: str, sink: BinaryIO, known: Version | None) -> Version | None:
+        """Fetch within the time limit; None where the known version is still the right one."""
+        host = self._hosts[_parse_url(url).host]
+        now = asyncio.get_running_loop().time
+        if host.given_up(now()):
+            raise FetchError(
+                "connection_failed",
+                url,
+                f"not asked for: nothing came from this host for {_GIVE_UP_SECONDS:g} seconds",
+            )
         retrying = AsyncRetrying(
             stop=stop_after_attempt(self.limits.attempts),
             wait=self._wait,
             retry=retry_if_exception(self._worth_retrying),
             reraise=True,
         )
+        failed: FetchError | None = None
         try:
-            async with asyncio.timeout(self.limits.total_seconds):
-                return await retrying(self._attempt, url, sink)
+            async with asyncio.timeout(self.limits.total_seconds) as deadline:
+                found: Version | None = await retrying(self._attempt, url, sink, known, deadline)
+                return found
         except TimeoutError:
-            raise FetchError(
-                "timeout", url, f"not fetched within {self.limits.total_seconds:g} seconds"
-            ) from None
+            failed = FetchError("timeout", url, f"not fetched within {self.limits.total_seconds:g} seconds")
+            raise failed from None
+        except FetchError as error:
+            failed = error
+            raise
+        finally:
+            host.note(failed, now())
 
-    async def _attempt(self, url: str, sink: BinaryIO) -> str:
+    async def _attempt(
+        self, url: str, sink: BinaryIO, known: Version | None, deadline: asyncio.Timeout
+    ) -> Version | None:
         sink.seek(0)
         sink.truncate()
         for _ in range(self.limits.max_redirects + 1):
-            target = await self._one_hop(url, sink)
-            if target is None:
-                return url
-            url = target
+            found = await self._one_hop(url, sink, known, deadline)
+            if not isinstance(found, str):
+                return found
+            url = found
         raise FetchError("too_many_redirects", url, f"redirects more than {self.limits.max_redirects} times")
 
-    async def _one_hop(self, url: str, sink: BinaryIO) -> str | None:
-        """Fetch ``url`` into ``sink``, or return where it redirects to."""
+    async def _one_hop(
+        self, url: str, sink: BinaryIO, known: Version | None, deadline: asyncio.Timeout
+    ) -> Version | str | None:
+        """Fetch ``url`` into ``sink``; return its version, where it redirects to, or None if it is known."""
         address = _parse_url(url)
         idle = self.limits.idle_seconds
+        conditions = known.conditions(url) if known else []
         try:
-            async with self._pool.stream(
-                "GET",
-                httpcore.URL(
-                    scheme=address.raw_scheme,
-                    host=address.raw_host,
-                    port=address.port,
-                    target=address.raw_path,
-                ),
-                headers=_HEADERS,
-                extensions={"timeout": {"connect": idle, "read": idle, "write": idle}},
-            ) as response:
+            async with (
+                self._turn(address.host, deadline),
+                self._pool.stream(
+                    "GET",
+                    await self._target(address),
+                    headers=[*self._headers, *self._secret_headers(address), *conditions],
+                    extensions={"timeout": {"connect": idle, "read": idle, "write": idle}},
+                ) as response,
+            ):
                 headers = httpx.Headers(response.headers)
                 if response.status in _REDIRECTS and "location" in headers:
                     return join_url(url, headers["location"])
-                _check_status(url, response.status, headers)
+                if response.status == httpx.codes.NOT_MODIFIED and conditions:
+                    return None
+                self._check_status(url, response.status, headers)
                 await self._read(url, headers, response.aiter_stream(), sink)
-                return None
+                return Version(url, headers.get("etag", ""), headers.get("last-modified", ""))
         except httpcore.TimeoutException as error:
             raise FetchError("timeout", url, f"no answer within {idle:g} seconds", retry=True) from error
-        except (httpcore.NetworkError, httpcore.ProtocolError) as error:
+        except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.ProxyError) as error:
             detail = f"{type(error).__name__}: {error}"
             raise FetchError("connection_failed", url, detail, retry=True) from error
+
+    @asynccontextmanager
+    async def _turn(self, name: str, deadline: asyncio.Timeout) -> AsyncIterator[None]:
+        """Wait for one of the host's connections; that is our own doing, and not within the time limit."""
+        host, now = self._hosts[name], asyncio.get_running_loop().time
+        start, end = now(), deadline.when() or 0.0
+        deadline.reschedule(None)
+        async with host.turns:
+            while host.quiet_until > now():
+                await asyncio.sleep(host.quiet_until - now())
+            deadline.reschedule(end + now() - start)
+            yield
+
+    async def _target(self, address: httpx.URL) -> httpcore.URL:
+        if self._profile.proxy:
+            await self._check_for_proxy(address)
+        return httpcore.URL(
+            scheme=address.raw_scheme, host=address.raw_host, port=address.port, target=address.raw_path
+        )
+
+    async def _check_for_proxy(self, address: httpx.URL) -> None:
+        """Check where a name leads before a proxy is asked for it: the proxy looks it up by itself."""
+        host, port = address.host, address.port or (443 if address.scheme == "https" else 80)
+        if host_matches(host, _METADATA_NAMES):
+            raise _forbidden(host, port)
+        try:
+            addresses = await _resolve(host, port)
+        except FetchError:
+            if host_matches(host, self._profile.allowed_hosts):
+                return
+            raise
+        if not all(address_allowed(found, port, self._profile, host) for found in addresses):
+            raise _forbidden(host, port)
+
+    def _secret_headers(self, address: httpx.URL) -> list[tuple[str, str]]:
+        return [
+            (header.name, value)
+            for header, value in self._secrets
+            if host_matches(address.host, header.hosts) and (header.plain_http or address.scheme == "https")
+        ]
 
     async def _read(
         self, url: str, headers: httpx.Headers, chunks: AsyncIterator[bytes], sink: BinaryIO
@@ -305,6 +453,22 @@ class Fetcher:
             if size > self.limits.max_bytes:
                 raise too_large
             sink.write(chunk)
+
+    def _check_status(self, url: str, status: int, headers: httpx.Headers) -> None:
+        if 200 <= status < 300:
+            return
+        detail = f"the server answers {status} {httpx.codes.get_reason_phrase(status)}".rstrip()
+        if status in {404, 410}:
+            raise FetchError("not_found", url, detail)
+        if status == 429 or status >= 500:
+            reason: FetchReason = "rate_limited" if status == 429 else "server_error"
+            wait = _retry_after(headers.get("retry-after", ""))
+            if wait is not None and wait <= self.limits.max_wait_seconds:
+                # What it asks of one is meant for all.
+                host = self._hosts[httpx.URL(url).host]
+                host.quiet_until = max(host.quiet_until, asyncio.get_running_loop().time() + wait)
+            raise FetchError(reason, url, detail, retry=True, retry_after=wait)
+        raise FetchError("refused", url, detail)
 
     def _wait(self, state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
@@ -334,6 +498,20 @@ def join_url(base: str, reference: str) -> str:
     return joined
 
 
+def _trusted(profile: FetchProfile) -> ssl.SSLContext:
+    """Return the public authorities (certifi's) and the profile's own."""
+    context = httpx.create_ssl_context(trust_env=False)
+    if profile.ca_bundle:
+        try:
+            context.load_verify_locations(profile.ca_bundle)
+        except OSError as error:
+            raise UserError(
+                f"{profile.ca_bundle}: cannot be read as certificates in PEM ({error}); correct ca_bundle in "
+                "the platform's configuration"
+            ) from error
+    return context
+
+
 def _parse_url(url: str) -> httpx.URL:
     try:
         address = httpx.URL(url)
@@ -342,19 +520,6 @@ def _parse_url(url: str) -> httpx.URL:
     if address.scheme not in {"http", "https"} or not address.host:
         raise FetchError("invalid_url", url, "not an http or https address")
     return address
-
-
-def _check_status(url: str, status: int, headers: httpx.Headers) -> None:
-    if 200 <= status < 300:
-        return
-    detail = f"the server answers {status} {httpx.codes.get_reason_phrase(status)}".rstrip()
-    if status in {404, 410}:
-        raise FetchError("not_found", url, detail)
-    if status == 429 or status >= 500:
-        reason: FetchReason = "rate_limited" if status == 429 else "server_error"
-        wait = _retry_after(headers.get("retry-after", ""))
-        raise FetchError(reason, url, detail, retry=True, retry_after=wait)
-    raise FetchError("refused", url, detail)
 
 
 def _retry_after(value: str) -> float | None:
