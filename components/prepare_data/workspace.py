@@ -48,6 +48,12 @@ CREATE TABLE originals (          -- pictures that the table itself holds
     offset  INTEGER NOT NULL,
     length  INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE prints (             -- of the pictures of rows that are kept, or were in earlier runs
+    id          INTEGER PRIMARY KEY, -- from 0, without gaps
+    digest      TEXT NOT NULL UNIQUE,
+    fingerprint BLOB NOT NULL,
+    cluster     INTEGER           -- the smallest id of the pictures that look alike
+) STRICT;
 CREATE TABLE links (              -- pictures that show the same, by their digests; one < other
     one   TEXT NOT NULL,
     other TEXT NOT NULL,

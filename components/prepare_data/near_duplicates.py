@@ -1,0 +1,129 @@
+"""Pictures that show the same: scaled, compressed again or saved in another format, but not changed.
+
+A fingerprint has two parts: where the picture grows brighter (512 bits), by which candidates are found, and a
+small copy in colour, by which they are confirmed. The limits were set on the sample catalogue, whose drawn
+products resemble each other: a copy at a third of the size or at JPEG quality 50 lies within half of them in
+the mean, and no two products lie within them.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+_SIDE = 16
+_HASH_BYTES = 2 * _SIDE * _SIDE // 8
+FINGERPRINT_BYTES = _HASH_BYTES + 3 * _SIDE * _SIDE
+
+_MARGIN = 2
+"""Levels of 255 that neighbours must differ by: less is noise."""
+_MIN_CONTRAST = 24
+"""Levels between a picture's darkest and brightest part: with less there is nothing to know it again by."""
+_MAX_DIFFERING_BITS = 48
+_MAX_MEAN_DIFFERENCE = 2.5
+_MAX_DIFFERENCE = 20
+"""Of any of the small copy's values, in levels."""
+
+_BANDS = 16
+"""Two hashes of which no band is equal differ in 16 bits at least."""
+_WINDOW = 500
+"""Within a band's equal hashes, each is compared with so many that follow: all, unless they are very many."""
+# Neighbouring bits say the same of a flat background, so each band takes its bits from everywhere.
+_ORDER = np.arange(8 * _HASH_BYTES) * 179 % (8 * _HASH_BYTES)
+
+Bytes = NDArray[np.uint8]
+
+
+def fingerprint(image: Image.Image) -> bytes:
+    """Return the fingerprint of an RGB picture: `FINGERPRINT_BYTES`, the same for the same pixels."""
+    small = image.convert("L").resize((_SIDE + 1, _SIDE + 1), Image.Resampling.BOX)
+    grey = np.asarray(small, np.int16)
+    here = grey[:-1, :-1] + _MARGIN
+    brighter = np.concatenate([(grey[:-1, 1:] > here).ravel(), (grey[1:, :-1] > here).ravel()])
+    colours = np.asarray(image.convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.BOX))
+    return np.packbits(brighter[_ORDER]).tobytes() + colours.tobytes()
+
+
+def look_alike(one: bytes, other: bytes) -> bool:
+    """Return whether two fingerprints are of the same picture, by its colours everywhere."""
+    mine, theirs = _colours(one), _colours(other)
+    if _contrast(mine) < _MIN_CONTRAST or _contrast(theirs) < _MIN_CONTRAST:
+        return False
+    difference = np.abs(mine - theirs)
+    return bool(difference.max() <= _MAX_DIFFERENCE and difference.mean() <= _MAX_MEAN_DIFFERENCE)
+
+
+def cluster_pictures(db: sqlite3.Connection) -> None:
+    """Find the pictures of the table ``prints`` that look alike.
+
+    ``prints`` has ``id`` (0, 1, 2 …), ``digest`` and ``fingerprint``; its column ``cluster`` becomes the
+    smallest id of those that look alike, directly or through others. The table ``links`` gets the pairs that
+    joined them. In memory lie 70 bytes a picture, not its whole fingerprint.
+    """
+    hashes = _hashes(db)
+    roots = np.arange(len(hashes))
+    for one, other in _candidates(hashes, roots):
+        first, second = _root(roots, one), _root(roots, other)
+        if first == second:
+            continue
+        digests, prints = zip(*(_print(db, each) for each in (one, other)), strict=True)
+        if look_alike(*prints):
+            roots[max(first, second)] = min(first, second)
+            kind = "same" if prints[0] == prints[1] else "near"
+            db.execute("INSERT OR IGNORE INTO links VALUES (?, ?, ?)", (*sorted(digests), kind))
+    joined = ((_root(roots, each), each) for each in range(len(roots)) if roots[each] != each)
+    db.execute("UPDATE prints SET cluster = id")
+    db.executemany("UPDATE prints SET cluster = ? WHERE id = ?", joined)
+
+
+def _hashes(db: sqlite3.Connection) -> Bytes:
+    count = db.execute("SELECT count(*) FROM prints").fetchone()[0]
+    hashes = np.empty((count, _HASH_BYTES), np.uint8)
+    for number, (data,) in enumerate(db.execute("SELECT fingerprint FROM prints ORDER BY id")):
+        hashes[number] = np.frombuffer(data, np.uint8, _HASH_BYTES)
+    return hashes
+
+
+def _candidates(hashes: Bytes, roots: NDArray[np.intp]) -> Iterator[tuple[int, int]]:
+    """Yield pairs that share a band and differ in few bits, unless ``roots`` already joins them."""
+    for band in np.split(hashes, _BANDS, axis=1):
+        keys = np.ascontiguousarray(band).view(np.uint32).ravel()
+        # Within equal keys by the whole hash, so that the window holds the most alike.
+        order = np.lexsort((*hashes.T[:8], keys))
+        ends = np.flatnonzero(np.diff(keys[order])) + 1
+        for bucket in np.split(order, ends):
+            if len(bucket) > 1:
+                yield from _alike(bucket, hashes, roots)
+
+
+def _alike(bucket: NDArray[np.intp], hashes: Bytes, roots: NDArray[np.intp]) -> Iterator[tuple[int, int]]:
+    for place, one in enumerate(bucket[:-1]):
+        others = bucket[place + 1 : place + 1 + _WINDOW]
+        others = others[roots[others] != roots[one]]
+        differing = np.bitwise_count(hashes[others] ^ hashes[one]).sum(axis=1)
+        for other in others[differing <= _MAX_DIFFERING_BITS]:
+            yield int(one), int(other)
+
+
+def _root(roots: NDArray[np.intp], node: int) -> int:
+    while roots[node] != node:
+        roots[node] = roots[roots[node]]
+        node = int(roots[node])
+    return node
+
+
+def _print(db: sqlite3.Connection, number: int) -> tuple[str, bytes]:
+    found: tuple[str, bytes] = db.execute(
+        "SELECT digest, fingerprint FROM prints WHERE id = ?", (number,)
+    ).fetchone()
+    return found
+
+
+def _colours(data: bytes) -> NDArray[np.int16]:
+    return np.frombuffer(data, np.uint8, offset=_HASH_BYTES).astype(np.int16)
+
+
+def _contrast(colours: NDArray[np.int16]) -> int:
+    return int(colours.max() - colours.min())
