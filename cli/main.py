@@ -8,6 +8,7 @@ import typer
 
 from cli.compile import compile_command
 from cli.doctor import doctor
+from cli.import_model import import_model_command
 from cli.predict import predict
 from cli.run import run
 from cli.sample_data import sample_data
@@ -49,6 +50,7 @@ app.command("run")(run)
 app.command("serve")(serve)
 app.command("predict")(predict)
 app.command("doctor")(doctor)
+app.command("import-model")(import_model_command)
 app.command("compile")(compile_command)
 app.command("sample-data")(sample_data)
 app.command("sample-model")(sample_model)

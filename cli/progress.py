@@ -21,7 +21,8 @@ def showing_progress() -> Iterator[Show]:
     console = Console(stderr=True)
     if not console.is_terminal:
         logger = logging.getLogger("fovea")
-        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+        logger.setLevel(logging.INFO)
         lines: dict[str, Progress] = {}
         yield lambda what, done, total: lines.setdefault(what, Progress(logger, what))(done, total)
         return

@@ -3,53 +3,81 @@
 import hashlib
 import json
 import tempfile
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 from fovea.errors import UserError
+from fovea.hub import download_model, is_hub_name
 from fovea.records import ModelRecord, canonical_json, input_key, now
 from fovea.steps import RunContext
 from fovea.storage import Storage, join_uri, sha256_file
 
 STEP = "import_model"
 VERSION = 1
-_NEEDED = ("config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")
-_WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "LICENSE*", "*.md")
+
+# Beside the weights; Python files and anything pickled stay behind.
+_WANTED = ("*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "*.md")
 
 
-def import_model(folder: Path, context: RunContext, storage: Storage) -> ModelRecord:
-    """Upload a Phi-3-Vision folder and commit its record; what is there already is not uploaded again.
+def import_model(
+    source: Path | str,
+    context: RunContext,
+    storage: Storage,
+    progress: Callable[[int, int], None] | None = None,
+) -> ModelRecord:
+    """Upload a Phi-3-Vision checkpoint and commit its record; what is there already is not uploaded again.
 
+    Names, shapes and types of the tensors, and that tokenizer and image processor fit, are checked first.
     Python files are left behind and ``auto_map`` is taken out of every configuration: nothing of a checkpoint
     is ever run.
 
+    Args:
+        source: a folder, or ``owner/name@commit`` on a Hugging Face hub, whose digests are then checked.
+        context: where the record goes.
+        storage: S3.
+        progress: takes how many files are uploaded, and how many there are.
+
     Raises:
-        UserError: the folder is not a Phi-3-Vision checkpoint in safetensors.
+        UserError: there is no such model, or it is not a whole Phi-3-Vision checkpoint in safetensors.
     """
-    config = _check(folder)
-    paths = sorted({path for pattern in _WANTED for path in folder.glob(pattern)})
+    folder = Path(source)
+    if not folder.is_dir():
+        if not is_hub_name(str(source)):
+            raise UserError(
+                f"{source}: there is no such folder; from a hub, name the commit, too: owner/name@commit "
+                "with its 40 hexadecimal digits"
+            )
+        folder = download_model(str(source), (*_WANTED, "*.safetensors"))
+    # Imported here: torch takes seconds that a wrong source need not wait for.
+    from fovea.phi3v.checkpoint import check_checkpoint, read_json, weight_files
+
+    paths = sorted({path for pattern in _WANTED for path in folder.glob(pattern)} | set(weight_files(folder)))
+    digests = {path.name: sha256_file(path) for path in paths}
+    content = f"sha256:{hashlib.sha256(canonical_json(digests)).hexdigest()}"
+    key = input_key(STEP, VERSION, {}, {"content": content})
+    found = storage.find(context.artifact_root, STEP, key)
+    if isinstance(found, ModelRecord):
+        return found
+    config = check_checkpoint(folder)
     with tempfile.TemporaryDirectory(prefix="fovea-import-") as name:
         staged = Path(name)
         for path in paths:
             _stage(path, staged / path.name)
-        digests = {path.name: sha256_file(path) for path in paths}
-        content = hashlib.sha256(canonical_json(digests)).hexdigest()
-        key = input_key(STEP, VERSION, {}, {"content": f"sha256:{content}"})
-        found = storage.find(context.artifact_root, STEP, key)
-        if isinstance(found, ModelRecord):
-            return found
-        uri = join_uri(context.artifact_root, STEP, key[:16]) + "/"
+        # A prefix of this attempt's own: two that import the same model do not write over one another.
+        uri = join_uri(context.artifact_root, STEP, f"{key[:16]}-{uuid.uuid4().hex[:8]}") + "/"
         record = ModelRecord(
             step=STEP,
             step_version=VERSION,
             input_key=key,
             uri=uri,
-            files=storage.upload_folder(staged, uri),
-            parameters={},
-            parents={"content": f"sha256:{content}"},
+            files=storage.upload_folder(staged, uri, progress),
+            parameters={"source": str(source)} if is_hub_name(str(source)) else {},
+            parents={"content": content},
             created_at=now(),
             run_id=context.run_id,
-            architecture=config["architectures"][0],
-            num_crops=json.loads((staged / "preprocessor_config.json").read_text()).get("num_crops", 16),
+            architecture=config.architectures[0],
+            num_crops=read_json(folder / "preprocessor_config.json").get("num_crops", 16),
         )
         committed = storage.commit(context.artifact_root, record)
     if not isinstance(committed, ModelRecord):
@@ -57,31 +85,12 @@ def import_model(folder: Path, context: RunContext, storage: Storage) -> ModelRe
     return committed
 
 
-def _check(folder: Path) -> dict[str, list[str]]:
-    missing = [name for name in _NEEDED if not (folder / name).is_file()]
-    if missing:
-        raise UserError(f"{folder}: not a Phi-3-Vision folder, {', '.join(missing)} missing")
-    if not list(folder.glob("*.safetensors")):
-        raise UserError(f"{folder}: holds no *.safetensors; pickled weights are not read")
-    config: dict[str, list[str]] = {}
-    for name in _NEEDED:
-        try:
-            document = json.loads((folder / name).read_bytes())
-        except ValueError as error:
-            raise UserError(f"{folder / name}: is not JSON ({error}); fetch the model again") from error
-        config = document if name == "config.json" else config
-    if config.get("architectures") != ["Phi3VForCausalLM"]:
-        raise UserError(
-            f"{folder}: is a {config.get('architectures')}, only Phi3VForCausalLM can be fine-tuned"
-        )
-    return config
-
-
 def _stage(source: Path, target: Path) -> None:
+    """Put a file into the folder that is uploaded; a configuration without what names code."""
     if source.suffix == ".json":
-        document = json.loads(source.read_text())
+        document = json.loads(source.read_bytes())
         if isinstance(document, dict) and "auto_map" in document:
             del document["auto_map"]
-            target.write_text(json.dumps(document, indent=2) + "\n")
+            target.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
             return
     target.symlink_to(source.resolve())

@@ -10,7 +10,7 @@ from cli import main
 from fovea import __version__
 from fovea.errors import UserError
 
-COMMANDS = ["sample-data", "sample-model", "run", "compile", "serve", "predict", "doctor"]
+COMMANDS = ["sample-data", "sample-model", "run", "compile", "serve", "predict", "doctor", "import-model"]
 
 
 def fovea(*arguments: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":

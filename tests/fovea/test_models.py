@@ -85,5 +85,14 @@ def test_other_models_are_refused(s3: str, damaged: Path, tmp_path: Path) -> Non
     (damaged / "model.safetensors").rename(damaged / "pytorch_model.bin")
     with pytest.raises(UserError, match="pickled weights are not read"):
         imported(damaged, s3)
-    with pytest.raises(UserError, match="not a Phi-3-Vision folder"):
+    with pytest.raises(UserError, match="no such folder; from a hub, name the commit"):
         imported(tmp_path / "nowhere", s3)
+    assert not list(Storage().list(s3 + "/"))
+
+
+def test_a_model_whose_tensors_are_others_is_not_uploaded(s3: str, damaged: Path) -> None:
+    config = json.loads((damaged / "config.json").read_text())
+    (damaged / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    with pytest.raises(UserError, match=r"lacks model\.layers\.2"):
+        imported(damaged, s3)
+    assert not list(Storage().list(s3 + "/"))

@@ -1,0 +1,162 @@
+"""Whether a folder is a whole Phi-3-Vision checkpoint: told from its files' headers, nothing is loaded."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from fovea.errors import UserError
+from fovea.phi3v.configuration import Phi3VConfig
+from fovea.phi3v.modeling import Phi3VForCausalLM
+from fovea.phi3v.processing import Phi3VProcessor
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+_CONFIGURATION = ("config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")
+_TYPES = {"F32", "BF16", "F16"}
+_ARCHITECTURE = "Phi3VForCausalLM"
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def check_checkpoint(folder: Path) -> Phi3VConfig:
+    """Check that a folder's tensors are those of its configuration, by name, shape and type.
+
+    Nothing is loaded but the headers of the safetensors files; a file that was cut off is found by them, too.
+
+    Raises:
+        UserError: what is missing, too much or of another shape; or tokenizer, image processor and
+            configuration do not fit together.
+    """
+    config = _read_config(folder)
+    expected = expected_shapes(config)
+    found: Shapes = {}
+    for path in weight_files(folder):
+        found |= _read_shapes(path)
+    _compare(folder, expected, found)
+    _check_processor(folder, config)
+    return config
+
+
+def expected_shapes(config: Phi3VConfig) -> Shapes:
+    """Return the names and shapes of a checkpoint's tensors; for the published configuration its 592."""
+    with torch.device("meta"):
+        model = Phi3VForCausalLM(config)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files that hold the weights: one, or the shards that the index names.
+
+    Raises:
+        UserError: there are none, one is missing, or it is not clear which.
+    """
+    single, index = folder / SINGLE, folder / INDEX
+    if single.is_file() and index.is_file():
+        raise UserError(f"{folder}: holds both {SINGLE} and {INDEX}; take away the one that is not meant")
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        raise UserError(f"{folder}: holds no {SINGLE} and no {INDEX}; pickled weights are not read")
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise UserError(f"{index}: has no weight_map; fetch the model again")
+    names = sorted(set(weight_map.values()))
+    # A name that leads elsewhere would upload whatever lies there.
+    missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
+    if missing:
+        raise UserError(f"{folder}: lacks {', '.join(missing)}, which {INDEX} names; fetch the model again")
+    return [folder / name for name in names]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object that a file holds.
+
+    Raises:
+        UserError: there is no such file, or it holds something else.
+    """
+    try:
+        document = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path.parent}: not a Phi-3-Vision folder, {path.name} missing") from None
+    except ValueError as error:
+        raise UserError(f"{path}: is not JSON ({error}); fetch the model again") from error
+    if not isinstance(document, dict):
+        raise UserError(f"{path}: is not a JSON object; fetch the model again")
+    return document
+
+
+def _read_config(folder: Path) -> Phi3VConfig:
+    documents = {name: read_json(folder / name) for name in _CONFIGURATION}
+    architectures = documents["config.json"].get("architectures")
+    if architectures != [_ARCHITECTURE]:
+        raise UserError(f"{folder}: is a {architectures}, only {_ARCHITECTURE} can be fine-tuned")
+    try:
+        config: Phi3VConfig = Phi3VConfig.from_dict(documents["config.json"])
+    except (TypeError, ValueError, KeyError) as error:
+        raise UserError(f"{folder / 'config.json'}: is no Phi-3-Vision configuration: {error}") from error
+    return config
+
+
+def _read_shapes(path: Path) -> Shapes:
+    shapes: Shapes = {}
+    try:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 - the file is no mapping
+                part = file.get_slice(name)
+                if part.get_dtype() not in _TYPES:
+                    raise UserError(
+                        f"{path}: {name} is {part.get_dtype()}, only {', '.join(sorted(_TYPES))} are read; "
+                        "take the checkpoint that is not quantised"
+                    )
+                shapes[name] = tuple(part.get_shape())
+    except SafetensorError as error:
+        raise UserError(f"{path}: is not a whole safetensors file ({error}); fetch it again") from error
+    return shapes
+
+
+def _compare(folder: Path, expected: Mapping[str, tuple[int, ...]], found: Shapes) -> None:
+    other_shape = [
+        f"{name} {list(shape)} instead of {list(expected[name])}"
+        for name, shape in found.items()
+        if name in expected and shape != expected[name]
+    ]
+    differences = [
+        ("lacks", sorted(set(expected) - set(found))),
+        ("has besides", sorted(set(found) - set(expected))),
+        ("has in another shape", other_shape),
+    ]
+    told = "; ".join(f"{what} {_first(names)}" for what, names in differences if names)
+    if told:
+        raise UserError(f"{folder}: its tensors are not those of its config.json: {told}")
+
+
+def _first(names: list[str], count: int = 3) -> str:
+    rest = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + rest
+
+
+def _check_processor(folder: Path, config: Phi3VConfig) -> None:
+    try:
+        processor = Phi3VProcessor.from_pretrained(folder)
+    # Whatever the tokenizer's own reader raises, it is the file that has to be replaced.
+    except Exception as error:
+        raise UserError(
+            f"{folder}: tokenizer or image processor cannot be read ({str(error).splitlines()[0]})"
+        ) from error
+    images = processor.image_processor
+    for what, stored, wanted in (
+        ("the id of <|image|>", processor.image_token_id, config.image_token_id),
+        ("crop_size", images.crop_size, config.vision_config.image_size),
+        ("num_img_tokens", images.num_img_tokens, config.tokens_per_side**2),
+    ):
+        if stored != wanted:
+            raise UserError(f"{folder}: {what} is {stored}, but the model was made for {wanted}")
+    if len(processor.tokenizer) > config.vocab_size:
+        raise UserError(
+            f"{folder}: the tokenizer has {len(processor.tokenizer)} ids, the model {config.vocab_size}"
+        )
