@@ -50,7 +50,7 @@ class Example:
     """A row that was left out, as the table has it."""
 
     number: int
-    raw: tuple[tuple[str, str], ...]
+    raw: Mapping[str, str]
     picture: str | None
     detail: str
 
@@ -64,6 +64,11 @@ class Reason:
     explanation: str
     rows: int
     examples: tuple[Example, ...]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of its examples."""
+        return tuple(dict.fromkeys(column for example in self.examples for column in example.raw))
 
 
 @dataclass(frozen=True)
@@ -218,7 +223,7 @@ class _Report:
         found = []
         for name, rows in list(figures.count(self._workspace).dropped.items())[:_REASONS]:
             examples = self._examples(name)
-            columns = dict(examples[0].raw) if examples else {}
+            columns = examples[0].raw if examples else {}
             found.append(Reason(name, *figures.explain(name, columns), rows, examples))
         return found
 
@@ -231,8 +236,8 @@ class _Report:
         return tuple(
             Example(
                 number,
-                tuple((column, figures.shown(value)) for column, value in _columns(raw)),
-                self._picture(digest, 200) if digest else None,
+                {figures.shown(column, 60): figures.shown(value) for column, value in _columns(raw)},
+                self._picture(digest, 112) if digest else None,
                 figures.shown(detail or ""),
             )
             for number, raw, digest, detail in rows
