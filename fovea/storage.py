@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import boto3
 from boto3.s3.transfer import TransferConfig
@@ -87,8 +87,21 @@ class Storage:
             body: bytes = self._client.get_object(Bucket=bucket, Key=key)["Body"].read()
             return body
 
-    def write_bytes(self, uri: str, data: bytes, *, only_if_absent: bool = False) -> bool:
-        """Write an object in one request; return False where ``only_if_absent`` and it was there before."""
+    def read_file(self, uri: str, path: Path) -> None:
+        """Bring an object of any size into a local file.
+
+        Raises:
+            UserError: there is no such object, or S3 refuses.
+        """
+        bucket, key = split_uri(uri)
+        with _explained(uri):
+            self._client.download_file(bucket, key, str(path), Config=self._transfer)
+
+    def write_bytes(self, uri: str, data: bytes | BinaryIO, *, only_if_absent: bool = False) -> bool:
+        """Write an object in one request; return False where ``only_if_absent`` and it was there before.
+
+        ``data`` may be an open file of up to 5 GB.
+        """
         bucket, key = split_uri(uri)
         condition = {"IfNoneMatch": "*"} if only_if_absent else {}
         try:

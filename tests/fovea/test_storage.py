@@ -137,3 +137,16 @@ def test_errors_say_where_and_what_to_do(s3: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(UserError, match="refuses access"):
         Storage().read_bytes(f"{s3}/nothing")
+
+
+def test_files_go_up_and_down_alone(conditional_s3: str, tmp_path: Path) -> None:
+    storage, uri = Storage(), f"{conditional_s3}/one/file.bin"
+    (tmp_path / "up").write_bytes(bytes(range(256)) * 1000)
+    with (tmp_path / "up").open("rb") as file:
+        assert storage.write_bytes(uri, file, only_if_absent=True)
+        file.seek(0)
+        assert not storage.write_bytes(uri, file, only_if_absent=True)
+    storage.read_file(uri, tmp_path / "down")
+    assert (tmp_path / "down").read_bytes() == (tmp_path / "up").read_bytes()
+    with pytest.raises(UserError, match="no such object"):
+        storage.read_file(f"{conditional_s3}/none", tmp_path / "none")
