@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fovea.pictures import PictureError, PictureLimits, decode_picture, encode_jpeg, normalise
+from fovea.pictures import (
+    PictureError,
+    PictureLimits,
+    decode_picture,
+    decode_scaled,
+    encode_jpeg,
+    normalise,
+)
 
 LIMITS = PictureLimits(max_bytes=1 << 20, max_pixels=1_000_000, min_side=8)
 
@@ -118,6 +125,21 @@ def test_exif_rotation_is_applied(orientation: int, corner: str, longest_side: i
     expected = {"red": (255, 0, 0), "blue": (0, 0, 255)}[corner]
     assert np.abs(pixel(image, 3, 3) - expected).max() < 20
     assert not image.getexif()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("longest_side", [30, 500])
+def test_the_size_before_scaling_is_that_of_the_upright_picture(orientation: int, longest_side: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    scaled = decode_scaled(encoded(picture(401, 400), "JPEG", exif=exif), LIMITS, longest_side)
+    assert scaled.original_size == ((401, 400) if orientation < 5 else (400, 401))
+    assert max(scaled.image.size) == min(longest_side, 401)
+
+
+def test_encoding_into_a_file_gives_what_encoding_into_memory_gives() -> None:
+    image = picture(333, 222)
+    assert encode_jpeg(image) == encoded(image, "JPEG", quality=90)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "RGBA", "LA"])
