@@ -2,8 +2,8 @@
 
 Which address a name stands for is looked up here, checked, and that very address is connected to: a name that
 resolves to something else a moment later changes nothing. TLS and the Host header keep the name. Redirects
-are followed one by one, and each new connection is checked the same way. This stands on httpcore's connection
-pool and not on an httpx client, which would bring proxies of the environment, cookies and decompression.
+are followed one by one, and each new connection is checked the same way. It stands on httpcore and not on an
+httpx client, which would bring proxies of the environment, cookies and decompression.
 
 A host is not overrun: so many connections at a time and no more, a pause for all where it asks for one, and
 an end of asking where it has not answered for long.
@@ -288,11 +288,13 @@ class Fetcher:
         ]
         self._secrets = [(header, header.value()) for header in profile.headers]
         self._hosts = defaultdict[str, _Host](lambda: _Host(profile.max_connections_per_host))
+        self._turns = asyncio.Semaphore(max_connections)
+        self._max_idle = max_connections
+        self._idle: list[tuple[tuple[bytes, bytes, int | None], httpcore.AsyncConnectionInterface]] = []
+        # Makes connections only: it would look at every connection and request for each new one.
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=tls or _trusted(profile),
             proxy=httpcore.Proxy(profile.proxy) if profile.proxy else None,
-            max_connections=max_connections,
-            max_keepalive_connections=max_connections,
             keepalive_expiry=15.0,
             # A proxy is the platform's own choice; what it is asked for is checked by `_check_for_proxy`.
             network_backend=None if profile.proxy else _CheckedBackend(profile),
@@ -304,7 +306,8 @@ class Fetcher:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._pool.aclose()
+        while self._idle:
+            await self._idle.pop()[1].aclose()
 
     async def fetch(self, url: str, known: Version | None = None) -> Fetched:
         """Return what lies at ``url``, or that it is still the ``known`` version.
@@ -377,9 +380,10 @@ class Fetcher:
         try:
             async with (
                 self._turn(address.host, deadline),
-                self._pool.stream(
+                self._connection(address) as connection,
+                connection.stream(
                     "GET",
-                    await self._target(address),
+                    _target(address),
                     headers=[*self._headers, *self._secret_headers(address), *conditions],
                     extensions={"timeout": {"connect": idle, "read": idle, "write": idle}},
                 ) as response,
@@ -404,18 +408,36 @@ class Fetcher:
         host, now = self._hosts[name], asyncio.get_running_loop().time
         start, end = now(), deadline.when() or 0.0
         deadline.reschedule(None)
-        async with host.turns:
+        async with host.turns, self._turns:
             while host.quiet_until > now():
                 await asyncio.sleep(host.quiet_until - now())
             deadline.reschedule(end + now() - start)
             yield
 
-    async def _target(self, address: httpx.URL) -> httpcore.URL:
+    @asynccontextmanager
+    async def _connection(self, address: httpx.URL) -> AsyncIterator[httpcore.AsyncConnectionInterface]:
+        """Give a connection to where a URL leads, one that was used before if there is one."""
         if self._profile.proxy:
             await self._check_for_proxy(address)
-        return httpcore.URL(
-            scheme=address.raw_scheme, host=address.raw_host, port=address.port, target=address.raw_path
-        )
+        origin = (address.raw_scheme, address.raw_host, address.port)
+        connection = None
+        for place in reversed(range(len(self._idle))):
+            if self._idle[place][0] == origin:
+                connection = self._idle.pop(place)[1]
+                if not connection.has_expired():
+                    break
+                await connection.aclose()
+                connection = None
+        connection = connection or self._pool.create_connection(_target(address).origin)
+        try:
+            yield connection
+        finally:
+            if not connection.is_idle():
+                await connection.aclose()
+            else:
+                self._idle.append((origin, connection))
+                if len(self._idle) > self._max_idle:
+                    await self._idle.pop(0)[1].aclose()
 
     async def _check_for_proxy(self, address: httpx.URL) -> None:
         """Check where a name leads before a proxy is asked for it: the proxy looks it up by itself."""
@@ -510,6 +532,12 @@ def _trusted(profile: FetchProfile) -> ssl.SSLContext:
                 "the platform's configuration"
             ) from error
     return context
+
+
+def _target(address: httpx.URL) -> httpcore.URL:
+    return httpcore.URL(
+        scheme=address.raw_scheme, host=address.raw_host, port=address.port, target=address.raw_path
+    )
 
 
 def _parse_url(url: str) -> httpx.URL:
