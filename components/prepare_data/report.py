@@ -224,7 +224,10 @@ class _Report:
         for name, rows in list(figures.count(self._workspace).dropped.items())[:_REASONS]:
             examples = self._examples(name)
             columns = examples[0].raw if examples else {}
-            found.append(Reason(name, *figures.explain(name, columns), rows, examples))
+            about, explanation = figures.explain(name, columns)
+            found.append(
+                Reason(figures.shown(name, 80), about, figures.shown(explanation, 120), rows, examples)
+            )
         return found
 
     def _examples(self, reason: str) -> tuple[Example, ...]:
