@@ -159,7 +159,8 @@ def categories(workspace: Workspace, task: Task) -> Iterator[tuple[str, dict[str
             found: dict[str, dict[str, int]] = {}
             for category, split, rows in workspace.db.execute(
                 "SELECT json_extract(\"values\", ?), coalesce(split, ''), count(*) FROM rows "
-                "WHERE reason IS NULL GROUP BY 1, 2",
+                "WHERE reason IS NULL GROUP BY 1, 2 "
+                "ORDER BY CASE split WHEN 'train' THEN 0 WHEN 'validation' THEN 1 ELSE 2 END",
                 (json_path(name),),
             ):
                 found.setdefault(str(category), {})[split] = rows
