@@ -83,4 +83,4 @@ def test_hostile_values_stay_text(tmp_path: Path) -> None:
     # Addresses become links on the hub, unless they are broken up.
     assert "https\\:" in body
     assert not re.search(r"(?<!\\)://evil|www\.|me@", body)
-    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 3
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 4
