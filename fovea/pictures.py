@@ -100,6 +100,8 @@ def _decode(
     data: bytes, limits: PictureLimits, longest_side: int | None
 ) -> tuple[Image.Image, tuple[int, int]]:
     """Return the upright RGB picture, and the size at which it would be in full."""
+    if not data:
+        raise PictureError("not_a_picture", "the file is empty")
     if len(data) > limits.max_bytes:
         raise PictureError("too_large", f"{len(data):,} bytes, at most {limits.max_bytes:,} are allowed")
     try:

@@ -1,15 +1,246 @@
-"""Originals of pictures in S3, shared by all runs: what was fetched once is not fetched again."""
+"""Originals of pictures in S3, shared by all runs: what was fetched once is not fetched again.
 
-from collections.abc import Iterator
+Under ``{artifact_root}/pictures/{fetch profile}/``:
+
+    packs/{id}.bin       originals, one after the other
+    index/{id}.parquet   of each URL: where it was found, its ETag and Last-Modified, the original's SHA-256,
+                         its pack, offset and length, and when it was fetched or found unchanged
+
+A pack is written first, its index object last: what no index object names is not there. Names are unique and
+nothing is written twice, so any number of runs may use a store at once; of several entries for a URL the
+newest counts. An original that lies in the store already, under whatever URL, is not written again.
+"""
+
+import hashlib
+import io
+import logging
+import sqlite3
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import astuple, dataclass, fields, replace
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
+from urllib.parse import quote
 
-from fovea.storage import Storage
+import pyarrow
+import pyarrow.parquet
+from botocore.exceptions import BotoCoreError, ClientError
+
+from fovea.errors import UserError
+from fovea.fetch import Version
+from fovea.storage import Storage, join_uri, split_uri
+
+_PACK_BYTES = 32 << 20
+_PACK_SECONDS = 5.0
+"""What is fetched lies in S3 after so long at the latest, and the time that the upload takes."""
+
+# One request reads pictures that lie this close together, and so much at most.
+_GAP_BYTES = 256 << 10
+_READ_BYTES = 8 << 20
+
+_READERS = 8
+
+logger = logging.getLogger("fovea")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One original in the store, as found at ``url``. The names are the index's columns."""
+
+    url: str
+    found_at: str
+    """The URL after redirects."""
+    etag: str
+    last_modified: str
+    digest: str
+    """SHA-256, 64 hexadecimal digits."""
+    pack: str
+    offset: int
+    length: int
+    checked_at: float
+    """When it was fetched or last found unchanged, in seconds since 1970."""
+
+    @property
+    def version(self) -> Version:
+        """What its server called it."""
+        return Version(self.found_at, self.etag, self.last_modified)
+
+
+_TYPES = {"offset": pyarrow.int64(), "length": pyarrow.int64(), "checked_at": pyarrow.float64()}
+_SCHEMA = pyarrow.schema([(field.name, _TYPES.get(field.name, pyarrow.string())) for field in fields(Stored)])
+_COLUMNS = ", ".join(_SCHEMA.names)
 
 
 class PictureStore:
-    """What is known of the store, and what is added to it; made by `open_store`."""
+    """The store as one run uses it; made by `open_store`. It belongs to one thread, `read` apart."""
+
+    def __init__(self, storage: Storage, root: str, folder: Path, recheck_after: timedelta) -> None:
+        self._storage = storage
+        self._root = root
+        self._recheck_after = recheck_after.total_seconds()
+        self._db = sqlite3.connect(folder / "picture_store.sqlite", isolation_level=None)
+        for statement in (
+            "PRAGMA journal_mode = OFF",
+            "PRAGMA synchronous = OFF",
+            f"CREATE TABLE stored ({_COLUMNS}, PRIMARY KEY (url)) WITHOUT ROWID",
+            "CREATE INDEX stored_by_digest ON stored (digest)",
+            "BEGIN",
+        ):
+            self._db.execute(statement)
+        self._uploader = ThreadPoolExecutor(1, "upload")
+        self._upload: Future[None] | None = None
+        self._begin_pack()
+
+    def load(self) -> None:
+        """Bring the index to this disk.
+
+        Raises:
+            UserError: S3 refuses, or an index object cannot be read.
+        """
+        with ThreadPoolExecutor(_READERS, "index") as threads:
+            uris = self._storage.list(join_uri(self._root, "index/"))
+            while some := list(islice(uris, 8 * _READERS)):
+                for table in threads.map(self._read_index, some):
+                    self._remember(Stored(**row) for row in table.to_pylist())
+
+    def lookup(self, urls: Sequence[str]) -> dict[str, Stored]:
+        """Return what is known of these URLs, a few hundred at most."""
+        marks = ", ".join("?" * len(urls))
+        found = self._db.execute(f"SELECT {_COLUMNS} FROM stored WHERE url IN ({marks})", urls)  # noqa: S608
+        return {row[0]: Stored(*row) for row in found}
+
+    def is_fresh(self, stored: Stored) -> bool:
+        """Return whether an original is taken as it is, without asking its server."""
+        return time.time() - stored.checked_at < self._recheck_after
+
+    def read(self, near: Sequence[Stored]) -> list[bytes | None]:
+        """Return the originals of a group that `group_reads` made; None for one that is not there as indexed.
+
+        Raises:
+            UserError: S3 refuses or cannot be reached.
+        """
+        start = near[0].offset
+        length = max(stored.offset + stored.length for stored in near) - start
+        data = _read_range(self._storage, self._pack_uri(near[0].pack), start, length)
+        originals = [data[one.offset - start : one.offset - start + one.length] for one in near]
+        return [
+            original if hashlib.sha256(original).hexdigest() == one.digest else None
+            for original, one in zip(originals, near, strict=True)
+        ]
+
+    def forget(self, pack: str) -> None:
+        """Act as if a pack were not there, so that what it held is kept anew."""
+        if self._db.execute("DELETE FROM stored WHERE pack = ?", (pack,)).rowcount:
+            logger.warning(
+                "%s: is missing or was changed; its pictures are fetched again", self._pack_uri(pack)
+            )
+
+    def add(self, url: str, version: Version, digest: str, original: bytes) -> None:
+        """Keep an original that was found at ``url``; it is there for good once its pack is uploaded.
+
+        Raises:
+            UserError: S3 refuses a pack.
+        """
+        same = self._db.execute("SELECT pack, offset FROM stored WHERE digest = ?", (digest,)).fetchone()
+        pack, offset = same or (self._pack, self._originals.tell())
+        if not same:
+            self._originals.write(original)
+        self._enter(
+            Stored(
+                url,
+                version.url,
+                version.etag,
+                version.last_modified,
+                digest,
+                pack,
+                offset,
+                len(original),
+                time.time(),
+            )
+        )
+
+    def confirm(self, stored: Stored) -> None:
+        """Remember that a server said that its picture has not changed."""
+        self._enter(replace(stored, checked_at=time.time()))
+
+    def flush_if_due(self) -> None:
+        """Upload what has waited long enough; call it when there is nothing else to do, too.
+
+        Raises:
+            UserError: S3 refuses a pack.
+        """
+        waited = time.monotonic() - self._pack_begun
+        if self._entries and (waited >= _PACK_SECONDS or self._originals.tell() >= _PACK_BYTES):
+            self._flush()
+
+    def close(self) -> None:
+        """Upload the rest, and wait until it is there.
+
+        Raises:
+            UserError: S3 refuses a pack.
+        """
+        try:
+            if self._entries:
+                self._flush()
+            if self._upload:
+                self._upload.result()
+        finally:
+            self._uploader.shutdown(cancel_futures=True)
+            self._db.close()
+
+    def _enter(self, stored: Stored) -> None:
+        if not self._entries:
+            self._pack_begun = time.monotonic()
+        self._entries.append(stored)
+        self._remember([stored])
+        self.flush_if_due()
+
+    def _remember(self, entries: Iterable[Stored]) -> None:
+        marks = ", ".join("?" * len(_SCHEMA))
+        changes = ", ".join(f"{name} = excluded.{name}" for name in _SCHEMA.names[1:])
+        self._db.executemany(
+            f"INSERT INTO stored VALUES ({marks}) ON CONFLICT (url) DO UPDATE SET {changes} "  # noqa: S608
+            "WHERE excluded.checked_at > stored.checked_at",
+            map(astuple, entries),
+        )
+
+    def _begin_pack(self) -> None:
+        self._pack = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:16]}"
+        self._originals = io.BytesIO()
+        self._entries: list[Stored] = []
+        self._pack_begun = time.monotonic()
+
+    def _flush(self) -> None:
+        """Have the pack uploaded behind our back; one at a time, so that not too many lie in memory."""
+        if self._upload:
+            self._upload.result()
+        self._upload = self._uploader.submit(self._write, self._pack, self._originals, self._entries)
+        self._begin_pack()
+
+    def _write(self, pack: str, originals: io.BytesIO, entries: list[Stored]) -> None:
+        if originals.tell():
+            self._storage.write_bytes(self._pack_uri(pack), originals.getvalue())
+        columns = zip(*map(astuple, entries), strict=True)
+        table = pyarrow.table(dict(zip(_SCHEMA.names, map(list, columns), strict=True)), _SCHEMA)
+        index = io.BytesIO()
+        pyarrow.parquet.write_table(table, index, compression="zstd")
+        self._storage.write_bytes(join_uri(self._root, "index", f"{pack}.parquet"), index.getvalue())
+
+    def _read_index(self, uri: str) -> pyarrow.Table:
+        try:
+            return pyarrow.parquet.read_table(io.BytesIO(self._storage.read_bytes(uri)), schema=_SCHEMA)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise UserError(
+                f"{uri}: is no index of the picture store ({str(error).splitlines()[0]}); remove it, and its "
+                "pictures are fetched again"
+            ) from error
+
+    def _pack_uri(self, pack: str) -> str:
+        return join_uri(self._root, "packs", f"{pack}.bin")
 
 
 @contextmanager
@@ -29,6 +260,55 @@ def open_store(
         artifact_root: ``s3://bucket/prefix``; the store lies under ``pictures/``.
         fetch_profile: the profile's name.
         folder: local and temporary, for the index.
-        recheck_after: what was fetched or checked less long ago is taken as it is.
+        recheck_after: what was fetched or checked less long ago is taken as it is; of the rest its server is
+            asked whether it has changed.
+
+    Raises:
+        UserError: S3 refuses.
     """
-    yield PictureStore()
+    root = join_uri(artifact_root, "pictures", quote(fetch_profile, safe=""))
+    store = PictureStore(storage, root, folder, recheck_after)
+    try:
+        store.load()
+        yield store
+    except BaseException:
+        # What was fetched so far is worth keeping; what went wrong first is what is told.
+        try:
+            store.close()
+        except UserError as error:
+            logger.warning("picture store: the last pictures are not kept: %s", error)
+        raise
+    store.close()
+
+
+def group_reads(wanted: Sequence[Stored]) -> list[list[int]]:
+    """Group originals that one request can read: positions of those in one pack and close together."""
+    groups: list[list[int]] = []
+    for place in sorted(range(len(wanted)), key=lambda place: (wanted[place].pack, wanted[place].offset)):
+        if groups and _is_near(wanted[groups[-1][0]], wanted[groups[-1][-1]], wanted[place]):
+            groups[-1].append(place)
+        else:
+            groups.append([place])
+    return groups
+
+
+def _is_near(first: Stored, last: Stored, following: Stored) -> bool:
+    return (
+        following.pack == first.pack
+        and following.offset - last.offset - last.length <= _GAP_BYTES
+        and following.offset + following.length - first.offset <= _READ_BYTES
+    )
+
+
+def _read_range(storage: Storage, uri: str, start: int, length: int) -> bytes:
+    """Return a part of an object; nothing where there is no such object or part."""
+    bucket, key = split_uri(uri)
+    try:
+        answer = storage._client.get_object(
+            Bucket=bucket, Key=key, Range=f"bytes={start}-{start + length - 1}"
+        )
+        part: bytes = answer["Body"].read()
+        return part
+    except (ClientError, BotoCoreError):
+        # The plain way knows what to say.
+        return storage.read_bytes(uri)[start : start + length] if storage.exists(uri) else b""
