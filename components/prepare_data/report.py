@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.prepare_data import figures
+from components.prepare_data.preview import Preview
 from components.prepare_data.workspace import Workspace
 from fovea.pages import charts, picture_url, render_page
 from fovea.pictures import PictureLimits, decode_picture
@@ -95,7 +96,13 @@ class Group:
 
 
 def write_report(
-    path: Path, *, workspace: Workspace, task: Task, source: str, settings: Mapping[str, Any]
+    path: Path,
+    *,
+    workspace: Workspace,
+    task: Task,
+    source: str,
+    settings: Mapping[str, Any],
+    preview: Preview | None = None,
 ) -> None:
     """Write the report of a workspace whose rows are split: one HTML file of at most `MAX_BYTES`.
 
@@ -105,10 +112,11 @@ def write_report(
         task: What is asked and answered.
         source: Where the table was found.
         settings: The parameters, to be shown.
+        preview: What is told from the first rows, where the workspace holds no more; they need not be split.
     """
     budget = _PICTURE_BYTES
     while True:
-        page = _Report(workspace, task, budget).render(source, settings).encode()
+        page = _Report(workspace, task, budget).render(source, settings, preview).encode()
         if len(page) <= MAX_BYTES or not budget:
             break
         budget = budget // 2 if budget > _PICTURE_BYTES // 8 else 0
@@ -123,10 +131,11 @@ class _Report:
         self._task = task
         self._left = budget
 
-    def render(self, source: str, settings: Mapping[str, Any]) -> str:
+    def render(self, source: str, settings: Mapping[str, Any], preview: Preview | None) -> str:
         lengths = figures.numbers(self._workspace, "tokens")
         return render_page(
             TEMPLATE,
+            preview=preview,
             figures=figures,
             source=figures.shown(source),
             settings={name: figures.shown(value) for name, value in settings.items()},
