@@ -188,19 +188,27 @@ class _Report:
             tokens,
         )
 
-    def _categories(self, name: str, found: Mapping[str, Mapping[str, int]]) -> list[Category]:
+    def _categories(self, field: str, found: Mapping[str, Mapping[str, int]]) -> list[Category]:
+        """Return the most frequent categories of a field."""
+        shown = dict(list(found.items())[:_CATEGORIES])
+        digests: dict[str, list[str]] = {category: [] for category in shown}
+        for category, digest in self._workspace.db.execute(
+            "SELECT category, digest FROM (SELECT category, digest, "
+            "row_number() OVER (PARTITION BY category ORDER BY row_id DESC) AS place FROM "
+            '(SELECT json_extract("values", ?) AS category, address, row_id FROM rows WHERE reason IS NULL) '
+            "JOIN pictures USING (address)) WHERE place <= ?",
+            (figures.json_path(field), _PER_CATEGORY),
+        ):
+            if category in digests:
+                digests[category].append(digest)
         return [
-            Category(figures.shown(category, 60), rows, self._pictures_of(name, category))
-            for category, rows in list(found.items())[:_CATEGORIES]
+            Category(
+                figures.shown(category, 60),
+                rows,
+                tuple(url for digest in digests[category] if (url := self._picture(digest, 80))),
+            )
+            for category, rows in shown.items()
         ]
-
-    def _pictures_of(self, field: str, category: str) -> tuple[str, ...]:
-        digests = self._workspace.db.execute(
-            "SELECT digest FROM rows JOIN pictures USING (address) WHERE rows.reason IS NULL "
-            'AND json_extract("values", ?) = ? GROUP BY digest ORDER BY min(row_id) DESC LIMIT ?',
-            (figures.json_path(field), category, _PER_CATEGORY),
-        ).fetchall()
-        return tuple(url for (digest,) in digests if (url := self._picture(digest, 80)))
 
     def _grouped(self) -> dict[str, int]:
         groups, products, broken = self._workspace.db.execute(
