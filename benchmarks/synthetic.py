@@ -1,0 +1,142 @@
+"""Models with random weights, and batches for them: what measurements run on."""
+
+import hashlib
+import math
+from typing import Any
+
+import torch
+from numpy.random import PCG64, Generator
+from PIL import Image
+from transformers import AutoModelForCausalLM
+from transformers.initialization import no_init_weights
+
+from fovea.phi3v import Phi3VConfig, Phi3VForCausalLM, Phi3VImageProcessor
+from fovea.phi3v.modeling import IGNORED_LABEL
+
+PROMPT_TOKENS, ANSWER_TOKENS = 32, 32
+"""Text around a picture: about what the catalogue's question and answer take."""
+
+SHAPES = {"1:1": (672, 672), "2:3": (448, 672)}
+"""Pictures by the ratio of their sides: width and height in pixels."""
+
+# A prime: columns of a matrix do not repeat.
+_BLOCK = 1_000_003
+
+
+def configuration(size: str) -> Phi3VConfig:
+    """The configuration of a model of some size.
+
+    Args:
+        size: "published"; "middling", which a CPU runs in seconds: a narrower decoder of 8 and a narrower
+            tower of 12 layers, in about the published proportion to each other; "tiny", for tests.
+    """
+    rotary = {"type": "su", "short_factor": [1.0] * 48, "long_factor": [4.0] * 48}
+    common: dict[str, Any] = {"max_position_embeddings": 131072, "rope_scaling": rotary}
+    if size == "published":
+        return Phi3VConfig(**common)
+    if size == "middling":
+        return Phi3VConfig(
+            hidden_size=1152,
+            intermediate_size=3072,
+            num_hidden_layers=8,
+            num_attention_heads=12,
+            num_key_value_heads=12,
+            vision_config={
+                "hidden_size": 256,
+                "intermediate_size": 1024,
+                "num_hidden_layers": 12,
+                "num_attention_heads": 4,
+                "image_size": 336,
+                "patch_size": 14,
+            },
+            **common,
+        )
+    if size == "tiny":
+        return Phi3VConfig(
+            hidden_size=192,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            vision_config={
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 2,
+                "image_size": 28,
+                "patch_size": 7,
+            },
+            **common,
+        )
+    raise ValueError(f"{size} is no size: published, middling or tiny")
+
+
+def random_model(config: Phi3VConfig, dtype: torch.dtype, device: str) -> Phi3VForCausalLM:
+    """A model with the weights of `random_weight`, made on its device."""
+    with torch.device(device), no_init_weights():
+        model: Phi3VForCausalLM = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    block = random_block(dtype, device)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(random_weight(name, parameter.shape, block))
+    return model
+
+
+def random_block(dtype: torch.dtype, device: str = "cpu") -> torch.Tensor:
+    """Standard normal numbers, always the same, that weights are made of."""
+    return torch.randn(_BLOCK, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+
+
+def random_weight(name: str, shape: torch.Size, block: torch.Tensor) -> torch.Tensor:
+    """A weight that depends on its name: 0.02 times the block, and 1 added where a norm multiplies.
+
+    The block is repeated from a place of the name's own, which is far quicker than billions of random
+    numbers.
+    """
+    count = math.prod(shape)
+    start = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") % len(block)
+    numbers = block.roll(-start).mul_(0.02)
+    if name.endswith("weight") and ("norm" in name or "layrnorm" in name):
+        numbers += 1
+    return numbers.repeat(-(-count // len(block)))[:count].view(shape)
+
+
+def training_batch(
+    config: Phi3VConfig, *, num_crops: int, shape: str, pictures: int, device: str, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """A batch as the processor makes it: each sample is text, a picture and an answer that is learnt.
+
+    Args:
+        config: of the model that it is for.
+        num_crops: the most crops of a picture.
+        shape: one of `SHAPES`.
+        pictures: samples, each with one picture.
+        device: where the tensors go.
+        dtype: of the pixels.
+
+    Returns:
+        The arguments of `Phi3VForCausalLM.forward`, `labels` among them. All samples are of one length.
+    """
+    random = Generator(PCG64(0))
+    processor = Phi3VImageProcessor(
+        num_crops=num_crops,
+        crop_size=config.vision_config.image_size,
+        num_img_tokens=config.tokens_per_side**2,
+    )
+    noise = [Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype="uint8")) for _ in range(pictures)]
+    images = processor.preprocess([picture.resize(SHAPES[shape]) for picture in noise])
+    image_tokens = int(images["num_img_tokens"][0])
+    text = random.integers(3, 32000, (pictures, PROMPT_TOKENS + ANSWER_TOKENS))
+    prompt, answer = torch.split(torch.from_numpy(text), [PROMPT_TOKENS, ANSWER_TOKENS], dim=1)
+    placeholders = torch.full((pictures, image_tokens), config.image_token_id)
+    ids = torch.cat([prompt, placeholders, answer], dim=1)
+    labels = ids.clone()
+    labels[:, :-ANSWER_TOKENS] = IGNORED_LABEL
+    batch = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "labels": labels,
+        "image_sizes": images["image_sizes"],
+        "pixel_values": images["pixel_values"].to(dtype),
+    }
+    return {name: value.to(device) for name, value in batch.items()}
