@@ -130,5 +130,10 @@ def load_platform() -> Platform:
         return Platform()
     try:
         return Platform.model_validate(yaml.safe_load(path.read_text()) or {})
-    except (OSError, yaml.YAMLError, ValidationError) as error:
-        raise UserError(f"{path}: the platform's configuration cannot be read: {error}") from error
+    except ValidationError as error:
+        # Not what was given instead: that may be a secret that does not belong there.
+        wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise UserError(f"{path}: is no configuration of the platform: {wrong}") from None
+    except (OSError, yaml.YAMLError) as error:
+        told = " ".join(str(error).split())
+        raise UserError(f"{path}: the platform's configuration cannot be read: {told}") from error

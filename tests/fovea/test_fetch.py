@@ -15,6 +15,7 @@ import pytest
 
 from fovea.fetch import Fetched, Fetcher, FetchError, FetchLimits, address_allowed
 from fovea.platform import FetchProfile
+from tests.feed_server import self_signed
 
 LOOPBACK = FetchProfile.model_validate({"allowed_networks": ["127.0.0.0/8"]})
 QUICK = FetchLimits(max_bytes=10_000, total_seconds=5, idle_seconds=1, attempts=3, max_wait_seconds=2)
@@ -377,37 +378,6 @@ def test_tls_is_checked_against_the_name(monkeypatch: pytest.MonkeyPatch, tmp_pa
                     await fetcher.fetch(f"https://shop.test:{port}/")
 
     asyncio.run(run())
-
-
-def self_signed(name: str, folder: Path) -> Path:
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    path = folder / "server.pem"
-    path.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-        + certificate.public_bytes(serialization.Encoding.PEM)
-    )
-    return path
 
 
 EVERYTHING = FetchProfile.model_validate({"allowed_networks": ["0.0.0.0/0", "::/0"]})
