@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 import torch
 from PIL import Image
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from fovea.errors import UserError
 from fovea.phi3v import Phi3VForCausalLM, Phi3VProcessor
@@ -18,6 +18,9 @@ from fovea.task.task import TASK_FILE
 FinishReason = Literal["stop", "length"]
 Request = tuple[str, Sequence[Image.Image]]
 """A prompt and the pictures that its marks ``<|image_1|>``, ``<|image_2|>``, … show."""
+OnStep = Callable[[list[int]], Sequence[bool]]
+"""Told the newest token of every row after each step of a batch, padding where a row has ended; says of every
+row whether to stop it there."""
 
 
 @dataclass(frozen=True)
@@ -164,8 +167,21 @@ class Predictor:
         )
 
     @torch.inference_mode()
-    def generate_batch(self, samples: Sequence[Sample], max_new_tokens: int = 64) -> list[Answer]:
-        """Answer prepared requests in one batch, padded on the left."""
+    def generate_batch(
+        self,
+        samples: Sequence[Sample],
+        max_new_tokens: int | Sequence[int] = 64,
+        on_step: OnStep | None = None,
+    ) -> list[Answer]:
+        """Answer prepared requests in one batch, padded on the left.
+
+        Args:
+            samples: the requests.
+            max_new_tokens: the length of an answer at most; one for all, or one for each.
+            on_step: is told each token as it comes, and may stop answers before they end. A stopped answer
+                has the text so far.
+        """
+        limits = [max_new_tokens] * len(samples) if isinstance(max_new_tokens, int) else list(max_new_tokens)
         longest = max(sample.tokens for sample in samples)
         device = self.model.device
         pad = self.processor.tokenizer.pad_token_id
@@ -181,13 +197,17 @@ class Predictor:
             image_sizes=torch.cat([sample.image_sizes for sample in samples]).to(device),
             generation_config=GenerationConfig(
                 do_sample=False,
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=max(limits),
                 eos_token_id=END_OF_ANSWER_IDS,
                 pad_token_id=pad,
             ),
+            stopping_criteria=StoppingCriteriaList([stops := _Stops(limits, on_step)]),
         )
         rows = output[:, longest:].tolist()
-        return [self._read(sample, row) for sample, row in zip(samples, rows, strict=True)]
+        return [
+            self._read(sample, row[:length])
+            for sample, row, length in zip(samples, rows, stops.lengths, strict=True)
+        ]
 
     def _read(self, sample: Sample, ids: list[int]) -> Answer:
         end = next((place for place, token in enumerate(ids) if token in END_OF_ANSWER_IDS), None)
@@ -201,6 +221,26 @@ class Predictor:
             completion_tokens=len(ids) if end is None else end + 1,
             finish_reason="length" if end is None else "stop",
         )
+
+
+class _Stops(StoppingCriteria):  # type: ignore[misc]
+    """Ends each row of a batch at its own limit, or where it is told to; ``lengths`` are how long they get."""
+
+    def __init__(self, limits: Sequence[int], on_step: OnStep | None) -> None:
+        self.lengths = list(limits)
+        self._on_step = on_step
+        self._steps = 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """Return which rows end with the token that was just made; `generate` calls this after each step."""
+        self._steps += 1
+        if self._on_step is not None:
+            stopped = self._on_step(input_ids[:, -1].tolist())
+            self.lengths = [
+                min(length, self._steps) if stop else length
+                for length, stop in zip(self.lengths, stopped, strict=True)
+            ]
+        return torch.tensor([length <= self._steps for length in self.lengths], device=input_ids.device)
 
 
 def _batches(requests: Sequence[Request], batch_size: int) -> Iterator[list[int]]:

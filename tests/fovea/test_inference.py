@@ -67,6 +67,30 @@ def test_answers_do_not_depend_on_the_company(noise: Predictor, numbers: list[in
     assert together == alone
 
 
+def test_answers_of_a_batch_have_limits_of_their_own(noise: Predictor) -> None:
+    samples = [noise.prepare(noise.task.prompt(), [picture(number)]) for number in range(4)]
+    limits = [3, 12, 1, 7]
+    together = noise.generate_batch(samples, limits)
+    alone = [noise.generate_batch([sample], limit)[0] for sample, limit in zip(samples, limits, strict=True)]
+    assert together == alone
+    assert [answer.completion_tokens for answer in together] == limits
+
+
+def test_each_step_is_told_and_may_stop_an_answer(noise: Predictor) -> None:
+    samples = [noise.prepare(noise.task.prompt(), [picture(number)]) for number in range(2)]
+    told: list[list[int]] = []
+
+    def on_step(tokens: list[int]) -> list[bool]:
+        told.append(tokens)
+        return [len(told) == 2, False]
+
+    stopped, whole = noise.generate_batch(samples, 6, on_step)
+    assert len(told) == 6
+    assert (stopped.completion_tokens, stopped.finish_reason) == (2, "length")
+    assert whole == noise.generate_batch(samples[1:], 6)[0]
+    assert whole.text == noise.processor.tokenizer.decode([tokens[1] for tokens in told])
+
+
 def test_pictures_of_like_shape_share_batches(noise: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     padded = []
     generate = noise.model.generate
