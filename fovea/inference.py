@@ -224,7 +224,7 @@ class Predictor:
 
 
 class _Stops(StoppingCriteria):  # type: ignore[misc]
-    """Ends each row of a batch at its own limit, or where it is told to; ``lengths`` are how long they get."""
+    """Ends each row of a batch at its own limit, or where it is told to; ``lengths`` says how long it got."""
 
     def __init__(self, limits: Sequence[int], on_step: OnStep | None) -> None:
         self.lengths = list(limits)
