@@ -39,7 +39,7 @@ _PACK_SECONDS = 5.0
 """What is fetched lies in S3 after so long at the latest, and the time that the upload takes."""
 
 # One request reads pictures that lie this close together, and so much at most.
-_GAP_BYTES = 256 << 10
+_GAP_BYTES = 512 << 10
 _READ_BYTES = 8 << 20
 
 _READERS = 8

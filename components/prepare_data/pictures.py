@@ -36,10 +36,11 @@ from fovea.platform import FetchProfile
 _HOPELESS_AFTER = 200
 
 # What is looked up in the store, and read from it, together.
-_BATCH = 32
+_BATCH = 128
 _READERS = 8
 _TICK_SECONDS = 1.0
 _USABLE = ""
+_FINGERPRINT_SIDE = 128
 
 # Reasons that say nothing about whether a picture is still there.
 _PASSING = {"connection_failed", "rate_limited", "server_error", "timeout"}
@@ -119,7 +120,7 @@ def stream_pictures(
         places: what the addresses stand for.
         profile: which hosts may be reached, and how.
         store: keeps what was fetched over HTTP; None to keep nothing.
-        fingerprint: called with each picture, upright RGB and scaled, in several threads at once.
+        fingerprint: called with each picture, upright RGB and some hundred pixels wide, in several threads.
         longest_side: larger pictures are scaled down to this many pixels.
         limits: of the originals.
         concurrency: how many are fetched at the same time.
@@ -137,7 +138,8 @@ def stream_pictures(
             encode_jpeg(scaled.image),
             *scaled.image.size,
             *scaled.original_size,
-            fingerprint(scaled.image),
+            # Reduced first, which is quick; what makes a picture known again is coarse.
+            fingerprint(scaled.image.reduce(max(1, max(scaled.image.size) // _FINGERPRINT_SIDE))),
         )
 
     fetcher = Fetcher(profile, FetchLimits(max_bytes=bounds.max_bytes), max_connections=concurrency)

@@ -1,0 +1,454 @@
+"""Speed and memory of the preparation of data.
+
+    python -m benchmarks.prepare_data speed      pictures a second from a web server, against other ways
+    python -m benchmarks.prepare_data memory     of the whole step, with few rows and with many
+    python -m benchmarks.prepare_data reading    pictures a second that `datasets` streams from shards in S3
+
+The web server, S3 and what is measured share this machine's cores.
+"""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import boto3
+import pyarrow
+import pyarrow.parquet
+import requests  # type: ignore[import-untyped]
+import typer
+from botocore.config import Config
+from datasets import Image as DatasetsImage
+from datasets import load_dataset
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.photographs import SIZES, write_photographs
+from benchmarks.picture_server import serve_pictures
+from components.prepare_data.near_duplicates import fingerprint
+from components.prepare_data.picture_store import PictureStore, open_store
+from components.prepare_data.pictures import Prepared, Wanted, stream_pictures
+from components.prepare_data.shards import ROWS_PER_SHARD, schema
+from fovea.errors import UserError
+from fovea.pictures import JPEG_QUALITY, PictureLimits, decode_scaled, encode_jpeg
+from fovea.platform import FetchProfile
+from fovea.storage import Storage, split_uri
+from fovea.task import product_task
+from pipelines.embedded_s3 import serve_s3
+
+LONGEST_SIDE = 1344
+LATENCIES = [0, 20, 100]
+ROWS = [3000, 100_000]
+LOOPBACK = FetchProfile.model_validate({"allowed_networks": ["127.0.0.0/8"]})
+
+_DIFFERENT = 64
+"""So many pictures are drawn; the server makes one of its own of each for every URL."""
+_SEQUENTIAL_SHARE = 8
+"""The sequential script, being slow, gets a part of the URLs."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One row, in pictures a second. None: it could not be installed."""
+
+    latency_ms: int
+    bound: float
+    first: float
+    again: float
+    img2dataset: float | None
+    sequential: float
+
+
+def measure_speed(latencies: Sequence[int], pictures: int, other: Path | None) -> list[Speed]:
+    """Measure every way at every latency, in turn."""
+    rows = []
+    with tempfile.TemporaryDirectory() as name, _embedded_s3(Path(name)) as root:
+        folder = Path(name) / "pictures"
+        folder.mkdir()
+        write_photographs(folder, _DIFFERENT)
+        for latency in latencies:
+            with serve_pictures(folder, latency / 1000) as site:
+                rows.append(_at_latency(site, latency, pictures, folder, f"{root}/{latency}", other))
+    return rows
+
+
+def _at_latency(site: str, latency: int, pictures: int, folder: Path, root: str, other: Path | None) -> Speed:
+    urls = [f"{site}/{number}.jpg" for number in range(pictures)]
+    before = _bound(folder, pictures)
+    first = _stored(urls, root)
+    again = _stored(urls, root)
+    theirs = None if other is None else _img2dataset(other, urls)
+    some = urls[: max(1, pictures // _SEQUENTIAL_SHARE)]
+    sequential = _rate(len(some), lambda: _sequential(some))
+    # What slows the machine down for a while would otherwise tell on one of them alone.
+    bound = (before + _bound(folder, pictures)) / 2
+    return Speed(latency, bound, first, again, theirs, sequential)
+
+
+def _rate(pictures: int, work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return pictures / (time.perf_counter() - start)
+
+
+def _bound(folder: Path, pictures: int) -> float:
+    """Decode, scale and encode alone, on all cores."""
+    originals = [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]
+
+    def prepare(number: int) -> bytes:
+        original = originals[number % len(originals)]
+        return encode_jpeg(decode_scaled(original, PictureLimits(), LONGEST_SIDE).image)
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        return _rate(pictures, lambda: sum(len(jpeg) for jpeg in threads.map(prepare, range(pictures))))
+
+
+class _Web:
+    def url(self, address: str) -> str:
+        return address
+
+    def read(self, address: str) -> bytes:
+        raise NotImplementedError
+
+
+def _stored(urls: Sequence[str], root: str) -> float:
+    """As the step does it: through the picture store, with fingerprints, onto this disk."""
+    with tempfile.TemporaryDirectory() as name:
+
+        def work() -> None:
+            with (
+                open_store(Storage(), root, "default", Path(name)) as store,
+                (Path(name) / "spool").open("wb") as spool,
+            ):
+                for picture in _stream(urls, store):
+                    spool.write(picture.jpeg)
+
+        return _rate(len(urls), work)
+
+
+def _stream(urls: Sequence[str], store: PictureStore | None) -> Iterator[Prepared]:
+    for found in stream_pictures(
+        map(Wanted, urls),
+        _Web(),
+        profile=LOOPBACK,
+        store=store,
+        fingerprint=fingerprint,
+        longest_side=LONGEST_SIDE,
+    ):
+        if not isinstance(found, Prepared):
+            raise UserError(f"{found.address}: {found.detail}")
+        yield found
+
+
+def _sequential(urls: Sequence[str]) -> None:
+    """The script that people start from."""
+    with tempfile.TemporaryDirectory() as folder:
+        for number, url in enumerate(urls):
+            response = requests.get(url, timeout=30)
+            response.raise_for_status()
+            image = Image.open(io.BytesIO(response.content)).convert("RGB")
+            image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+            image.save(f"{folder}/{number}.jpg", quality=JPEG_QUALITY)
+
+
+_IMG2DATASET = """
+import json, sys, time
+from img2dataset import download
+
+if __name__ == "__main__":
+    options, folder = json.loads(sys.argv[1]), sys.argv[2]
+    for number, urls in enumerate(("one.txt", "all.txt")):
+        start = time.perf_counter()
+        download(url_list=f"{folder}/{urls}", output_folder=f"{folder}/{number}", **options)
+        print("seconds", time.perf_counter() - start)
+"""
+
+
+def _img2dataset(python: Path, urls: Sequence[str]) -> float:
+    """img2dataset with as many processes as cores; the time it takes for one picture is taken off."""
+    cores = os.cpu_count() or 1
+    options = {
+        "processes_count": cores,
+        "thread_count": 64,
+        # Of as many parts as there are processes, so that all of them work.
+        "number_sample_per_shard": -(-len(urls) // cores),
+        "image_size": LONGEST_SIDE,
+        "resize_mode": "keep_ratio_largest",
+        "resize_only_if_bigger": True,
+        "encode_quality": JPEG_QUALITY,
+        "enable_wandb": False,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "one.txt").write_text(urls[0])
+        (Path(folder) / "all.txt").write_text("\n".join(urls))
+        script = Path(folder) / "run.py"
+        script.write_text(_IMG2DATASET)
+        told = _run([str(python), str(script), json.dumps(options), folder])
+        one, all_of_them = (
+            float(line.split()[1]) for line in told.splitlines() if line.startswith("seconds")
+        )
+        made = len(list((Path(folder) / "1").rglob("*.jpg")))
+    if made != len(urls):
+        raise UserError(f"img2dataset made {made} of {len(urls)} pictures")
+    return len(urls) / (all_of_them - one)
+
+
+def _run(command: Sequence[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"{command[0]} ended with status {done.returncode}: {last}")
+    return done.stdout
+
+
+@contextmanager
+def _installed_img2dataset() -> Iterator[Path | None]:
+    """Give the Python of a virtual environment with img2dataset; None where it cannot be installed."""
+    with tempfile.TemporaryDirectory() as name:
+        python = Path(name) / "bin" / "python"
+        try:
+            _run([sys.executable, "-m", "venv", name])
+            _run([str(python), "-m", "pip", "install", "-q", "img2dataset"])
+        except UserError as error:
+            typer.echo(f"img2dataset is left out, it cannot be installed: {error}", err=True)
+            yield None
+        else:
+            yield python
+
+
+@contextmanager
+def _embedded_s3(folder: Path) -> Iterator[str]:
+    """Serve S3 on this machine, and give the URI of a bucket."""
+    with serve_s3(folder / "s3") as server:
+        os.environ.update(server.environment())
+        boto3.Session().client("s3").create_bucket(Bucket="benchmark")
+        yield "s3://benchmark"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """One row: the whole step on so many rows with small pictures."""
+
+    rows: int
+    peak_bytes: int
+    seconds: float
+
+
+_STEP = """
+import sys, time
+from pathlib import Path
+from components.prepare_data.prepare import prepare_data_step
+from fovea.steps import RunContext
+
+folder, root = Path(sys.argv[1]), sys.argv[2]
+start = time.perf_counter()
+prepare_data_step(
+    RunContext(artifact_root=root, run_id="benchmark"),
+    {"source": str(folder / "products.csv"), "fetch_profile": "loopback"},
+    folder / "dataset.json",
+)
+peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+print("measured", time.perf_counter() - start, int(peak.split()[1]) * 1024)
+"""
+
+
+def measure_memory(rows: Sequence[int]) -> list[Memory]:
+    """Run the whole step in a process of its own for each number of rows."""
+    with tempfile.TemporaryDirectory() as name, _embedded_s3(Path(name)) as root:
+        folder = Path(name) / "pictures"
+        folder.mkdir()
+        write_photographs(folder, 16 * _DIFFERENT, sizes=((64, 64),))
+        os.environ["FOVEA_PLATFORM"] = f"{name}/platform.yaml"
+        Path(os.environ["FOVEA_PLATFORM"]).write_text(
+            "fetch_profiles: {loopback: {allowed_networks: [127.0.0.0/8]}}"
+        )
+        with serve_pictures(folder, 0) as site:
+            return [_with_rows(number, site, f"{root}/{number}", Path(name)) for number in rows]
+
+
+def _with_rows(rows: int, site: str, root: str, folder: Path) -> Memory:
+    with (folder / "products.csv").open("w") as file:
+        print("product_code,title,category3_code,full_price,currency_code,imageurl", file=file)
+        for number in range(rows):
+            values = f"P{number},Lamp {number},LAMPS,{number % 900 + 1}.50,EUR"
+            print(f"{values},{site}/{number}.jpg", file=file)
+    told = _run([sys.executable, "-c", _STEP, str(folder), root])
+    _, seconds, peak = next(line for line in told.splitlines() if line.startswith("measured")).split()
+    return Memory(rows, int(peak), float(seconds))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One row, in pictures a second."""
+
+    what: str
+    pictures_per_second: float
+
+
+def measure_reading(pictures: int) -> list[Reading]:
+    """Stream a split from S3, shuffled, as training could, with pictures as bytes and decoded."""
+    with tempfile.TemporaryDirectory() as name, _embedded_s3(Path(name)) as root:
+        folder = Path(name) / "shards"
+        folder.mkdir()
+        _write_split(folder, pictures)
+        Storage().upload_folder(folder, f"{root}/shards/")
+        urls = [_presigned(uri) for uri in Storage().list(f"{root}/shards/")]
+
+        def stream(*, decode: bool) -> list[str]:
+            split = load_dataset("parquet", data_files=urls, split="train", streaming=True)
+            split = split.cast_column("image", DatasetsImage(decode=decode)).shuffle(seed=1, buffer_size=200)
+            return [row["row_id"] for row in split]
+
+        order = stream(decode=False)
+        rows = [Reading("as JPEG", _rate(pictures, lambda: stream(decode=False)))]
+        rows.append(Reading("decoded", _rate(pictures, lambda: stream(decode=True))))
+        if stream(decode=False) != order or order == sorted(order):
+            raise UserError("a shuffle with the same seed gave another order, or none")
+    return rows
+
+
+def _write_split(folder: Path, pictures: int) -> None:
+    """Write shards as the step does: the same columns, a thousand rows each, in groups of a hundred."""
+    with tempfile.TemporaryDirectory() as name:
+        write_photographs(Path(name), _DIFFERENT)
+        originals = [path.read_bytes() for path in sorted(Path(name).glob("*.jpg"))]
+    jpegs = [encode_jpeg(decode_scaled(data, PictureLimits(), LONGEST_SIDE).image) for data in originals]
+    columns = schema(product_task())
+    for start in range(0, pictures, ROWS_PER_SHARD):
+        rows = [
+            {
+                "row_id": f"{number:09}",
+                "product_id": f"P{number}",
+                "image": {"bytes": jpegs[number % len(jpegs)], "path": f"{number}.jpg"},
+                "title": f"Lamp {number}",
+                "category3_code": "LAMPS",
+                "full_price": 1.5,
+                "currency": "EUR",
+            }
+            for number in range(start, min(start + ROWS_PER_SHARD, pictures))
+        ]
+        table = pyarrow.Table.from_pylist(rows, columns)
+        pyarrow.parquet.write_table(table, folder / f"train-{start:06}.parquet", row_group_size=100)
+
+
+def _presigned(uri: str) -> str:
+    """Return a URL that reads an object for an hour: `datasets` knows HTTPS, and S3 only with s3fs."""
+    bucket, key = split_uri(uri)
+    client = boto3.Session().client("s3", config=Config(signature_version="s3v4"))
+    url: str = client.generate_presigned_url("get_object", {"Bucket": bucket, "Key": key}, ExpiresIn=3600)
+    return url
+
+
+def speed_table(rows: list[Speed]) -> Table:
+    """The rows for people."""
+    sizes = ", ".join(f"{width} x {height}" for width, height in SIZES)
+    table = Table(title=f"Pictures a second on {_machine()}\n{sizes}, to at most {LONGEST_SIDE}")
+    table.caption = "% of decoding, scaling and encoding alone on all cores. Again: from the picture store."
+    for heading in ("latency", "bound", "Fovea", "%", "again", "%", "img2dataset", "%", "sequential", "%"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        cells = [f"{row.latency_ms} ms", f"{row.bound:.1f}"]
+        for speed in (row.first, row.again, row.img2dataset, row.sequential):
+            cells += ["–", "–"] if speed is None else [f"{speed:.1f}", f"{speed / row.bound:.0%}"]
+        table.add_row(*cells)
+    return table
+
+
+def memory_table(rows: list[Memory]) -> Table:
+    """The rows for people."""
+    table = Table(title=f"The whole step, with small pictures, on {_machine()}")
+    for heading in ("rows", "peak MiB", "s", "rows/s"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            f"{row.rows:,}",
+            f"{row.peak_bytes / 2**20:.0f}",
+            f"{row.seconds:.1f}",
+            f"{row.rows / row.seconds:.0f}",
+        )
+    return table
+
+
+def reading_table(rows: list[Reading]) -> Table:
+    """The rows for people."""
+    table = Table(title=f"Shards streamed from S3 with datasets, shuffled, on {_machine()}")
+    for heading in ("pictures", "pictures/s"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(row.what, f"{row.pictures_per_second:.0f}")
+    return table
+
+
+def _machine() -> str:
+    return f"{os.cpu_count()} cores"
+
+
+app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the numbers here, too.")]
+
+
+@app.command("speed")
+def speed_command(
+    latency: Annotated[
+        list[int], typer.Option(help="Milliseconds before the server answers.", min=0)
+    ] = LATENCIES,
+    pictures: Annotated[int, typer.Option(help="How many are fetched each time.", min=8)] = 600,
+    img2dataset: Annotated[bool, typer.Option(help="Install img2dataset and measure it, too.")] = True,
+    json_file: JsonOption = None,
+) -> None:
+    """Pictures a second from a web server: the step, img2dataset, and a sequential script."""
+    with _installed_img2dataset() if img2dataset else nullcontext() as other:
+        rows = measure_speed(latency, pictures, other)
+    _show(speed_table(rows), rows, json_file)
+
+
+@app.command("memory")
+def memory_command(
+    rows: Annotated[list[int], typer.Option(help="How many rows; may be given again.", min=400)] = ROWS,
+    json_file: JsonOption = None,
+) -> None:
+    """The most memory that the whole step takes, by rows."""
+    measured = measure_memory(rows)
+    _show(memory_table(measured), measured, json_file)
+
+
+@app.command("reading")
+def reading_command(
+    pictures: Annotated[int, typer.Option(help="How many are read.", min=100)] = 2000,
+    json_file: JsonOption = None,
+) -> None:
+    """Pictures a second that `datasets` streams from shards in S3, and that a seed gives one order."""
+    rows = measure_reading(pictures)
+    _show(reading_table(rows), rows, json_file)
+
+
+def _show(table: Table, rows: Sequence[Any], json_file: Path | None) -> None:
+    # Into a file or a log, not folded to a terminal's usual width.
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    if json_file is not None:
+        made = {"machine": _machine(), "rows": [asdict(row) for row in rows]}
+        json_file.write_text(json.dumps(made, indent=2) + "\n")
+
+
+def main() -> None:
+    """Run the command; what a person can mend is one line."""
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"benchmark: {error}", err=True)
+        raise SystemExit(1) from error
+
+
+if __name__ == "__main__":
+    main()
