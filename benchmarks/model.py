@@ -75,11 +75,11 @@ class Throughput:
     utilisation: float | None = None
 
 
-def compare(setting: Setting, crops: list[int], repetitions: int) -> list[Comparison]:
+def compare(setting: Setting, works: Sequence[Work], crops: list[int], repetitions: int) -> list[Comparison]:
     """Measure the model against its twin: same weights, same batches, in turn."""
     cases = [
         Comparison(work, number, shape, *_extent(setting.batch(number, shape)))
-        for work in Work
+        for work in works
         for number in crops
         for shape in SHAPES
     ]
@@ -92,23 +92,25 @@ def compare(setting: Setting, crops: list[int], repetitions: int) -> list[Compar
     for row in rows:
         twin.num_crops = row.num_crops
         batch = setting.batch(row.num_crops, row.shape)
-        works = [partial(run, model, batch, row.work) for model in adapted]
+        runs = [partial(run, model, batch, row.work) for model in adapted]
         if setting.device == Device.CUDA:
-            row = replace(row, our_bytes=added_on_gpu(works[0]), twin_bytes=added_on_gpu(works[1]))
-        measured.append(_with_seconds(setting, row, works, repetitions))
+            row = replace(row, our_bytes=added_on_gpu(runs[0]), twin_bytes=added_on_gpu(runs[1]))
+        measured.append(_with_seconds(setting, row, runs, repetitions))
     return measured
 
 
 def _with_seconds(
-    setting: Setting, row: Comparison, works: Sequence[Callable[[], None]], repetitions: int
+    setting: Setting, row: Comparison, runs: Sequence[Callable[[], None]], repetitions: int
 ) -> Comparison:
+    _say(f"time: {row.work}, {row.num_crops} crops, {row.shape}")
     if row.our_bytes is None or row.twin_bytes is None:
         return row
-    ours, its = median_seconds(works, setting.device, repetitions)
+    ours, its = median_seconds(runs, setting.device, repetitions)
     return replace(row, our_seconds=ours, twin_seconds=its)
 
 
 def _with_memory(setting: Setting, case: Comparison) -> Comparison:
+    _say(f"memory: {case.work}, {case.num_crops} crops, {case.shape}")
     measure = partial(added_on_cpu, setting, case.work, case.num_crops, case.shape, checkpointing=True)
     return replace(case, our_bytes=measure(plain=False), twin_bytes=measure(plain=True))
 
@@ -136,6 +138,8 @@ def _steps(setting: Setting, checkpointing: bool, crops: list[int], repetitions:
 
 
 def _with_speed(setting: Setting, row: Throughput, adapted: Any, repetitions: int) -> Throughput:
+    checkpointing = "with" if row.gradient_checkpointing else "without"
+    _say(f"training: {row.num_crops} crops, {checkpointing} gradient checkpointing")
     work = partial(run, adapted, setting.batch(row.num_crops, "1:1"), Work.TRAINING)
     if setting.device == Device.CUDA:
         row = replace(row, added_bytes=added_on_gpu(work))
@@ -152,6 +156,11 @@ def _with_speed(setting: Setting, row: Throughput, adapted: Any, repetitions: in
         flops_per_second=speed,
         utilisation=peak and speed / peak,
     )
+
+
+def _say(what: str) -> None:
+    """Show that it goes on, where it does not mix with the table."""
+    typer.echo(f"benchmark: {what}", err=True)
 
 
 def _flops(setting: Setting, batch: dict[str, torch.Tensor]) -> float:
@@ -236,6 +245,7 @@ TypeOption = Annotated[Type, typer.Option(help="Type of weights and pixels.")]
 CropsOption = Annotated[list[int], typer.Option(help="num_crops; may be given again.", min=1)]
 PicturesOption = Annotated[int, typer.Option(help="Pictures a step.", min=1)]
 RepetitionsOption = Annotated[int, typer.Option(help="Times are medians of so many.", min=1)]
+WorkOption = Annotated[list[Work], typer.Option(help="What to measure; may be given again.")]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the numbers here, too.")]
 
 
@@ -244,6 +254,7 @@ def compare_command(
     device: DeviceOption = Device.CPU,
     size: SizeOption = Size.MIDDLING,
     dtype: TypeOption = Type.FLOAT32,
+    work: WorkOption = list(Work),  # noqa: B006
     crops: CropsOption = CROPS,
     pictures: PicturesOption = 1,
     repetitions: RepetitionsOption = 3,
@@ -251,7 +262,7 @@ def compare_command(
 ) -> None:
     """The model against a plain twin that works as the published code does."""
     setting = _setting(device, size, dtype, pictures)
-    rows = compare(setting, crops, repetitions)
+    rows = compare(setting, work, crops, repetitions)
     _show(comparison_table(setting, rows), setting, rows, json_file)
 
 
