@@ -14,6 +14,7 @@ from cli.run import run
 from cli.sample_data import sample_data
 from cli.sample_model import sample_model
 from cli.serve import serve
+from cli.submit import submit
 from fovea import __version__
 from fovea.errors import UserError
 
@@ -52,6 +53,7 @@ app.command("predict")(predict)
 app.command("doctor")(doctor)
 app.command("import-model")(import_model_command)
 app.command("compile")(compile_command)
+app.command("submit")(submit)
 app.command("sample-data")(sample_data)
 app.command("sample-model")(sample_model)
 

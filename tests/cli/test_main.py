@@ -10,7 +10,17 @@ from cli import main
 from fovea import __version__
 from fovea.errors import UserError
 
-COMMANDS = ["sample-data", "sample-model", "run", "compile", "serve", "predict", "doctor", "import-model"]
+COMMANDS = [
+    "sample-data",
+    "sample-model",
+    "run",
+    "compile",
+    "serve",
+    "predict",
+    "doctor",
+    "import-model",
+    "submit",
+]
 
 
 def fovea(*arguments: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
