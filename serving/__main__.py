@@ -14,7 +14,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> ServerSettings:
     default = ServerSettings(model="")
     parser = argparse.ArgumentParser(
         "python -m serving",
-        description="Serve a tuned model: KServe's V1 protocol and OpenAI's chat completions.",
+        description="Serve a tuned model: KServe's V1 and V2 protocols and OpenAI's chat completions.",
     )
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument(
@@ -39,6 +39,58 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> ServerSettings:
         "--max-batch-size", type=int, default=default.max_batch_size, help="answered together (%(default)s)"
     )
     parser.add_argument(
+        "--max-waiting", type=int, default=default.max_waiting, help="pictures that may wait (%(default)s)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=default.workers, help="threads that prepare pictures (%(default)s)"
+    )
+    parser.add_argument(
+        "--request-seconds",
+        type=float,
+        default=default.request_seconds,
+        help="the longest a request may take (%(default)s)",
+    )
+    parser.add_argument(
+        "--hang-seconds",
+        type=float,
+        default=default.hang_seconds,
+        help="without a token for so long, liveness fails (%(default)s)",
+    )
+    parser.add_argument(
+        "--grace-seconds",
+        type=int,
+        default=default.grace_seconds,
+        help="for requests under way, after SIGTERM (%(default)s)",
+    )
+    parser.add_argument(
+        "--api-keys",
+        type=Path,
+        metavar="PATH",
+        help="a folder with a file a key, such as a mounted Secret, or a file with lines of name: key; "
+        "without it, no key is asked for",
+    )
+    parser.add_argument("--requests-per-minute", type=int, metavar="N", help="for each key; no limit")
+    parser.add_argument(
+        "--cors-origin",
+        action="append",
+        default=[],
+        dest="cors_origins",
+        metavar="ORIGIN",
+        help="whose pages may ask from a browser; may be given again",
+    )
+    parser.add_argument(
+        "--fetch-profile",
+        metavar="NAME",
+        help="fetch pictures by address, as this profile of the platform's configuration says; "
+        "'default' reaches public addresses. Without it none are fetched",
+    )
+    parser.add_argument(
+        "--log-format",
+        default=default.log_format,
+        choices=["line", "json"],
+        help="for people or for machines (%(default)s)",
+    )
+    parser.add_argument(
         "--address-file",
         type=Path,
         metavar="FILE",
@@ -50,6 +102,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> ServerSettings:
         model=values.pop("model_uri") or values.pop("model_dir"),
         name=values.pop("model_name"),
         port=values.pop("http_port"),
+        cors_origins=tuple(values.pop("cors_origins")),
         **{name: value for name, value in values.items() if name not in ("model_uri", "model_dir")},
     )
 

@@ -1,26 +1,36 @@
-"""The application: KServe's model server with our model, OpenAI's routes, bounds and error answers."""
+"""The application: KServe's model server with our model, routes, bounds and error answers."""
 
 import logging
 import socket
 import warnings
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from fastapi import FastAPI
 from fastapi.exceptions import FastAPIDeprecationWarning
+from fastapi.responses import JSONResponse
+from starlette.middleware.cors import CORSMiddleware
 from transformers.utils.logging import disable_progress_bar
 
 from fovea.inference import Predictor
-from serving.batching import Batcher
+from fovea.platform import load_platform
+from serving.access import ApiKeys, KeyCheck
+from serving.batching import BatchLimits
 from serving.errors import add_error_handlers
-from serving.kserve_api import ModelServer, app
+from serving.kserve_api import DataPlane, ModelServer, app, metrics_handler
 from serving.limits import BodyLimit
-from serving.model import KServeModel, ServedModel
+from serving.logs import RequestLog
+from serving.model import PICTURE_LIMITS, KServeModel, ServedModel
 from serving.openai import openai_router
+from serving.openapi import document
+from serving.page import page_router
+from serving.pictures import PictureFetcher
 from serving.server import ServerSettings
+from serving.v1 import v1_router
+from serving.v2 import v2_router
 
 logger = logging.getLogger("serving")
-
-_GRACE_SECONDS = 30
 
 
 def run(settings: ServerSettings, folder: Path, digest: str, listener: socket.socket) -> None:
@@ -28,19 +38,68 @@ def run(settings: ServerSettings, folder: Path, digest: str, listener: socket.so
     disable_progress_bar()
     # Of kserve's own use of FastAPI, once for each route.
     warnings.simplefilter("ignore", FastAPIDeprecationWarning)
+    fetcher = _fetcher(settings)
+    keys = ApiKeys(settings.api_keys) if settings.api_keys else None
     logger.info("loading %s", digest)
-    predictor = Predictor.load(folder, device=settings.device, dtype=settings.dtype)
-    batcher = Batcher(predictor, settings.max_batch_size)
-    served = ServedModel(settings.name, digest, predictor, batcher)
-    served.warm_up()
-    app.include_router(openai_router(served))
-    add_error_handlers(app)
-    app.add_middleware(BodyLimit)
+    served = ServedModel(
+        name=settings.name,
+        digest=digest,
+        predictor=Predictor.load(folder, device=settings.device, dtype=settings.dtype),
+        limits=BatchLimits(
+            max_batch_size=settings.max_batch_size,
+            max_waiting=settings.max_waiting,
+            hang_seconds=settings.hang_seconds,
+        ),
+        workers=settings.workers,
+        fetcher=fetcher,
+        max_request_seconds=settings.request_seconds,
+    )
+    server = _Server(listener, settings)
+    build(app, served, server.dataplane, settings, keys)
     try:
-        _Server(listener, settings).start([KServeModel(served)])
+        server.start([KServeModel(served)])
     finally:
-        batcher.close()
+        served.close()
     logger.info("stopped")
+
+
+def build(
+    application: FastAPI,
+    served: ServedModel,
+    plane: DataPlane,
+    settings: ServerSettings,
+    keys: ApiKeys | None = None,
+) -> None:
+    """Put routes, error answers and bounds on an application, innermost first."""
+    application.router.default_response_class = JSONResponse
+    application.include_router(page_router())
+    application.include_router(v1_router(served, plane))
+    application.include_router(v2_router(served, plane))
+    application.include_router(openai_router(served))
+    application.add_api_route(
+        "/metrics", metrics_handler, methods=["GET"], tags=["Operation"], include_in_schema=False
+    )
+    application.openapi = document(application, with_keys=keys is not None)  # type: ignore[method-assign]
+    add_error_handlers(application)
+    application.add_middleware(BodyLimit)
+    if keys is not None:
+        application.add_middleware(KeyCheck, keys=keys, requests_per_minute=settings.requests_per_minute)
+    application.add_middleware(RequestLog)
+    if settings.cors_origins:
+        application.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", "x-api-key", "x-request-id", "x-request-timeout"],
+            expose_headers=["retry-after", "x-request-id"],
+        )
+
+
+def _fetcher(settings: ServerSettings) -> PictureFetcher | None:
+    if settings.fetch_profile is None:
+        return None
+    profile = load_platform().fetch_profile(settings.fetch_profile)
+    return PictureFetcher(profile, PICTURE_LIMITS)
 
 
 class _Server(ModelServer):  # type: ignore[misc]
@@ -49,16 +108,21 @@ class _Server(ModelServer):  # type: ignore[misc]
     def __init__(self, listener: socket.socket, settings: ServerSettings) -> None:
         host, port = listener.getsockname()[:2]
         super().__init__(
-            http_port=port, enable_grpc=False, enable_latency_logging=False, grace_period=_GRACE_SECONDS
+            http_port=port,
+            enable_grpc=False,
+            enable_latency_logging=False,
+            grace_period=settings.grace_seconds,
         )
         self._listener = listener
         self._address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         self._address_file = settings.address_file
 
     async def _serve(self) -> None:
+        # KServe would add routes that load, unload and explain models, without asking who wants that.
+        self._rest_server.create_application = _nothing
         uvicorn_server = self._rest_server._server
         uvicorn_server.serve = partial(uvicorn_server.serve, sockets=[self._listener])
-        self._listener.listen()
+        self._listener.listen(1024)
         logger.info("answering at %s", self._address)
         if self._address_file is not None:
             # Whoever waits for the file finds it whole.
@@ -66,3 +130,7 @@ class _Server(ModelServer):  # type: ignore[misc]
             part.write_text(self._address)
             part.replace(self._address_file)
         await super()._serve()
+
+
+def _nothing(*_: Any) -> None:
+    return None

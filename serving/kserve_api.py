@@ -5,9 +5,23 @@ import sys
 _arguments, sys.argv = sys.argv, sys.argv[:1]
 try:
     from kserve import Model, ModelServer
+    from kserve.errors import ModelNotFound, ModelNotReady
     from kserve.model_server import app
-    from kserve.protocol.infer_type import InferRequest
+    from kserve.protocol.dataplane import DataPlane
+    from kserve.protocol.rest.server import metrics_handler
+    from kserve.protocol.rest.v1_endpoints import V1Endpoints
+    from kserve.protocol.rest.v2_endpoints import V2Endpoints
 finally:
     sys.argv = _arguments
 
-__all__ = ["InferRequest", "Model", "ModelServer", "app"]
+__all__ = [
+    "DataPlane",
+    "Model",
+    "ModelNotFound",
+    "ModelNotReady",
+    "ModelServer",
+    "V1Endpoints",
+    "V2Endpoints",
+    "app",
+    "metrics_handler",
+]

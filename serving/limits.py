@@ -1,40 +1,78 @@
-"""A bound on the size of requests, held while they arrive."""
+"""Bounds on the bodies of requests, held while they arrive: each one's size and time, and all together."""
 
-from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException
+import asyncio
+import time
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.errors import RequestError, error_response
 
 MAX_BODY_BYTES = 64 << 20
 
 
 class BodyLimit:
-    """ASGI middleware that refuses a body of more than ``max_bytes`` with 413.
+    """ASGI middleware that refuses bodies that are too large (413), too slow (408) or too many (429).
 
     A declared length is refused before anything is read; a body without one, as soon as it is over.
+
+    Args:
+        app: what is protected.
+        max_bytes: of one body.
+        max_total_bytes: of all bodies of requests that are not answered yet.
+        seconds: how long a body may take to arrive.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int = MAX_BODY_BYTES) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        max_bytes: int = MAX_BODY_BYTES,
+        max_total_bytes: int = 1 << 30,
+        seconds: float = 30.0,
+    ) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._max_total_bytes = max_total_bytes
+        self._seconds = seconds
+        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        refusal = f"the body is larger than {self._max_bytes:,} bytes; send fewer or smaller pictures at once"
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if not declared.isdigit() or int(declared) > self._max_bytes:
-            await JSONResponse({"error": refusal}, 413)(scope, receive, send)
+            await error_response(scope["path"], self._too_large())(scope, receive, send)
             return
-        received = 0
+        size, complete = 0, False
+        end = time.monotonic() + self._seconds
 
-        async def counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._max_bytes:
-                raise HTTPException(413, refusal)
+        async def bounded() -> Message:
+            nonlocal size, complete
+            if complete:
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), max(0.0, end - time.monotonic()))
+            except TimeoutError:
+                raise RequestError(
+                    f"the body did not arrive within {self._seconds:g} seconds", status=408
+                ) from None
+            part = len(message.get("body", b""))
+            size, complete = size + part, not message.get("more_body", False)
+            self._held += part
+            if size > self._max_bytes:
+                raise self._too_large()
+            if self._held > self._max_total_bytes:
+                raise RequestError("too many requests are waiting; ask again in a moment", status=429)
             return message
 
-        await self._app(scope, counted, send)
+        try:
+            await self._app(scope, bounded, send)
+        finally:
+            self._held -= size
+
+    def _too_large(self) -> RequestError:
+        return RequestError(
+            f"the body is larger than {self._max_bytes:,} bytes; send fewer or smaller pictures at once",
+            status=413,
+        )

@@ -1,144 +1,219 @@
 """The model as it is served: requests of every protocol come together here."""
 
 import asyncio
-import json
+import io
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 from PIL import Image
-from pydantic import ValidationError
 
-from fovea.inference import Answer, Predictor
+from fovea.inference import Answer, Predictor, Sample
 from fovea.pictures import PictureLimits
-from serving.batching import Batcher
-from serving.errors import RequestError, describe_validation
-from serving.kserve_api import InferRequest, Model
-from serving.pictures import decode_base64_picture
-from serving.schemas import Instance, Prediction, PredictRequest, PredictResponse, TaskName, TokenUsage
+from serving import metrics
+from serving.batching import Batcher, BatchLimits, OnToken
+from serving.errors import RequestError
+from serving.kserve_api import Model
+from serving.pictures import Picture, PictureFetcher, decode
+from serving.schemas import TaskName
 
 MAX_TOKENS = 4096
 """Prompt and answer together: up to here Phi-3-Vision keeps its short rotary factors."""
 
-# Work beside the generating thread: decoding a picture and cutting it into crops.
-_MAX_PREPARING = 4
+# Training and evaluation take strips of any shape, so a caller's may be asked about too.
+PICTURE_LIMITS = PictureLimits(max_bytes=20 << 20, min_side=1)
+
+# How many batches' worth of pictures lie ready as crops, which are far larger than the files.
+_BATCHES_AHEAD = 3
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt and the pictures that it shows."""
+
+    prompt: str
+    pictures: Sequence[Picture]
+    max_new_tokens: int
 
 
 @dataclass
 class ServedModel:
-    """A loaded model with the names it is known by."""
+    """A loaded model with the names it is known by.
+
+    Args:
+        name: what callers ask for.
+        digest: the model's.
+        predictor: the model.
+        limits: of the batches.
+        workers: threads that decode pictures and cut them into crops.
+        fetcher: of pictures by address; None where they are not fetched.
+        max_request_seconds: how long a request may take; callers can ask for less.
+    """
 
     name: str
     digest: str
     predictor: Predictor
-    batcher: Batcher
-    # Training and evaluation take strips of any shape, so a caller's may be asked about too.
-    limits: PictureLimits = field(default_factory=lambda: PictureLimits(max_bytes=20 << 20, min_side=1))
+    limits: BatchLimits = field(default_factory=BatchLimits)
+    workers: int = 4
+    fetcher: PictureFetcher | None = None
+    max_request_seconds: float = 60.0
     created: int = field(default_factory=lambda: int(time.time()))
-    _preparing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_MAX_PREPARING))
+
+    def __post_init__(self) -> None:
+        probe = self._warm_up()
+        self.batcher = Batcher(self.predictor, self.limits, name=self.name, probe=probe)
+        self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="prepare")
+        self._ahead = asyncio.Semaphore(_BATCHES_AHEAD * self.limits.max_batch_size)
 
     @property
     def task(self) -> TaskName:
         """The task that the model was tuned for."""
         return TaskName(name=self.predictor.task.name, version=self.predictor.task.version)
 
-    async def answer(
-        self, requests: Sequence[tuple[str, Sequence[tuple[str, str]]]], max_new_tokens: int
-    ) -> list[Answer]:
-        """Answer prompts about pictures.
+    async def answer(self, questions: Sequence[Question], seconds: float) -> list[Answer | RequestError]:
+        """Answer questions; one that cannot be answered fails alone, with its own error in its place.
 
         Args:
-            requests: of each, the prompt and its pictures, as (where it stands in the request, base64 or
-                data: URL).
-            max_new_tokens: the length of an answer at most.
+            questions: of one request.
+            seconds: how long all may take.
 
         Raises:
-            RequestError: a picture cannot be used, or a prompt is too long.
+            RequestError: 429, 500, 503 and 504: it is not for the question that there is no answer.
         """
-        samples = await asyncio.gather(
-            *(
-                self._in_thread(self._prepare, prompt, pictures, max_new_tokens)
-                for prompt, pictures in requests
+        async with self._admitted(len(questions), seconds) as admitted:
+            found = await asyncio.gather(
+                *(self._answer(question, admitted) for question in questions), return_exceptions=True
             )
-        )
-        return await self.batcher.generate(samples, max_new_tokens)
+        for each in found:
+            if isinstance(each, BaseException) and not (
+                isinstance(each, RequestError) and each.status == 400
+            ):
+                raise each
+        return [each for each in found if isinstance(each, Answer | RequestError)]
 
-    async def _in_thread(self, function: Any, *arguments: Any) -> Any:
-        async with self._preparing:
-            return await asyncio.to_thread(function, *arguments)
+    async def answer_one(self, question: Question, seconds: float, on_token: OnToken | None = None) -> Answer:
+        """Answer a question; ``on_token`` is called with each token, in the generating thread.
 
-    def _prepare(self, prompt: str, pictures: Sequence[tuple[str, str]], max_new_tokens: int) -> Any:
-        images: list[Image.Image] = [
-            decode_base64_picture(text, self.limits, where) for where, text in pictures
-        ]
-        sample = self.predictor.prepare(prompt, images)
-        if sample.tokens + max_new_tokens > MAX_TOKENS:
+        Raises:
+            RequestError: there is no answer, and why.
+        """
+        async with self._admitted(1, seconds) as admitted:
+            return await self._answer(question, admitted, on_token)
+
+    async def stream(self, question: Question, seconds: float) -> AsyncIterator[str | Answer]:
+        """Answer a question with pieces of text as they come, and at last the whole answer.
+
+        Raises:
+            RequestError: there is no answer, and why.
+        """
+        loop, tokens = asyncio.get_running_loop(), asyncio.Queue[int | None]()
+
+        def on_token(token: int) -> None:
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(tokens.put_nowait, token)
+
+        work = asyncio.create_task(self.answer_one(question, seconds, on_token))
+        work.add_done_callback(lambda _: tokens.put_nowait(None))
+        ids: list[int] = []
+        sent = ""
+        try:
+            while (token := await tokens.get()) is not None:
+                ids.append(token)
+                text = self._text(ids)
+                # A character of several tokens is whole only with the last of them.
+                if text.startswith(sent) and len(text) > len(sent) and not text.endswith("\ufffd"):
+                    yield text[len(sent) :]
+                    sent = text
+            answer = await work
+            if answer.text.startswith(sent) and len(answer.text) > len(sent):
+                yield answer.text[len(sent) :]
+            yield answer
+        finally:
+            work.cancel()
+
+    def _text(self, ids: list[int]) -> str:
+        return str(self.predictor.processor.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def close(self) -> None:
+        """Finish the batch that is being answered, and end the threads."""
+        self.batcher.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    @asynccontextmanager
+    async def _admitted(self, count: int, seconds: float) -> AsyncIterator[float]:
+        seconds = min(seconds, self.max_request_seconds)
+        with self.batcher.admit(count):
+            try:
+                async with asyncio.timeout(seconds):
+                    yield time.monotonic()
+            except TimeoutError:
+                raise RequestError(f"not answered within {seconds:g} seconds", status=504) from None
+
+    async def _answer(self, question: Question, admitted: float, on_token: OnToken | None = None) -> Answer:
+        pictures = [await self._fetched(picture) for picture in question.pictures]
+        async with self._ahead:
+            with self.batcher.preparing():
+                sample = await asyncio.get_running_loop().run_in_executor(
+                    self._pool, self._prepare, question, pictures
+                )
+            return await self.batcher.generate(
+                sample, question.max_new_tokens, admitted=admitted, on_token=on_token
+            )
+
+    async def _fetched(self, picture: Picture) -> Picture:
+        if not picture.is_address:
+            return picture
+        if self.fetcher is None:
+            raise picture.refusal(
+                "this server does not fetch pictures from addresses; send the picture itself, as "
+                "data:image/jpeg;base64,…"
+            )
+        return await self.fetcher.fetch(picture)
+
+    def _prepare(self, question: Question, pictures: Sequence[Picture]) -> Sample:
+        with metrics.PREPARE_TIME.time():
+            images = [decode(picture, PICTURE_LIMITS) for picture in pictures]
+            sample = self.predictor.prepare(question.prompt, images)
+        if sample.tokens + question.max_new_tokens > MAX_TOKENS:
             raise RequestError(
-                f"the request takes {sample.tokens} tokens, pictures included, and asks for {max_new_tokens} "
-                f"more; {MAX_TOKENS} are allowed together"
+                f"the request takes {sample.tokens} tokens, pictures included, and asks for "
+                f"{question.max_new_tokens} more; {MAX_TOKENS} are allowed together"
             )
         return sample
 
-    def warm_up(self) -> None:
-        """Answer once, so that a model that cannot is noticed before anybody is served."""
-        grey = Image.new("RGB", (64, 64), "grey")
-        sample = self.predictor.prepare(self.predictor.task.prompt(), [grey])
-        self.predictor.generate_batch([sample], max_new_tokens=2)
+    def _warm_up(self) -> Sample:
+        """Answer about a real file, alone and in a full batch, so that a model that cannot is never ready.
+
+        On a GPU it also makes the memory of a full batch be taken now, and not by the first callers.
+        """
+        file = io.BytesIO()
+        Image.new("RGB", (64, 64), "grey").save(file, "PNG")
+        question = Question(self.predictor.task.prompt(), [Picture("warm-up", file.getvalue())], 2)
+        sample = self._prepare(question, question.pictures)
+        for size in (1, self.limits.max_batch_size):
+            self.predictor.generate_batch([sample] * size, max_new_tokens=2)
+        return sample
 
 
 class KServeModel(Model):  # type: ignore[misc]
-    """KServe's V1 protocol over a `ServedModel`."""
+    """What KServe's server knows of a `ServedModel`: its name, and whether it can answer."""
 
     def __init__(self, served: ServedModel) -> None:
         super().__init__(served.name)
         self.served = served
         self.ready = True
 
-    async def predict(
-        self,
-        payload: Any,
-        headers: dict[str, str] | None = None,
-        response_headers: dict[str, str] | None = None,
-    ) -> dict[str, Any]:
-        """Answer ``{"instances": [{"image": {"b64": …}}, …]}`` with a prediction for each picture."""
-        request = _read_request(payload)
-        prompt = self.served.predictor.task.prompt()
-        pictures = [
-            (prompt, [_picture(number, instance)]) for number, instance in enumerate(request.instances)
-        ]
-        answers = await self.served.answer(pictures, request.parameters.max_new_tokens)
-        response = PredictResponse(predictions=[self._prediction(answer) for answer in answers])
-        return response.model_dump()
+    async def healthy(self) -> bool:
+        """Whether requests are answered; KServe asks for its readiness routes."""
+        return bool(self.ready) and self.served.batcher.alive
 
-    def _prediction(self, answer: Answer) -> Prediction:
-        return Prediction(
-            fields=answer.fields,
-            parse_error=answer.parse_error,
-            text=answer.text,
-            finish_reason=answer.finish_reason,
-            usage=TokenUsage(prompt_tokens=answer.prompt_tokens, completion_tokens=answer.completion_tokens),
-            model_digest=self.served.digest,
-            task=self.served.task,
-        )
+    async def get_input_types(self) -> list[dict[str, object]]:
+        """Describe the V2 protocol's inputs."""
+        return [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
 
-
-def _picture(number: int, instance: Instance) -> tuple[str, str]:
-    return f"instances[{number}].image", instance.encoded_picture
-
-
-def _read_request(payload: Any) -> PredictRequest:
-    if isinstance(payload, InferRequest):
-        raise RequestError(
-            'the V2 protocol is not offered yet; send {"instances": …} to /v1/models/{model}:predict'
-        )
-    if isinstance(payload, bytes):
-        # What kserve hands over when the content type is not application/json.
-        try:
-            payload = json.loads(payload)
-        except ValueError as error:
-            raise RequestError("the body is not JSON") from error
-    try:
-        return PredictRequest.model_validate(payload)
-    except ValidationError as error:
-        raise describe_validation(error.errors()) from error
+    async def get_output_types(self) -> list[dict[str, object]]:
+        """Describe the V2 protocol's outputs."""
+        names = ("fields", "parse_error", "text", "finish_reason", "error")
+        return [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in names]

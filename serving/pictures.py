@@ -1,42 +1,121 @@
-"""Pictures as they come in requests: base64, bounded before and while they are decoded."""
+"""Pictures as they come in requests: base64 or, where that is allowed, an address; bounded all along."""
 
+import asyncio
 import base64
 import binascii
+import logging
+import time
+from dataclasses import dataclass
 
 from PIL import Image
 
+from fovea.fetch import Fetcher, FetchError, FetchLimits
 from fovea.pictures import PictureError, PictureLimits, decode_picture
+from fovea.platform import FetchProfile
+from serving import metrics
 from serving.errors import RequestError
 
+logger = logging.getLogger("serving")
 
-def decode_base64_picture(text: str, limits: PictureLimits, where: str) -> Image.Image:
-    """Decode a picture given as base64 or as a ``data:`` URL.
+ADDRESS = ("http://", "https://")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of a request.
 
     Args:
-        text: base64, with or without ``data:image/…;base64,`` in front.
-        limits: bounds in bytes and pixels.
         where: the part of the request to name when it is refused.
+        content: the file's bytes; or base64, a ``data:`` URL, or an address.
+    """
+
+    where: str
+    content: str | bytes
+
+    @property
+    def is_address(self) -> bool:
+        """Whether it has to be fetched."""
+        return isinstance(self.content, str) and self.content[:8].lower().startswith(ADDRESS)
+
+    def refusal(self, reason: str) -> RequestError:
+        """Return the error that refuses this picture."""
+        return RequestError(f"{self.where}: {reason}", param=self.where)
+
+
+def decode(picture: Picture, limits: PictureLimits) -> Image.Image:
+    """Decode a picture whose bytes are here.
 
     Raises:
-        RequestError: it is an address and not a picture, is not base64, or the picture cannot be used.
+        RequestError: it is not base64, or the picture cannot be used.
     """
-    if text.startswith(("http://", "https://")):
-        raise RequestError(
-            f"{where}: this server does not fetch pictures from addresses; send the picture itself, as "
-            "data:image/jpeg;base64,…",
-            param=where,
-        )
-    if text.startswith("data:"):
-        head, comma, text = text.partition(",")
-        if not comma or not head.endswith(";base64"):
-            raise RequestError(f"{where}: a data: URL must read data:image/…;base64,…", param=where)
-    if len(text) > limits.max_bytes * 4 // 3 + 4:
-        raise RequestError(f"{where}: at most {limits.max_bytes:,} bytes are allowed", param=where)
-    try:
-        data = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise RequestError(f"{where}: not base64 ({error})", param=where) from error
+    started = time.perf_counter()
+    content = picture.content
+    data = content if isinstance(content, bytes) else _from_base64(picture, content, limits)
     try:
         return decode_picture(data, limits)
     except PictureError as error:
-        raise RequestError(f"{where}: {error}", param=where) from error
+        raise picture.refusal(str(error)) from error
+    finally:
+        metrics.DECODE_TIME.observe(time.perf_counter() - started)
+
+
+def _from_base64(picture: Picture, text: str, limits: PictureLimits) -> bytes:
+    if text[:5].lower() == "data:":
+        head, comma, text = text.partition(",")
+        if not comma or not head.lower().endswith(";base64"):
+            raise picture.refusal("a data: URL must read data:image/…;base64,…")
+    if len(text) > limits.max_bytes * 4 // 3 + 4:
+        raise picture.refusal(f"at most {limits.max_bytes:,} bytes are allowed")
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise picture.refusal(f"not base64 ({error})") from error
+
+
+class PictureFetcher:
+    """Fetches the pictures that callers name by address, under the rules of a fetch profile.
+
+    What the fetcher remembers of hosts is forgotten from time to time: callers choose them, so the memory
+    would grow, and a host that was given up might have come back.
+    """
+
+    _REMEMBERED_SECONDS = 300.0
+
+    def __init__(self, profile: FetchProfile, limits: PictureLimits, seconds: float = 10.0) -> None:
+        self._profile = profile
+        self._limits = FetchLimits(
+            max_bytes=limits.max_bytes, total_seconds=seconds, idle_seconds=min(5.0, seconds), attempts=2
+        )
+        self._turns = asyncio.Semaphore(32)
+        self._fetcher = self._new()
+        self._since = time.monotonic()
+
+    def _new(self) -> Fetcher:
+        return Fetcher(self._profile, self._limits)
+
+    async def fetch(self, picture: Picture) -> Picture:
+        """Return the picture with its bytes in place of its address.
+
+        Raises:
+            RequestError: it cannot be fetched; the message says of which kind the reason is, and no more, so
+                that nobody learns here what there is in this network.
+        """
+        if time.monotonic() - self._since > self._REMEMBERED_SECONDS:
+            old, self._fetcher, self._since = self._fetcher, self._new(), time.monotonic()
+            await old.__aexit__(None, None, None)
+        started = time.perf_counter()
+        try:
+            async with self._turns:
+                fetched = await self._fetcher.fetch(str(picture.content))
+        except FetchError as error:
+            logger.info("a picture was not fetched: %s", error.reason)
+            raise picture.refusal(f"cannot be fetched ({_told(error)})") from None
+        finally:
+            metrics.FETCH_TIME.observe(time.perf_counter() - started)
+        return Picture(picture.where, fetched.content)
+
+
+def _told(error: FetchError) -> str:
+    # Names that exist in this network only and names that do not exist look alike.
+    hidden = ("forbidden_address", "connection_failed")
+    return "no such address may be reached" if error.reason in hidden else error.reason.replace("_", " ")

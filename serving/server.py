@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fovea.errors import UserError
 from serving.location import locate_model
-from serving.logs import configure_logging
+from serving.logs import LogFormat, configure_logging
 
 logger = logging.getLogger("serving")
 
@@ -27,6 +27,16 @@ class ServerSettings:
         name: the name that callers use.
         port: 0 takes a free one.
         host: ``0.0.0.0`` lets other machines in.
+        max_waiting: how many pictures may wait beyond those that are answered; more are refused.
+        workers: threads that decode pictures and cut them into crops.
+        request_seconds: how long a request may take.
+        hang_seconds: after so long without a token at work, the model counts as hung.
+        grace_seconds: how long requests under way may take after SIGTERM.
+        api_keys: a folder or file of keys (`serving.access.ApiKeys`); None asks for none.
+        requests_per_minute: for each key.
+        cors_origins: whose pages may ask from a browser.
+        fetch_profile: of the platform's configuration, for pictures by address; None fetches none.
+        log_format: lines for people, or JSON.
         address_file: where to write ``http://host:port`` once requests are taken.
         exit_with_parent: stop when standard input closes, as it does when the process that started this one
             ends.
@@ -40,6 +50,16 @@ class ServerSettings:
     device: str = "auto"
     dtype: str = "auto"
     max_batch_size: int = 16
+    max_waiting: int = 256
+    workers: int = 4
+    request_seconds: float = 60.0
+    hang_seconds: float = 300.0
+    grace_seconds: int = 30
+    api_keys: Path | None = None
+    requests_per_minute: int | None = None
+    cors_origins: tuple[str, ...] = ()
+    fetch_profile: str | None = None
+    log_format: LogFormat = "line"
     address_file: Path | None = None
     exit_with_parent: bool = False
 
@@ -48,11 +68,11 @@ def serve(settings: ServerSettings) -> None:
     """Serve until SIGTERM or Ctrl-C; requests that are being answered are finished.
 
     Raises:
-        UserError: the port is taken, or the model cannot be loaded.
+        UserError: the port is taken, the model cannot be loaded, or a setting leads to nothing.
     """
     if settings.exit_with_parent:
         threading.Thread(target=_stop_with_parent, name="parent", daemon=True).start()
-    configure_logging()
+    configure_logging(settings.log_format)
     with _listen(settings.host, settings.port) as listener:
         digest = settings.digest
         folder = Path(settings.model)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import openai
+import pydantic
 import pytest
 
 from serving.errors import RequestError
@@ -22,6 +23,12 @@ def client(server: RunningServer) -> Iterator[openai.OpenAI]:
     """OpenAI's client, as an application sets it up."""
     with openai.OpenAI(base_url=f"{server.address}/openai/v1", api_key="none", max_retries=0) as client:
         yield client
+
+
+def schema(**properties: Any) -> dict[str, Any]:
+    """A response format that asks for these fields."""
+    wanted = {"type": "object", "properties": properties, "additionalProperties": False}
+    return {"type": "json_schema", "json_schema": {"name": "product", "schema": wanted, "strict": True}}
 
 
 def ask(client: openai.OpenAI, *parts: dict[str, Any], **options: Any) -> Any:
@@ -55,6 +62,69 @@ def test_fields_as_json(client: openai.OpenAI) -> None:
     assert "template" in json.loads(cut.choices[0].message.content)["parse_error"]
 
 
+class Product(pydantic.BaseModel):
+    """What an application wants to know."""
+
+    product: str
+    full_price: float | None
+
+
+def test_fields_as_a_type_of_the_application(client: openai.OpenAI) -> None:
+    messages: Any = [{"role": "user", "content": [PICTURE]}]
+    completion = client.chat.completions.parse(model="fovea", messages=messages, response_format=Product)
+    found = completion.choices[0].message.parsed
+    assert isinstance(found, Product)
+    assert found.full_price in (120.0, 340.0)
+    with pytest.raises(openai.LengthFinishReasonError):
+        client.chat.completions.parse(
+            model="fovea", messages=messages, response_format=Product, max_completion_tokens=2
+        )
+
+
+def test_a_stream_holds_the_same_answer(client: openai.OpenAI) -> None:
+    whole = ask(client, PICTURE)
+    chunks = list(ask(client, PICTURE, stream=True, stream_options={"include_usage": True}))
+    assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
+    assert len({chunk.id for chunk in chunks}) == 1
+    deltas = [chunk.choices[0].delta for chunk in chunks if chunk.choices]
+    assert deltas[0].role == "assistant"
+    pieces = [delta.content for delta in deltas if delta.content]
+    assert len(pieces) > 3
+    assert "".join(pieces) == whole.choices[0].message.content
+    reasons = [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices]
+    assert reasons == [None] * (len(reasons) - 1) + ["stop"]
+    assert chunks[-2].fovea == whole.fovea
+    assert (chunks[-1].choices, chunks[-1].usage) == ([], whole.usage)
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+
+
+def test_a_stream_of_fields_and_one_that_is_cut(client: openai.OpenAI) -> None:
+    chunks = list(ask(client, PICTURE, stream=True, response_format={"type": "json_object"}))
+    content = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert json.loads(content) == chunks[-1].fovea["fields"]
+    chunks = list(ask(client, PICTURE, stream=True, max_tokens=2))
+    assert chunks[-1].choices[0].finish_reason == "length"
+    assert chunks[-1].fovea["fields"] is None
+
+
+def test_a_stream_that_is_refused_has_its_status(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="a picture is needed"):
+        ask(client, QUESTION, stream=True)
+    bad = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    with pytest.raises(openai.BadRequestError, match="not a picture"):
+        ask(client, bad, stream=True)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "chat/completions", 405), ("POST", "nothing", 404), ("GET", "models/other", 404)],
+)
+def test_errors_of_every_kind_are_openais(server: RunningServer, method: str, path: str, status: int) -> None:
+    response = server.client.request(method, f"/openai/v1/{path}")
+    assert response.status_code == status
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+
 def test_several_pictures_and_turns(client: openai.OpenAI) -> None:
     completion = client.chat.completions.create(
         model="fovea",
@@ -70,19 +140,29 @@ def test_several_pictures_and_turns(client: openai.OpenAI) -> None:
 
 def test_models(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["fovea"]
+    assert client.models.retrieve("fovea").owned_by == "fovea"
 
 
 @pytest.mark.parametrize(
     ("parts", "options", "message"),
     [
-        ([PICTURE], {"stream": True}, "stream is not offered"),
         ([PICTURE], {"n": 2}, "n is not offered"),
         ([PICTURE], {"logprobs": True}, "logprobs is not offered"),
         ([PICTURE], {"max_tokens": 100000}, "max_tokens"),
         (
             [PICTURE],
             {"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}},
-            "response_format",
+            "must be of an object",
+        ),
+        (
+            [PICTURE],
+            {"response_format": schema(colour={"type": "string"})},
+            "the task has no field 'colour'",
+        ),
+        (
+            [PICTURE],
+            {"response_format": schema(full_price={"type": "string"})},
+            "full_price is a number",
         ),
         ([QUESTION], {}, "a picture is needed"),
         ([{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}], {}, "does not fetch"),
@@ -126,7 +206,7 @@ def test_a_prompt_is_written_as_in_training() -> None:
     for parts in ([PICTURE, QUESTION], [QUESTION, PICTURE], [PICTURE]):
         prompt, pictures = chat_prompt([message("user", *parts)], QUESTION["text"])
         assert prompt == expected
-        assert [url for _, url in pictures] == [URL]
+        assert [picture.content for picture in pictures] == [URL]
 
 
 def test_marks_count_through_the_conversation() -> None:
@@ -137,7 +217,7 @@ def test_marks_count_through_the_conversation() -> None:
         "<|assistant|>\nWhat is shown in this image?<|end|>"
         "<|user|>\n<|image_3|>And this?<|end|><|assistant|>\n"
     )
-    assert [where for where, _ in pictures] == [
+    assert [picture.where for picture in pictures] == [
         "messages[0].content[0].image_url.url",
         "messages[0].content[1].image_url.url",
         "messages[2].content[0].image_url.url",

@@ -22,14 +22,41 @@ def test_health_and_metrics(server: RunningServer) -> None:
     for path in ("/", "/v1/models/fovea", "/v2/health/live", "/v2/health/ready", "/v2/models/fovea/ready"):
         assert server.client.get(path).status_code == 200, path
     server.predict([encoded(picture(0))]).raise_for_status()
-    assert 'request_predict_seconds_count{model_name="fovea"}' in server.client.get("/metrics").text
+    shown = server.client.get("/metrics").text
+    for name in (
+        'vllm:num_requests_running{model_name="fovea"} 0.0',
+        'vllm:num_requests_waiting{model_name="fovea"} 0.0',
+        'vllm:request_success_total{finished_reason="stop",model_name="fovea"}',
+        'vllm:time_to_first_token_seconds_count{model_name="fovea"}',
+        'vllm:generation_tokens_total{model_name="fovea"}',
+        'fovea_batch_size_bucket{le="1.0",model_name="fovea"}',
+        "fovea_picture_decode_seconds_count",
+        'fovea_http_requests_total{route="/v1/models/{model_name}:predict",status="200"}',
+    ):
+        assert name in shown, name
+    for route in ("/v2/repository/models/fovea/unload", "/v1/models/fovea:explain"):
+        assert server.client.post(route, json={}).status_code in (404, 405)
+
+
+def test_a_request_has_an_id_and_a_line_without_its_picture(server: RunningServer) -> None:
+    given = {"x-request-id": "order-66"}
+    body = {"instances": [{"image": {"b64": encoded(picture(0))}}]}
+    response = server.client.post("/v1/models/fovea:predict", json=body, headers=given)
+    assert response.headers["x-request-id"] == "order-66"
+    made = server.client.get("/v1/models/fovea", headers={"x-request-id": "new\tline"})
+    assert len(made.headers["x-request-id"]) == 32
+    (line,) = [line for line in server.log.read_text().splitlines() if "order-66" in line]
+    assert "POST /v1/models/{model_name}:predict 200 in" in line
+    assert "pictures=1, tokens=9" in line
+    assert encoded(picture(0))[:40] not in server.log.read_text()
 
 
 def test_an_error_of_a_caller_is_a_line_in_the_log(server: RunningServer) -> None:
     assert server.client.post("/v1/models/fovea:predict", content=b"{").status_code == 400
     assert server.client.post("/v1/models/other:predict", json={"instances": []}).status_code == 404
     log = server.log.read_text()
-    assert "Model with name other does not exist" in log
+    assert "POST /v1/models/{model_name}:predict 400 in" in log
+    assert "POST /v1/models/{model_name}:predict 404 in" in log
     assert "Traceback" not in log
 
 

@@ -35,6 +35,7 @@ def test_answers_are_those_of_the_library(server: RunningServer, predictor: Pred
     assert response.json()["predictions"] == [
         {
             "fields": answer.fields,
+            "confidence": None,
             "parse_error": None,
             "text": answer.text,
             "finish_reason": "stop",
@@ -44,6 +45,7 @@ def test_answers_are_those_of_the_library(server: RunningServer, predictor: Pred
             },
             "model_digest": digest,
             "task": {"name": "product-catalogue", "version": 1},
+            "error": None,
         }
         for answer in expected
     ]
@@ -111,16 +113,16 @@ def instance(image: Any) -> dict[str, Any]:
     ("body", "message"),
     [
         ({}, "instances: Field required"),
-        ([], "dictionary"),
-        ("instances", "dictionary"),
-        ({"instances": 3}, "list"),
+        ([], "an object"),
+        ("instances", "an object"),
+        ({"instances": 3}, "array"),
         ({"instances": []}, "at least 1"),
         ({"instances": [{"image": {"b64": GOOD}}] * 33}, "at most 32"),
         ({"instances": [{}]}, "instances.0.image: Field required"),
         (instance({"b64": 1}), "instances.0.image"),
         (instance({"b64": GOOD, "more": 1}), "instances.0.image"),
         (instance({"b64": "not base64!"}), "instances[0].image: not base64"),
-        (instance({"b64": ""}), "instances[0].image: not a picture"),
+        (instance({"b64": ""}), "instances[0].image: the file is empty"),
         (instance({"b64": "é"}), "instances[0].image: not base64"),
         (instance({"b64": base64.b64encode(b"<html>").decode()}), "instances[0].image: not a picture"),
         (instance({"b64": truncated()}), "instances[0].image: cannot be decoded"),
@@ -132,7 +134,8 @@ def instance(image: Any) -> dict[str, Any]:
         ({**instance({"b64": GOOD}), "parameters": {"max_new_tokens": 0}}, "parameters.max_new_tokens"),
         ({**instance({"b64": GOOD}), "parameters": {"max_new_tokens": 5000}}, "parameters.max_new_tokens"),
         ({**instance({"b64": GOOD}), "parameters": {"temperature": 1}}, "parameters.temperature"),
-        ({"instances": [{"image": {"b64": GOOD}}, {"image": {"b64": "!"}}]}, "instances[1].image"),
+        ({"instances": [{"image": {"b64": "?"}}, {"image": {"b64": "!"}}]}, "instances[0].image"),
+        ({**instance({"b64": GOOD}), "parameters": {"min_confidence": 2}}, "parameters.min_confidence"),
     ],
 )
 def test_nonsense_is_refused_with_its_reason(server: RunningServer, body: Any, message: str) -> None:
@@ -157,11 +160,36 @@ def test_large_bodies_are_refused(server: RunningServer, path: str, declared: bo
     assert "larger than" in response.text
 
 
-def test_v2_says_what_to_use_instead(server: RunningServer) -> None:
-    body = {"inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": ["x"]}]}
-    response = server.client.post("/v2/models/fovea/infer", json=body)
-    assert response.status_code == 400
-    assert "V2" in response.json()["error"]
+def test_one_bad_picture_fails_alone(server: RunningServer) -> None:
+    response = server.predict([GOOD, "!", png_header(9000, 9000), GOOD])
+    assert response.status_code == 200
+    first, second, third, last = response.json()["predictions"]
+    assert first == last
+    assert first["fields"] is not None
+    assert first["error"] is None
+    assert second["error"].startswith("instances[1].image: not base64")
+    assert third["error"].startswith("instances[2].image: 9000 x 9000 pixels")
+    for refused in (second, third):
+        assert {refused[name] for name in ("fields", "text", "usage", "parse_error")} == {None}
+        assert refused["model_digest"] == first["model_digest"]
+
+
+def test_an_answer_that_does_not_parse_is_an_answer(server: RunningServer) -> None:
+    response = server.predict([GOOD], max_new_tokens=3)
+    assert response.status_code == 200
+    (prediction,) = response.json()["predictions"]
+    assert (prediction["fields"], prediction["error"]) == (None, None)
+    assert "template" in prediction["parse_error"]
+    assert prediction["text"]
+
+
+@pytest.mark.parametrize(("header", "status"), [("0.000001", 504), ("0", 400), ("soon", 400), ("nan", 400)])
+def test_a_caller_says_how_long_he_waits(server: RunningServer, header: str, status: int) -> None:
+    body = {"instances": [{"image": {"b64": GOOD}}]}
+    response = server.client.post(
+        "/v1/models/fovea:predict", json=body, headers={"x-request-timeout": header}
+    )
+    assert response.status_code == status
 
 
 json_values = st.recursive(
