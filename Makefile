@@ -19,10 +19,10 @@ PIP_FLAGS ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint unit prove serve doctor compile constraints clean
+.PHONY: help install run test lint unit prove benchmark benchmark-gpu serve doctor compile constraints clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## the virtual environment with the pinned dependencies
 
@@ -42,6 +42,13 @@ unit: $(STAMP) ## the tests alone
 
 prove: $(STAMP) ## the slow proofs
 	$(BIN)/python -m pytest -m prove
+
+benchmark: $(STAMP) ## the model's speed and memory against a plain twin, on the CPU
+	$(BIN)/python -m benchmarks.model compare
+
+benchmark-gpu: $(STAMP) ## the published size in bfloat16 on a GPU: speed, memory, utilisation
+	$(BIN)/python -m benchmarks.model throughput --device cuda --size published --dtype bfloat16
+	$(BIN)/python -m benchmarks.model compare --device cuda --size published --dtype bfloat16
 
 serve: $(STAMP) ## the service that the last run deployed, on port 8080 (PORT=…)
 	@$(BIN)/fovea serve --state "$(STATE)" --port $(PORT)
