@@ -114,8 +114,27 @@ class Split(_Model):
     products: int
 
 
+class Groups(_Model):
+    """Products that hang together because their pictures look alike."""
+
+    groups: int
+    products: int
+    """Products in them all."""
+    broken_up: int
+    """Groups that were too large to be true, and were taken apart."""
+
+
+class SequenceLengths(_Model):
+    """How long the training sequences are, in tokens, at ``num_crops``."""
+
+    num_crops: int
+    total: int
+    median: int
+    longest: int
+
+
 class DatasetRecord(Record):
-    """A prepared dataset: Parquet shards ``{split}-*.parquet``.
+    """A prepared dataset: Parquet shards ``{split}-*.parquet``, and ``README.md``, its card.
 
     Columns: ``row_id`` and ``product_id`` (text), ``image`` (the `datasets` Image feature), one column for
     each field of the task, and ``currency`` (text or null).
@@ -127,8 +146,13 @@ class DatasetRecord(Record):
     dropped: dict[str, int]
     """Rows of the source that were left out, by reason."""
     currency: str | None
+    """Of all prices; None where the feed names none, or where each answer states its own."""
     categories: dict[str, int]
     longest_side: int
+    groups: Groups | None = None
+    tokens: SequenceLengths | None = None
+    """None where the dataset was made without a base model's tokenizer."""
+    mlflow: MlflowReference | None = None
 
 
 class ModelRecord(Record):

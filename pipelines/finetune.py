@@ -37,8 +37,14 @@ def finetune(
     registered_model: str = "fovea",
     fetch_profile: str = "default",
     image_column: str = "imageurl",
+    title_column: str = "title",
+    category_column: str = "category3_code",
+    price_column: str = "full_price",
     product_column: str = "product_code",
     currency_column: str = "currency_code",
+    currencies: str = "refuse",
+    rate_column: str = "",
+    target_currency: str = "",
     decimal_mark: str = "",
     longest_side: int = 1344,
     max_rows: int = 0,
@@ -46,6 +52,8 @@ def finetune(
     validation_fraction: float = 0.05,
     test_fraction: float = 0.1,
     seed: int = 0,
+    split_name: str = "default",
+    recheck_hours: int = 24,
     num_crops: int = 4,
     rank: int = 16,
     alpha: float = 32.0,
@@ -75,13 +83,21 @@ def finetune(
     Args:
         artifact_root: Where everything the run makes is kept: s3://bucket/prefix.
         base_model: Record of the base model in S3: s3://…/index/import_model/….json.
-        source: The table of products, a CSV file: an http(s) URL or an s3:// URI.
+        source: The products: CSV, JSON Lines or Parquet, a file, a folder or a pattern, at an http(s) URL or
+            an s3:// URI; or a dataset of the hub, hf://owner/name@revision/configuration:split.
         experiment: MLflow experiment that the training is logged to.
         registered_model: Name of the model in MLflow's registry.
         fetch_profile: Which of the platform's fetch profiles pictures may be fetched under.
-        image_column: Column with the pictures' addresses.
+        image_column: Column with the pictures, or their addresses.
+        title_column: Column with the products' titles.
+        category_column: Column with their categories.
+        price_column: Column with their prices.
         product_column: Column that says which rows are the same product; no product is in two splits.
         currency_column: Column with the prices' currency; empty where there is none.
+        currencies: What to do with prices in several currencies: refuse the table, convert them by
+            rate_column, or state the currency in the answer.
+        rate_column: To convert: column with what one unit of the row's currency is worth in target_currency.
+        target_currency: To convert: the currency of all prices then, such as EUR.
         decimal_mark: What separates decimals in prices: . or , ; empty to tell from each price.
         longest_side: Larger pictures are scaled down to this many pixels; a crop is 336.
         max_rows: Only the table's first rows are read; 0 for all.
@@ -89,6 +105,8 @@ def finetune(
         validation_fraction: Share of the products held out to watch the training.
         test_fraction: Share of the products held out for the evaluation.
         seed: Of the split, the training and the shuffling.
+        split_name: Runs of the same split_name, seed and shares keep every product in the split it was in.
+        recheck_hours: Pictures fetched less long ago are taken from the picture store without asking.
         num_crops: Crops a picture is cut into at most, 1 to 16, in training, evaluation and serving. The
             first lever on cost: 16 take 2509 tokens a picture, 4 take 757, 1 takes 313.
         rank: Rank of the LoRA matrices.
@@ -118,7 +136,7 @@ def finetune(
     with dsl.ExitHandler(_task(report_outcome, given), name="finetune"):
         checked = _task(preflight, given)
         base = checked.outputs["base"]
-        prepared = _task(prepare_data, given).after(checked)
+        prepared = _task(prepare_data, given, base=base)
         dataset = prepared.outputs["dataset"]
         trained = _task(train_lora, given, dataset=dataset, base=base)
         merged = _task(

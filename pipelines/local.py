@@ -122,8 +122,11 @@ def _validate_before_work(values: Mapping[str, Any]) -> None:
         raise UserError(
             f"base_model: there is no folder {base}; give a Phi-3-Vision folder or a record's URI"
         )
-    if source and "://" not in source and not Path(source).is_file():
-        raise UserError(f"source: there is no file {source}; give a CSV file's path, or its URL")
+    is_pattern = any(mark in source for mark in "*?")
+    if source and "://" not in source and not is_pattern and not Path(source).exists():
+        raise UserError(
+            f"source: there is no file or folder {source}; give a table's path or URL, or hf://owner/name"
+        )
     example = {
         "artifact_root": ARTIFACT_ROOT,
         "base_model": f"{ARTIFACT_ROOT}/base.json",
@@ -207,7 +210,7 @@ def _run_pipeline(settings: FinetuneParameters, state: State, server: EmbeddedS3
     arguments = state.temporary / "arguments.json"
     arguments.write_text(settings.model_dump_json())
     command = [sys.executable, "-m", "pipelines.kfp_local", PIPELINE_FILE, arguments, state.kfp]
-    environment = _environment(state, server, is_sample=settings.fetch_profile == _FETCH_PROFILE)
+    environment = _environment(settings, state, server)
     with (state.last_run / "log.txt").open("w") as log:
         stream = Stream(show, log)
         with ending_with_block(list(map(str, command)), environment) as process:
@@ -215,8 +218,9 @@ def _run_pipeline(settings: FinetuneParameters, state: State, server: EmbeddedS3
     return stream
 
 
-def _environment(state: State, server: EmbeddedS3, *, is_sample: bool) -> dict[str, str]:
+def _environment(settings: FinetuneParameters, state: State, server: EmbeddedS3) -> dict[str, str]:
     """Return the tasks' environment: this one, with everything leading to this machine's own servers."""
+    is_sample = settings.fetch_profile == _FETCH_PROFILE
     own = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "MLFLOW_"))}
     local_hosts = ",".join(filter(None, [own.get("NO_PROXY") or own.get("no_proxy"), "127.0.0.1,localhost"]))
     return {
@@ -228,7 +232,8 @@ def _environment(state: State, server: EmbeddedS3, *, is_sample: bool) -> dict[s
         "PYTHONPATH": os.pathsep.join(filter(None, [str(_REPOSITORY), own.get("PYTHONPATH")])),
         "PYTHONUNBUFFERED": "1",
         "TMPDIR": str(state.temporary),
-        "HF_HUB_OFFLINE": "1",
+        # Weights and tokenizers come from S3; only a dataset may be asked of the hub.
+        **({} if settings.source.startswith("hf://") else {"HF_HUB_OFFLINE": "1"}),
         "NO_PROXY": local_hosts,
         "no_proxy": local_hosts,
     }

@@ -29,8 +29,14 @@ class FinetuneParameters(BaseModel):
 
     # Data
     image_column: Column = "imageurl"
+    title_column: Column = "title"
+    category_column: Column = "category3_code"
+    price_column: Column = "full_price"
     product_column: Column = "product_code"
     currency_column: str = "currency_code"
+    currencies: Literal["refuse", "convert", "state"] = "refuse"
+    rate_column: str = ""
+    target_currency: Annotated[str, Field(pattern="^([A-Z]{3})?$")] = ""
     decimal_mark: Literal["", ".", ","] = ""
     longest_side: Annotated[int, Field(ge=28, le=4096)] = 1344
     max_rows: Annotated[int, Field(ge=0)] = 0
@@ -38,6 +44,8 @@ class FinetuneParameters(BaseModel):
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    split_name: Name = "default"
+    recheck_hours: Annotated[int, Field(ge=0)] = 24
 
     # Training
     num_crops: Annotated[int, Field(ge=1, le=16)] = 4
@@ -74,6 +82,12 @@ class FinetuneParameters(BaseModel):
     def _fit_together(self) -> Self:
         if self.validation_fraction + self.test_fraction >= 1:
             raise ValueError("validation_fraction and test_fraction together must leave rows to train on")
+        if {bool(self.rate_column), bool(self.target_currency)} != {self.currencies == "convert"}:
+            raise ValueError(
+                "currencies=convert needs rate_column and target_currency, and nothing else does"
+            )
+        if self.currencies == "state" and not self.currency_column:
+            raise ValueError("currencies=state needs a currency_column")
         if self.batch_size % self.device_batch_size:
             raise ValueError("batch_size must be a multiple of device_batch_size")
         return self

@@ -126,4 +126,5 @@ def _colours(data: bytes) -> NDArray[np.int16]:
 
 
 def _contrast(colours: NDArray[np.int16]) -> int:
-    return int(colours.max() - colours.min())
+    places = colours.reshape(-1, 3)
+    return int((places.max(axis=0) - places.min(axis=0)).max())

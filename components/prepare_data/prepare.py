@@ -1,37 +1,52 @@
-"""The work of prepare_data: read, clean, fetch, split, write."""
+"""The work of prepare_data: read, clean, fetch, count, split, write, show."""
 
-import asyncio
 import logging
 import tempfile
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from components.prepare_data.card import write_card
+from components.prepare_data.figures import shown
+from components.prepare_data.fill import PICTURE_LIMITS, drop_duplicates, fetch_pictures
 from components.prepare_data.parameters import PrepareParameters
-from components.prepare_data.pictures import Picture, Spool, collect_pictures
-from components.prepare_data.rows import Row, clean_row
-from components.prepare_data.shards import Sample, write_shards
-from components.prepare_data.source import PictureReader, Table, open_table
-from components.prepare_data.splits import SPLITS, assign_splits
-from components.prepare_data.unusable import UnusableError
+from components.prepare_data.picture_store import open_store
+from components.prepare_data.report import write_report
+from components.prepare_data.rows import read_rows, told
+from components.prepare_data.shards import write_shards
+from components.prepare_data.source import PicturePlaces, Source, open_source
+from components.prepare_data.splits import SPLITS, Assignments, SplitPlan, assign_splits
+from components.prepare_data.tokens import (
+    Tokenizer,
+    count_tokens,
+    fetch_tokenizer,
+    summarise,
+    tokenizer_digest,
+)
+from components.prepare_data.workspace import Workspace
+from fovea import tracking
 from fovea.errors import UserError
-from fovea.fetch import Fetcher, FetchLimits
-from fovea.pictures import PictureLimits
 from fovea.platform import FetchProfile, load_platform
-from fovea.records import DatasetRecord, Split, sha256_digest, write_record
+from fovea.records import (
+    DatasetRecord,
+    Groups,
+    ModelRecord,
+    Split,
+    input_key,
+    read_record,
+    write_record,
+)
 from fovea.steps import Attempt, RunContext, parse_parameters, reporting_failure, run_step
-from fovea.storage import Storage
-from fovea.task import CategoryField, Task, product_task
+from fovea.storage import Storage, join_uri
+from fovea.task import CategoryField, Task
 
 STEP = "prepare_data"
-VERSION = 1
+VERSION = 2
 """Raised whenever the same inputs would give another dataset."""
 
-PICTURE_LIMITS = PictureLimits()
-
-# Where a table lies and how many pictures are fetched at once does not change what comes out.
-_NOT_IN_THE_RESULT = {"source", "concurrency"}
+# Where a table lies, and how and how often pictures are fetched, does not change what comes out.
+_NOT_IN_THE_RESULT = {"source", "concurrency", "recheck_hours"}
 
 logger = logging.getLogger("fovea")
 
@@ -40,188 +55,215 @@ def prepare_data_step(
     context: RunContext,
     parameters: Mapping[str, Any],
     dataset_record: str | Path,
+    *,
+    base_record: str | Path | None = None,
+    report: str | Path | None = None,
+    experiment: str = "fovea",
     task: Task | None = None,
     storage: Storage | None = None,
 ) -> DatasetRecord:
-    """Make a dataset of a table and its pictures, and write its record to ``dataset_record``.
+    """Make a dataset of a table and its pictures.
+
+    Args:
+        context: The run.
+        parameters: Those of `PrepareParameters`.
+        dataset_record: Where the dataset's record goes.
+        base_record: Record of the base model, whose tokenizer counts the sequences; None not to count them.
+        report: Where the HTML report goes; None for none.
+        experiment: MLflow experiment that the report and the counts are logged to.
+        task: What is asked and answered; None for the product catalogue's task.
+        storage: S3.
 
     Raises:
         UserError: wrong parameters, a source that cannot be read, a missing column, mixed currencies, or too
             few rows for a split.
     """
     storage = storage or Storage()
-    task = task or product_task()
     with reporting_failure(STEP, context, storage):
         wanted: PrepareParameters = parse_parameters(PrepareParameters, parameters)
         profile = load_platform().fetch_profile(wanted.fetch_profile)
-        # The table is always read, since its content decides whether there is anything to do.
-        with open_table(wanted.source, profile, storage) as table:
+        base = read_record(base_record, ModelRecord) if base_record else None
+        # The source is always read, since its content decides whether there is anything to do.
+        with open_source(wanted.source, profile, storage) as source:
+            work = _Preparation(
+                source, task or wanted.task(), wanted, profile, base, context, storage, experiment
+            )
             record = run_step(
                 DatasetRecord,
                 step=STEP,
                 version=VERSION,
                 context=context,
-                parameters=wanted.model_dump(mode="json", exclude=_NOT_IN_THE_RESULT),
-                parents={"source": table.digest, "task": task.digest},
-                work=lambda attempt: _prepare(attempt, table, task, wanted, profile),
+                parameters=work.parameters,
+                parents=work.parents,
+                work=work.run,
                 storage=storage,
             )
     write_record(record, dataset_record)
+    if report is not None:
+        _hand_over_report(storage, work.report_uri, Path(report))
     return record
 
 
-def _prepare(
-    attempt: Attempt, table: Table, task: Task, parameters: PrepareParameters, profile: FetchProfile
-) -> dict[str, Any]:
-    dropped: Counter[str] = Counter()
-    rows = _read_rows(table, task, parameters, dropped)
-    currency = _one_currency(rows, table.location)
-    with tempfile.TemporaryFile() as file:
-        spool = Spool(file)
-        pictures = asyncio.run(_fetch_pictures(rows, table, parameters, profile, attempt, spool))
-        samples = _join_pictures(rows, pictures, dropped)
-        splits = _split(samples, parameters)
-        _check_sizes(splits, parameters, table.location, dropped)
-        for split, members in splits.items():
-            write_shards(members, split, attempt.payload, task, spool)
-    _tell(splits, dropped)
-    return {
-        "task": task,
-        "splits": {
-            split: Split(rows=len(members), products=len({sample.row.product_id for sample in members}))
-            for split, members in splits.items()
-        },
-        "dropped": dict(sorted(dropped.items())),
-        "currency": currency,
-        "categories": _categories(samples, task),
-        "longest_side": parameters.longest_side,
-    }
+class _Preparation:
+    """One preparation: what goes in, and the steps from there to the payload."""
 
+    def __init__(
+        self,
+        source: Source,
+        task: Task,
+        wanted: PrepareParameters,
+        profile: FetchProfile,
+        base: ModelRecord | None,
+        context: RunContext,
+        storage: Storage,
+        experiment: str,
+    ) -> None:
+        self._source, self._task, self._wanted, self._profile = source, task, wanted, profile
+        self._base, self._context, self._storage, self._experiment = base, context, storage, experiment
+        without = _NOT_IN_THE_RESULT | (set() if base else {"num_crops"})
+        self.parameters = wanted.model_dump(mode="json", exclude=without)
+        self.parents = {"source": source.digest, "task": task.digest}
+        if base is not None:
+            self.parents["tokenizer"] = tokenizer_digest(base)
+        key = input_key(STEP, VERSION, self.parameters, self.parents)
+        self.report_uri = join_uri(context.artifact_root, "reports", STEP, f"{key}.html")
 
-def _read_rows(table: Table, task: Task, parameters: PrepareParameters, dropped: Counter[str]) -> list[Row]:
-    """Return the table's usable rows, without repetitions; what is left out is counted in ``dropped``."""
-    columns = [parameters.image_column, parameters.product_column]
-    columns += [parameters.currency_column] if parameters.currency_column else []
-    columns += [field.column for field in task.fields.values()]
-    rows: dict[str, Row] = {}
-    for number, raw in enumerate(table.rows(list(dict.fromkeys(columns)))):
-        if parameters.max_rows and number >= parameters.max_rows:
-            break
-        if raw is None:
-            dropped["malformed_line"] += 1
-            continue
+    def run(self, attempt: Attempt) -> dict[str, Any]:
+        """Fill the attempt's payload, and return the record's own fields."""
+        tracked = tracking.Run.open(self._experiment, STEP, {"step": STEP, "run_id": self._context.run_id})
         try:
-            row = clean_row(raw, task, parameters)
-        except UnusableError as error:
-            dropped[error.reason] += 1
-            continue
-        key = _identity(row, row.picture)
-        if key in rows:
-            dropped["duplicate"] += 1
-        rows.setdefault(key, row)
-    if not rows:
-        raise UserError(f"{table.location}: no row can be used ({_told(dropped) or 'it has none'})")
-    return list(rows.values())
+            with (
+                tempfile.TemporaryDirectory(prefix=f"fovea-{STEP}-") as folder,
+                Workspace(Path(folder)) as workspace,
+            ):
+                self._fill(workspace, Path(folder), attempt)
+                for split in SPLITS:
+                    write_shards(workspace, split, attempt.payload, self._task)
+                write_card(
+                    attempt.payload / "README.md",
+                    workspace=workspace,
+                    task=self._task,
+                    settings=self.parameters,
+                )
+                self._show(workspace, Path(folder) / "report.html", tracked)
+                own = self._describe(workspace)
+        except BaseException:
+            tracked.finish(failed=True)
+            raise
+        tracked.finish()
+        return {**own, "mlflow": tracked.reference}
 
+    def _fill(self, workspace: Workspace, folder: Path, attempt: Attempt) -> None:
+        """Find out of every row whether it is kept, and in which split."""
+        read_rows(self._source, workspace, self._task, self._wanted)
+        self._fetch(workspace, folder, attempt)
+        drop_duplicates(workspace)
+        if self._base is not None:
+            tokenizer = Tokenizer(fetch_tokenizer(self._base, self._storage), self._wanted.num_crops)
+            count_tokens(workspace, self._task, tokenizer)
+        self._split(workspace)
+        sizes = ", ".join(f"{split} {rows}" for split, (rows, _) in workspace.splits().items())
+        logger.info("%s: %s rows; left out: %s", STEP, sizes, told(workspace.dropped()) or "none")
 
-def _identity(row: Row, picture: str) -> str:
-    """Return a digest of all that makes a row what it is."""
-    return sha256_digest([row.product_id, picture, dict(row.values), row.currency]).removeprefix("sha256:")
+    def _fetch(self, workspace: Workspace, folder: Path, attempt: Attempt) -> None:
+        wanted = self._wanted
+        recheck = timedelta(hours=wanted.recheck_hours)
+        with open_store(
+            self._storage, self._context.artifact_root, wanted.fetch_profile, folder, recheck
+        ) as store:
+            fetch_pictures(
+                workspace,
+                PicturePlaces(self._source.location, self._storage, PICTURE_LIMITS.max_bytes),
+                profile=self._profile,
+                store=store,
+                longest_side=wanted.longest_side,
+                concurrency=wanted.concurrency,
+                progress=attempt.progress("pictures"),
+            )
 
+    def _split(self, workspace: Workspace) -> None:
+        """Split the rows, and keep what was assigned; where another run kept something meanwhile, again."""
+        wanted = self._wanted
+        plan = SplitPlan(wanted.seed, wanted.validation_fraction, wanted.test_fraction)
+        kept = Assignments(self._storage, self._context.artifact_root, wanted.split_name, plan)
+        while True:
+            kept.load(workspace)
+            assign_splits(workspace, plan)
+            self._check_sizes(workspace)
+            if kept.add(workspace):
+                return
 
-def _one_currency(rows: Sequence[Row], location: str) -> str | None:
-    counts = Counter(row.currency for row in rows)
-    if len(counts) > 1:
-        told = ", ".join(
-            f"{currency or 'none named'} in {count} rows" for currency, count in counts.most_common()
+    def _check_sizes(self, workspace: Workspace) -> None:
+        wanted = self._wanted
+        shares = {"train": 1.0, "validation": wanted.validation_fraction, "test": wanted.test_fraction}
+        rows = {split: rows for split, (rows, _) in workspace.splits().items()}
+        short = [
+            f"{split} has {rows.get(split, 0)}"
+            for split in SPLITS
+            if shares[split] and rows.get(split, 0) < wanted.min_rows
+        ]
+        if short:
+            raise UserError(
+                f"{self._source.location}: too few rows for a split ({', '.join(short)}; min_rows is "
+                f"{wanted.min_rows}). Left out: {told(workspace.dropped()) or 'none'}. Give more rows, or "
+                "other fractions or min_rows"
+            )
+
+    def _show(self, workspace: Workspace, path: Path, tracked: tracking.Run) -> None:
+        write_report(
+            path,
+            workspace=workspace,
+            task=self._task,
+            source=self._wanted.source,
+            settings=self._wanted.model_dump(mode="json"),
         )
-        raise UserError(
-            f"{location}: prices are in several currencies ({told}), which would make them meaningless; "
-            "give a table in one currency"
-        )
-    return next(iter(counts))
+        self._storage.write_bytes(self.report_uri, path.read_bytes())
+        tracked.log_params({name: shown(value) for name, value in self._wanted.model_dump().items()})
+        rows = {split: rows for split, (rows, _) in workspace.splits().items()}
+        tracked.log_metrics({**rows, "left_out": sum(workspace.dropped().values())}, prefix="rows_")
+        tracked.log_file(path)
+
+    def _describe(self, workspace: Workspace) -> dict[str, Any]:
+        splits = workspace.splits()
+        currencies = workspace.db.execute(
+            "SELECT DISTINCT currency FROM rows WHERE reason IS NULL"
+        ).fetchall()
+        groups = workspace.db.execute(
+            'SELECT count(DISTINCT "group"), count(*), '
+            'count(DISTINCT "group") FILTER (WHERE reason IS NOT NULL) FROM groups'
+        ).fetchone()
+        return {
+            "task": self._task,
+            "splits": {
+                split: Split(rows=rows, products=products)
+                for split in SPLITS
+                for rows, products in [splits.get(split, (0, 0))]
+            },
+            "dropped": workspace.dropped(),
+            "currency": currencies[0][0] if len(currencies) == 1 else None,
+            "categories": _categories(workspace, self._task),
+            "longest_side": self._wanted.longest_side,
+            "groups": Groups(groups=groups[0], products=groups[1], broken_up=groups[2]),
+            "tokens": summarise(workspace, self._wanted.num_crops),
+        }
 
 
-async def _fetch_pictures(
-    rows: Sequence[Row],
-    table: Table,
-    parameters: PrepareParameters,
-    profile: FetchProfile,
-    attempt: Attempt,
-    spool: Spool,
-) -> dict[str, Picture | str]:
-    limits = FetchLimits(max_bytes=PICTURE_LIMITS.max_bytes)
-    async with Fetcher(profile, limits, max_connections=parameters.concurrency) as fetcher:
-        return await collect_pictures(
-            [row.picture for row in rows],
-            PictureReader(table, fetcher, attempt.storage, PICTURE_LIMITS.max_bytes),
-            spool,
-            limits=PICTURE_LIMITS,
-            longest_side=parameters.longest_side,
-            concurrency=parameters.concurrency,
-            progress=attempt.progress("pictures"),
-        )
-
-
-def _join_pictures(
-    rows: Sequence[Row], pictures: Mapping[str, Picture | str], dropped: Counter[str]
-) -> list[Sample]:
-    """Return the rows that have a picture, by ``row_id``: well mixed, whatever the table's order."""
-    samples: dict[str, Sample] = {}
-    for row in rows:
-        picture = pictures[row.picture]
-        if isinstance(picture, str):
-            dropped[picture] += 1
-            continue
-        row_id = _identity(row, picture.digest)[:24]
-        if row_id in samples:
-            dropped["duplicate"] += 1
-        samples.setdefault(row_id, Sample(row_id, row, picture))
-    return [samples[row_id] for row_id in sorted(samples)]
-
-
-def _split(samples: Sequence[Sample], parameters: PrepareParameters) -> dict[str, list[Sample]]:
-    assigned = assign_splits(
-        ((sample.row.product_id, sample.picture.digest) for sample in samples),
-        seed=parameters.seed,
-        validation_fraction=parameters.validation_fraction,
-        test_fraction=parameters.test_fraction,
-    )
-    splits: dict[str, list[Sample]] = {split: [] for split in SPLITS}
-    for sample in samples:
-        splits[assigned[sample.row.product_id]].append(sample)
-    return splits
-
-
-def _check_sizes(
-    splits: Mapping[str, Sequence[Sample]],
-    parameters: PrepareParameters,
-    location: str,
-    dropped: Counter[str],
-) -> None:
-    shares = {"train": 1.0, "validation": parameters.validation_fraction, "test": parameters.test_fraction}
-    short = [
-        f"{split} has {len(splits[split])}"
-        for split in SPLITS
-        if shares[split] and len(splits[split]) < parameters.min_rows
-    ]
-    if short:
-        raise UserError(
-            f"{location}: too few rows for a split ({', '.join(short)}; min_rows is {parameters.min_rows}). "
-            f"Left out: {_told(dropped) or 'none'}. Give more rows, or other fractions or min_rows"
-        )
-
-
-def _categories(samples: Sequence[Sample], task: Task) -> dict[str, int]:
+def _categories(workspace: Workspace, task: Task) -> dict[str, int]:
     names = [name for name, field in task.fields.items() if isinstance(field, CategoryField)]
-    counts = Counter(str(sample.row.values[name]) for name in names for sample in samples)
+    counts: dict[str, int] = {}
+    for name in names:
+        for value, rows in workspace.db.execute(
+            'SELECT json_extract("values", ?), count(*) FROM rows WHERE reason IS NULL GROUP BY 1',
+            (f'$."{name}"',),
+        ):
+            counts[value] = counts.get(value, 0) + rows
     return dict(sorted(counts.items()))
 
 
-def _told(dropped: Counter[str]) -> str:
-    return ", ".join(f"{reason} {count}" for reason, count in dropped.most_common())
-
-
-def _tell(splits: Mapping[str, Sequence[Sample]], dropped: Counter[str]) -> None:
-    sizes = ", ".join(f"{split} {len(members)}" for split, members in splits.items())
-    logger.info("%s: %s rows; left out: %s", STEP, sizes, _told(dropped) or "none")
+def _hand_over_report(storage: Storage, uri: str, path: Path) -> None:
+    """Write the report of this or an earlier run; its absence is no reason to prepare anything again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = storage.exists(uri)
+    path.write_bytes(
+        storage.read_bytes(uri) if found else b"<p>The report of this dataset is no longer there.</p>\n"
+    )

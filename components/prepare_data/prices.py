@@ -64,6 +64,8 @@ _PRICE = re.compile(
     re.ASCII,
 )
 _MAX_LENGTH = 50
+_RATE = re.compile(r"\d{1,9}(\.\d{1,12})?|\.\d{1,12}", re.ASCII)
+_TOO_MUCH = Decimal(10) ** 12
 # Thousands in groups of three, or as in India: 1,39,000.
 _GROUPED = re.compile(r"\d{1,3}(?:([., '])\d{3})(?:\1\d{3})*|\d{1,2}(?:,\d{2})+,\d{3}", re.ASCII)
 
@@ -75,8 +77,8 @@ class Price(NamedTuple):
     currencies: frozenset[str]
 
 
-def parse_price(text: str, decimal_mark: DecimalMark = "") -> Price:
-    """Read a price, rounded to cents.
+def parse_price(value: str | Decimal, decimal_mark: DecimalMark = "") -> Price:
+    """Read a price, rounded to cents; a number is what it is, however text would be read.
 
     Without a ``decimal_mark``, a single comma before three digits separates thousands; a single point there
     (``1.390``) is ambiguous.
@@ -84,17 +86,51 @@ def parse_price(text: str, decimal_mark: DecimalMark = "") -> Price:
     Raises:
         UnusableError: ``missing``, ``ambiguous``, ``unreadable`` or ``not_positive``.
     """
-    text = unicodedata.normalize("NFKC", text).replace("’", "'").strip()
+    if isinstance(value, Decimal):
+        return Price(_positive(value), frozenset())
+    text = unicodedata.normalize("NFKC", value).replace("’", "'").strip()
     if text.lower() in _MISSING:
         raise UnusableError("missing")
     match = _PRICE.fullmatch(text) if len(text) <= _MAX_LENGTH else None
     if match is None:
         raise UnusableError("unreadable")
     currencies = _currencies(match["before"], match["after"])
-    amount = _amount(match["number"].strip(), decimal_mark or match["mark"] or "")
+    return Price(_positive(_amount(match["number"].strip(), decimal_mark or match["mark"] or "")), currencies)
+
+
+def parse_rate(value: str | Decimal) -> Decimal:
+    """Read a rate of exchange: a plain number with at most one decimal mark, a point or a comma.
+
+    Raises:
+        UnusableError: ``missing``, ``unreadable`` or ``not_positive``.
+    """
+    text = str(value).strip().replace(",", ".")
+    if text.lower() in _MISSING:
+        raise UnusableError("missing")
+    if not _RATE.fullmatch(text):
+        raise UnusableError("unreadable")
+    rate = Decimal(text)
+    if not rate:
+        raise UnusableError("not_positive")
+    return rate
+
+
+def convert(amount: float, rate: Decimal) -> float:
+    """Return an amount in another currency, rounded to cents.
+
+    Raises:
+        UnusableError: ``not_positive``, where less than a cent is left, or ``unreadable``: absurdly much.
+    """
+    return _positive(Decimal(repr(amount)) * rate)
+
+
+def _positive(amount: Decimal) -> float:
+    if amount >= _TOO_MUCH:
+        raise UnusableError("unreadable")
+    amount = round(amount, 2)
     if amount <= 0:
         raise UnusableError("not_positive")
-    return Price(float(amount), currencies)
+    return float(amount)
 
 
 def _currencies(before: str, after: str) -> frozenset[str]:
@@ -120,7 +156,7 @@ def _amount(number: str, decimal_mark: str) -> Decimal:
     digits = "".join(character for character in whole if character.isdigit())
     if (fraction and not fraction.isdigit()) or not digits or len(digits) > 12:
         raise UnusableError("unreadable")
-    return round(Decimal(f"{digits}.{fraction or 0}"), 2)
+    return Decimal(f"{digits}.{fraction or 0}")
 
 
 def _find_decimal_mark(number: str) -> str:

@@ -1,28 +1,19 @@
 """The dataset's files: Parquet with the `datasets` Image feature."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import json
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 from datasets import Features, Image, Value
 
-from components.prepare_data.pictures import Picture, Spool
-from components.prepare_data.rows import Row
+from components.prepare_data.workspace import Workspace
 from fovea.task import PriceField, Task
 
 ROWS_PER_SHARD = 1000
 _ROWS_PER_GROUP = 100
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A row with its picture; ``row_id`` follows from what it holds, so a larger feed does not change it."""
-
-    row_id: str
-    row: Row
-    picture: Picture
 
 
 def schema(task: Task) -> pyarrow.Schema:
@@ -38,30 +29,40 @@ def schema(task: Task) -> pyarrow.Schema:
     return features.arrow_schema
 
 
-def write_shards(samples: Sequence[Sample], split: str, folder: Path, task: Task, spool: Spool) -> None:
-    """Write the samples of one split as ``{split}-00000.parquet`` and on, in the order given."""
+def write_shards(workspace: Workspace, split: str, folder: Path, task: Task) -> None:
+    """Write the rows of one split as ``{split}-00000.parquet`` and on, by ``row_id``.
+
+    That is well mixed and the same whatever the order of the source.
+    """
     columns = schema(task)
     # JPEGs do not become smaller.
     compression = {name: "zstd" for name in columns.names if name != "image"} | {"image.bytes": "none"}
-    for number, start in enumerate(range(0, len(samples), ROWS_PER_SHARD)):
+    rows = workspace.db.execute(
+        'SELECT row_id, product, "values", currency, digest FROM rows JOIN pictures USING (address) '
+        "WHERE rows.reason IS NULL AND split = ? ORDER BY row_id",
+        (split,),
+    )
+    for number in count():
+        batch = rows.fetchmany(min(_ROWS_PER_GROUP, ROWS_PER_SHARD))
+        if not batch:
+            return
         path = folder / f"{split}-{number:05}.parquet"
         with pyarrow.parquet.ParquetWriter(path, columns, compression=compression) as writer:
-            for group in _chunks(samples[start : start + ROWS_PER_SHARD], _ROWS_PER_GROUP):
-                writer.write_batch(
-                    pyarrow.RecordBatch.from_pylist([_record(sample, spool) for sample in group], columns)
-                )
+            left = ROWS_PER_SHARD
+            while batch:
+                records = [_record(workspace, *row) for row in batch]
+                writer.write_batch(pyarrow.RecordBatch.from_pylist(records, columns))
+                left -= len(batch)
+                batch = rows.fetchmany(min(_ROWS_PER_GROUP, left)) if left else []
 
 
-def _record(sample: Sample, spool: Spool) -> dict[str, object]:
+def _record(
+    workspace: Workspace, row_id: str, product: str, values: str, currency: str | None, digest: str
+) -> dict[str, Any]:
     return {
-        "row_id": sample.row_id,
-        "product_id": sample.row.product_id,
-        "image": {"bytes": spool.read(sample.picture), "path": f"{sample.row_id}.jpg"},
-        **sample.row.values,
-        "currency": sample.row.currency,
+        "row_id": row_id,
+        "product_id": product,
+        "image": {"bytes": workspace.jpeg(digest), "path": f"{row_id}.jpg"},
+        **json.loads(values),
+        "currency": currency,
     }
-
-
-def _chunks(samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
-    for start in range(0, len(samples), size):
-        yield samples[start : start + size]

@@ -1,112 +1,173 @@
-"""Where the table and its pictures come from: this disk, S3 or HTTP."""
+"""Where rows and their pictures come from: files on disk, in S3 or on the web, or a dataset on the hub.
+
+A source is
+
+- a path, an ``s3://`` URI or an http(s) URL of one file;
+- a path or an ``s3://`` URI of a folder, or with ``*``, ``?`` or ``**``: all tables there, by name;
+- ``hf://owner/name``, a dataset of the Hugging Face hub, see `components.prepare_data.hub`.
+
+A file holds CSV, JSON Lines or Parquet: its content says which. Rows are read in batches, so memory does not
+grow with them.
+"""
 
 import asyncio
-import csv
+import hashlib
 import posixpath
 import re
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import pyarrow
-import pyarrow.csv
-
+from components.prepare_data import hub
+from components.prepare_data.tables import SourceRow, read_table
 from fovea.errors import UserError
 from fovea.fetch import Fetcher, FetchError, FetchLimits, join_url
 from fovea.platform import FetchProfile
 from fovea.storage import Storage, sha256_file, split_uri
 
 TABLE_LIMITS = FetchLimits(max_bytes=2 << 30, total_seconds=900)
+"""Of a table from the web."""
 
-_BATCH_BYTES = 4 << 20
+_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+"""Of the files that a folder is read for."""
+_WEB = {"http", "https"}
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table that lies on this disk now."""
+class Source(Protocol):
+    """A table, or several that are one."""
 
-    path: Path
-    location: str
-    """Where it was found: a URL after redirects, an S3 URI or a path. Relative addresses start there."""
+    @property
+    def location(self) -> str:
+        """Where it was found: a URL after redirects, a URI or a path. Relative addresses start there."""
 
     @property
     def digest(self) -> str:
-        """``sha256:…`` of the table's bytes."""
-        return f"sha256:{sha256_file(self.path)}"
+        """``sha256:…`` of what it holds."""
 
-    def rows(self, columns: list[str]) -> Iterator[dict[str, str] | None]:
-        """Yield the rows' text in these columns; None for a line with too few or too many values.
+    def rows(self, columns: Sequence[str], image_column: str) -> Iterator[SourceRow]:
+        """Yield its rows in these columns, in its order.
 
         Raises:
-            UserError: the file is no CSV in UTF-8, or a column is missing.
+            UserError: it cannot be read, or a column is missing.
         """
-        try:
-            self._check_columns(columns)
-            yield from self._read(columns)
-        except (OSError, UnicodeError, csv.Error, pyarrow.ArrowInvalid, pyarrow.ArrowKeyError) as error:
-            raise UserError(
-                f"{self.location}: cannot be read as CSV in UTF-8 ({str(error).splitlines()[0]}); "
-                "give a table with a header line"
-            ) from error
 
-    def _check_columns(self, columns: list[str]) -> None:
-        with self.path.open(encoding="utf-8-sig", newline="") as file:
-            there = next(csv.reader(file), [])
-        missing = [column for column in columns if column not in there]
-        if missing:
-            raise UserError(
-                f"{self.location}: has no column {', '.join(missing)}; there are {', '.join(there)}. "
-                "Name the right ones with the *_column parameters, or in the task's fields"
-            )
 
-    def _read(self, columns: list[str]) -> Iterator[dict[str, str] | None]:
-        malformed = 0
+class Files:
+    """A source of files that lie on this disk now."""
 
-        def skip(_: pyarrow.csv.InvalidRow) -> str:
-            nonlocal malformed
-            malformed += 1
-            return "skip"
+    def __init__(self, location: str, files: Sequence[tuple[Path, str]]) -> None:
+        """Take the files, each with where it was found; ``location`` is that of one, or a folder's with /."""
+        self.location = location
+        self._files = files
 
-        reader = pyarrow.csv.open_csv(
-            self.path,
-            read_options=pyarrow.csv.ReadOptions(block_size=_BATCH_BYTES),
-            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip),
-            convert_options=pyarrow.csv.ConvertOptions(
-                include_columns=columns, column_types=dict.fromkeys(columns, pyarrow.string())
-            ),
-        )
-        for batch in reader:
-            yield from batch.to_pylist()
-        yield from [None] * malformed
+    @property
+    def digest(self) -> str:
+        """``sha256:…`` of the file's bytes, or of several files' digests in their order."""
+        digests = [sha256_file(path) for path, _ in self._files]
+        if len(digests) > 1:
+            digests = [hashlib.sha256("\n".join(digests).encode()).hexdigest()]
+        return f"sha256:{digests[0]}"
+
+    def rows(self, columns: Sequence[str], image_column: str) -> Iterator[SourceRow]:
+        """Yield the rows of all files; relative addresses start at ``location`` for all of them."""
+        base = posixpath.dirname(self.location)
+        for path, found in self._files:
+            folder = posixpath.relpath(posixpath.dirname(found), base) if len(self._files) > 1 else "."
+            for row in read_table(path, found, columns, image_column):
+                if folder != "." and row.picture is None and row.malformed is None:
+                    address = str(row.values[image_column]).strip()
+                    if address and not scheme_of(address):
+                        row.values[image_column] = posixpath.join(folder, address)
+                yield row
 
 
 @contextmanager
-def open_table(source: str, profile: FetchProfile, storage: Storage) -> Iterator[Table]:
-    """Bring a table to this disk for the time of the block.
+def open_source(source: str, profile: FetchProfile, storage: Storage) -> Iterator[Source]:
+    """Find a source, and bring its files to this disk for the time of the block.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: there is nothing to be read.
     """
-    scheme = _scheme(source)
-    if scheme not in {"http", "https", "s3"}:
-        path = Path(source).resolve()
-        if not path.is_file():
-            raise UserError(
-                f"{source}: there is no such file; give a CSV file's path, URL or S3 URI as source"
-            )
-        yield Table(path, str(path))
-        return
-    with tempfile.NamedTemporaryFile(suffix=".csv") as file:
-        location = source
-        if scheme == "s3":
-            file.write(storage.read_bytes(source))
-        else:
+    scheme = scheme_of(source)
+    with ExitStack() as stack:
+        if scheme == "hf":
+            yield hub.open_dataset(source)
+        elif scheme in _WEB:
+            file = stack.enter_context(tempfile.NamedTemporaryFile())
             location = asyncio.run(_fetch_table(source, profile, file))
-        file.flush()
-        yield Table(Path(file.name), location)
+            file.flush()
+            yield Files(location, [(Path(file.name), location)])
+        elif scheme == "s3":
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            yield _from_s3(source, storage, folder)
+        elif scheme:
+            raise UserError(
+                f"{source}: cannot be read from {scheme}:; give a path, or an http(s), s3 or hf address"
+            )
+        else:
+            yield _from_disk(source)
+
+
+def _from_disk(source: str) -> Files:
+    path = Path(source)
+    if path.is_file():
+        path = path.resolve()
+        return Files(str(path), [(path, str(path))])
+    if path.is_dir():
+        base = path.resolve()
+        found = [each for each in base.rglob("*") if each.suffix.lower() in _SUFFIXES]
+    else:
+        fixed = _fixed_part(source)
+        base = Path(fixed).resolve()
+        rest = source.removeprefix(fixed)
+        found = [each.resolve() for each in base.glob(rest)] if _is_pattern(source) else []
+    files = sorted(each for each in found if each.is_file() and each.is_relative_to(base))
+    if not files:
+        raise _nothing(source)
+    return Files(f"{base}/", [(each, str(each)) for each in files])
+
+
+def _from_s3(source: str, storage: Storage, folder: Path) -> Files:
+    if not _is_pattern(source) and not source.endswith("/") and storage.exists(source):
+        base, uris = source, [source]
+    elif _is_pattern(source):
+        base = _fixed_part(source)
+        uris = [uri for uri in storage.list(base) if _matches(uri, source)]
+    else:
+        base = source.rstrip("/") + "/"
+        uris = [uri for uri in storage.list(base) if uri.lower().endswith(_SUFFIXES)]
+    if not uris:
+        raise _nothing(source)
+    files = []
+    for number, uri in enumerate(uris):
+        storage.read_file(uri, folder / str(number))
+        files.append((folder / str(number), uri))
+    return Files(base, files)
+
+
+def _is_pattern(source: str) -> bool:
+    return any(mark in source for mark in "*?")
+
+
+def _fixed_part(pattern: str) -> str:
+    """Return the folder that a pattern starts in, ending in a slash."""
+    return re.split(r"[*?]", pattern, maxsplit=1)[0].rpartition("/")[0] + "/" if "/" in pattern else "./"
+
+
+def _matches(uri: str, pattern: str) -> bool:
+    """Return whether a pattern means a URI, as patterns of files do: only ** goes over slashes."""
+    said = {"**/": "(?:[^/]+/)*", "*": "[^/]*", "?": "[^/]"}
+    parts = re.split(r"(\*\*/|\*|\?)", pattern)
+    return re.fullmatch("".join(said.get(part, re.escape(part)) for part in parts), uri) is not None
+
+
+def _nothing(source: str) -> UserError:
+    return UserError(
+        f"{source}: there is no such table; give the path, URL or URI of a CSV, JSON Lines or Parquet file, "
+        "of a folder of such files, or a hub dataset (hf://owner/name)"
+    )
 
 
 async def _fetch_table(source: str, profile: FetchProfile, file: Any) -> str:
@@ -117,53 +178,66 @@ async def _fetch_table(source: str, profile: FetchProfile, file: Any) -> str:
             raise UserError(f"the table cannot be fetched: {error}") from error
 
 
-class PictureReader:
-    """Reads pictures by the addresses that a table gives, relative ones from where the table lies.
+class PicturePlaces:
+    """Where the pictures' addresses lead; relative ones from where the table lies.
 
     A table from the web leads to the web only, so that it cannot reach the step's own disk and buckets; and
     no table leads to files outside its own folder.
     """
 
-    def __init__(self, table: Table, fetcher: Fetcher, storage: Storage, max_bytes: int) -> None:
-        self._base = table.location
-        self._base_scheme = _scheme(table.location)
-        self._fetcher = fetcher
+    def __init__(self, location: str, storage: Storage, max_bytes: int) -> None:
+        self._base = location
+        self._base_scheme = scheme_of(location)
         self._storage = storage
         self._max_bytes = max_bytes
 
-    async def read(self, address: str) -> bytes:
-        """Return a picture's bytes.
+    def url(self, address: str) -> str | None:
+        """Return the http(s) URL that an address stands for; None where `read` is to be used.
+
+        Raises:
+            FetchError: the address leads nowhere that this table may lead to.
+        """
+        scheme = scheme_of(address)
+        if scheme in _WEB or self._base_scheme in _WEB:
+            return join_url(self._base, address)
+        if scheme == "s3" and self._base_scheme != "hf":
+            return None
+        if scheme and not (scheme == "hf" and address.startswith(self._base)):
+            raise FetchError("invalid_url", address, "not an http, https or s3 address, nor a relative path")
+        return None
+
+    def read(self, address: str) -> bytes:
+        """Return what lies on disk, in S3 or on the hub.
 
         Raises:
             FetchError: there is none to be had at this address.
             UserError: S3 itself refuses or cannot be reached.
         """
-        scheme = _scheme(address)
-        if scheme in {"http", "https"} or self._base_scheme in {"http", "https"}:
-            return (await self._fetcher.fetch(join_url(self._base, address))).content
+        scheme = scheme_of(address)
         if scheme == "s3":
-            return await asyncio.to_thread(self._read_s3, address)
-        if scheme:
-            raise FetchError("invalid_url", address, "not an http, https or s3 address, nor a relative path")
+            return self._read_s3(address)
+        if self._base_scheme == "hf":
+            return hub.read_file(address if scheme else self._beside(address), self._max_bytes)
         if self._base_scheme == "s3":
-            return await asyncio.to_thread(self._read_s3, self._beside_in_s3(address))
-        return await asyncio.to_thread(self._read_file, address)
+            return self._read_s3(self._beside(address))
+        return self._read_file(address)
 
-    def _beside_in_s3(self, address: str) -> str:
-        bucket, key = split_uri(self._base)
+    def _beside(self, address: str) -> str:
+        root, key = self._base.split("://", 1)
         folder = posixpath.dirname(key)
         found = posixpath.normpath(posixpath.join(folder, address))
-        if posixpath.commonpath([f"/{folder}", f"/{found}"]) != posixpath.normpath(f"/{folder}"):
+        if not found.startswith(f"{folder}/"):
             raise _outside(address)
-        return f"s3://{bucket}/{found}"
+        return f"{root}://{found}"
 
     def _read_s3(self, uri: str) -> bytes:
+        split_uri(uri)
         if not self._storage.exists(uri):
             raise FetchError("not_found", uri, "there is no such object")
         return self._storage.read_bytes(uri)
 
     def _read_file(self, address: str) -> bytes:
-        folder = Path(self._base).parent
+        folder = Path(self._base) if self._base.endswith("/") else Path(self._base).parent
         path = (folder / address).resolve()
         if not path.is_relative_to(folder):
             raise _outside(address)
@@ -174,7 +248,7 @@ class PictureReader:
         return path.read_bytes()
 
 
-def _scheme(address: str) -> str:
+def scheme_of(address: str) -> str:
     """Return the scheme of an address in lower case; nothing for a path."""
     match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", address)
     return match[1].lower() if match else ""

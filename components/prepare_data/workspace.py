@@ -48,6 +48,14 @@ CREATE TABLE originals (          -- pictures that the table itself holds
     offset  INTEGER NOT NULL,
     length  INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE assigned (           -- which split earlier runs gave to a product's picture
+    number      INTEGER PRIMARY KEY, -- the first assigned of a product holds
+    product     TEXT NOT NULL,
+    digest      TEXT NOT NULL,
+    split       TEXT NOT NULL,
+    fingerprint BLOB NOT NULL,
+    UNIQUE (product, digest)
+) STRICT;
 CREATE TABLE prints (             -- of the pictures of rows that are kept, or were in earlier runs
     id          INTEGER PRIMARY KEY, -- from 0, without gaps
     digest      TEXT NOT NULL UNIQUE,
@@ -93,6 +101,12 @@ class Workspace:
         self.db.close()
         self._jpegs.close()
         self._originals.close()
+
+    def run(self, script: str) -> None:
+        """Run SQL statements that a semicolon ends each, and that hold no other one."""
+        # sqlite3's own executescript would end the transaction.
+        for statement in script.split(";"):
+            self.db.execute(statement)
 
     def add_row(
         self,

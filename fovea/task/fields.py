@@ -12,6 +12,7 @@ FieldValue = str | float
 # Markers such as <|end|> steer the model, so they may stand in no value.
 _SPECIAL_TOKEN = re.compile(r"<\|[^|<>]*\|>|</?s>|<unk>")
 _PRICE = re.compile(r"[0-9]{1,12}\.[0-9]{1,2}")
+_CURRENCY = re.compile(r"[A-Z]{3}")
 
 
 class _Field(BaseModel):
@@ -73,4 +74,20 @@ class PriceField(_Field):
         return float(text)
 
 
-Field = Annotated[TextField | CategoryField | PriceField, PydanticField(discriminator="type")]
+class CurrencyField(_Field):
+    """The currency of the answer's price, as a code of three capital letters: ``EUR``."""
+
+    type: Literal["currency"] = "currency"
+
+    def format(self, value: FieldValue) -> str:
+        """Return the code; ValueError where it is none."""
+        if not isinstance(value, str) or not _CURRENCY.fullmatch(value):
+            raise ValueError(f"a currency must be a code such as EUR, got {value!r}")
+        return value
+
+    def parse(self, text: str) -> FieldValue:
+        """Return the code; ValueError where ``text`` is none."""
+        return self.format(text)
+
+
+Field = Annotated[TextField | CategoryField | PriceField | CurrencyField, PydanticField(discriminator="type")]

@@ -11,7 +11,7 @@ from typing import NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from fovea.errors import UserError
-from fovea.task.fields import CategoryField, Field, FieldValue, PriceField, TextField
+from fovea.task.fields import CategoryField, CurrencyField, Field, FieldValue, PriceField, TextField
 
 TASK_FILE = "task.json"
 """The name under which a task travels beside a model's weights."""
@@ -126,16 +126,33 @@ class Task(BaseModel):
             ) from error
 
 
-def product_task() -> Task:
-    """Return the product catalogue's task, which is the default."""
+def product_task(
+    title_column: str = "title",
+    category_column: str = "category3_code",
+    price_column: str = "full_price",
+    currency_column: str | None = None,
+) -> Task:
+    """Return the product catalogue's task, which is the default.
+
+    Args:
+        title_column: The source's column with the products' titles.
+        category_column: With their categories.
+        price_column: With their prices.
+        currency_column: With the prices' currency, where the answer is to state it.
+    """
+    fields: dict[str, Field] = {
+        "product": TextField(column=title_column),
+        "category": CategoryField(column=category_column),
+        "full_price": PriceField(column=price_column),
+    }
+    template = "Product: {product}, Category: {category}, Full Price: {full_price}"
+    if currency_column is not None:
+        fields["currency"] = CurrencyField(column=currency_column)
+        template += " {currency}"
     return Task(
         name="product-catalogue",
         version=1,
         question="What is shown in this image?",
-        template="Product: {product}, Category: {category}, Full Price: {full_price}",
-        fields={
-            "product": TextField(column="title"),
-            "category": CategoryField(column="category3_code"),
-            "full_price": PriceField(column="full_price"),
-        },
+        template=template,
+        fields=fields,
     )

@@ -26,13 +26,16 @@ from components.prepare_data.__main__ import main
 from components.prepare_data.component import prepare_data
 from components.prepare_data.parameters import PrepareParameters
 from components.prepare_data.prepare import prepare_data_step
+from components.prepare_data.tokens import tokenizer_digest
 from fovea.errors import UserError
-from fovea.records import DatasetRecord, read_record
+from fovea.models import import_model
+from fovea.records import DatasetRecord, ModelRecord, read_record, write_record
 from fovea.sample.catalogue import write_catalogue
 from fovea.sample.server import CatalogueServer
 from fovea.steps import RunContext
 from fovea.storage import Storage
 from fovea.task import product_task
+from tests.tiny_model import write_tiny_model
 
 SMALL = {"min_rows": 1, "test_fraction": 0.2, "validation_fraction": 0.2, "longest_side": 64}
 COLUMNS = ("product_code", "title", "category3_code", "full_price", "currency_code", "imageurl")
@@ -98,10 +101,17 @@ def allow_loopback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FOVEA_PLATFORM", str(tmp_path / "platform.yaml"))
 
 
-def prepare(root: str, source: str, run_id: str = "run", **parameters: Any) -> DatasetRecord:
+def prepare(
+    root: str, source: str, run_id: str = "run", base_record: Path | None = None, **parameters: Any
+) -> DatasetRecord:
     context = RunContext(artifact_root=root, run_id=run_id)
-    target = Path("/dev/null")
-    return prepare_data_step(context, {**SMALL, "source": source, **parameters}, target, storage=storage())
+    return prepare_data_step(
+        context,
+        {**SMALL, "source": source, **parameters},
+        "/dev/null",
+        base_record=base_record,
+        storage=storage(),
+    )
 
 
 def report(root: str, name: str) -> dict[str, Any]:
@@ -293,7 +303,7 @@ def test_a_table_in_s3_with_its_pictures_beside_it(feed: Path, s3: str) -> None:
 def test_a_share_of_zero_makes_no_split_too_small(feed: Path, s3: str) -> None:
     record = prepare(s3, str(feed / "table.csv"), validation_fraction=0, test_fraction=0)
     assert record.splits["train"].rows == 30
-    assert {entry.path for entry in record.files} == {"train-00000.parquet"}
+    assert {entry.path for entry in record.files} == {"README.md", "train-00000.parquet"}
 
 
 def test_only_the_first_rows_on_request(feed: Path, s3: str) -> None:
@@ -350,23 +360,68 @@ def test_one_clear_error(
 
 def test_gives_up_early_when_no_picture_can_be_had(feed: Path, s3: str) -> None:
     rows = [{**good_row(number), "imageurl": f"images/no-{number}.jpg"} for number in range(250)]
-    with pytest.raises(UserError, match=r"none of the first 200 pictures .*picture_not_found 200"):
+    with pytest.raises(UserError, match=r"none of the first 200 pictures .*not_found 200"):
         prepare(s3, write_table(feed / "table.csv", rows))
 
 
-def test_the_component_runs_the_step(feed: Path, s3: str, tmp_path: Path) -> None:
-    target = tmp_path / "out" / "dataset"
-    prepare_data.python_func(
-        dataset=SimpleNamespace(path=str(target)),
-        artifact_root=s3,
-        run_id="r1",
-        **(SMALL | {"source": str(feed / "table.csv")}),
-    )
-    record = read_record(target, DatasetRecord)
-    assert record.run_id == "r1"
-    assert (
-        record.parents["source"] == f"sha256:{hashlib.sha256((feed / 'table.csv').read_bytes()).hexdigest()}"
-    )
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("base"), num_crops=4)
+
+
+@pytest.fixture
+def base(base_folder: Path, s3: str, tmp_path: Path) -> Path:
+    """The record of a tiny base model in S3."""
+    record = import_model(base_folder, RunContext(artifact_root=s3, run_id="base"), storage())
+    write_record(record, tmp_path / "base.json")
+    return tmp_path / "base.json"
+
+
+def test_the_component_runs_the_step(feed: Path, s3: str, base: Path, tmp_path: Path) -> None:
+    target, report = tmp_path / "out" / "dataset", tmp_path / "out" / "report"
+    for run_id in ("r1", "r2"):
+        prepare_data.python_func(
+            base=SimpleNamespace(path=str(base)),
+            dataset=SimpleNamespace(path=str(target)),
+            report=SimpleNamespace(path=str(report)),
+            artifact_root=s3,
+            run_id=run_id,
+            **(SMALL | {"source": str(feed / "table.csv")}),
+        )
+        record = read_record(target, DatasetRecord)
+        assert record.run_id == "r1", "the second run reuses the first one's, report and all"
+        assert "<html" in report.read_text()
+        report.unlink()
+    digest = hashlib.sha256((feed / "table.csv").read_bytes()).hexdigest()
+    assert record.parents["source"] == f"sha256:{digest}"
+    assert record.tokens is not None
+    assert record.tokens.num_crops == 4
+    assert 30 * record.tokens.median <= record.tokens.total <= 30 * record.tokens.longest < 30 * 4096
+
+
+def test_only_what_decides_the_lengths_of_a_base_model_counts(feed: Path, s3: str, base: Path) -> None:
+    """Other weights make no other dataset, another number of crops may."""
+    record = read_record(base, ModelRecord)
+    other = record.model_copy(update={"files": tuple(reversed(record.files)), "architecture": "Other"})
+    assert tokenizer_digest(other) == tokenizer_digest(record)
+    first = prepare(s3, str(feed / "table.csv"), "one", base_record=base)
+    again = prepare(s3, str(feed / "table.csv"), "two", base_record=base, num_crops=1)
+    assert first.input_key != again.input_key
+    assert first.tokens is not None
+    assert again.tokens is not None
+    assert again.tokens.longest < first.tokens.longest
+
+
+def test_what_does_not_fit_the_context_is_left_out_and_never_cut(
+    feed: Path, s3: str, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [good_row(number) for number in range(30)]
+    rows[3]["title"] = "Scarf " + "very " * 30 + "long"
+    monkeypatch.setattr("components.prepare_data.tokens.CONTEXT_TOKENS", 200)
+    record = prepare(s3, write_table(feed / "table.csv", rows), base_record=base)
+    assert record.dropped == {"too_long_for_context": 1}
+    assert record.tokens is not None
+    assert record.tokens.longest <= 200
 
 
 def test_component_and_command_have_the_parameters_defaults() -> None:
@@ -383,9 +438,11 @@ def test_the_command(feed: Path, s3: str, tmp_path: Path) -> None:
     app.command()(main)
     target = tmp_path / "dataset.json"
     command = ["--artifact-root", s3, "--dataset", str(target), "--min-rows", "1", "--test-fraction", "0.2"]
+    command += ["--report", str(tmp_path / "report.html")]
     done = CliRunner().invoke(app, [*command, "--source", str(feed / "table.csv")])
     assert done.exit_code == 0, done.output
     assert read_record(target, DatasetRecord).splits["test"].rows > 0
+    assert (tmp_path / "report.html").stat().st_size < 5_000_000
     failed = CliRunner().invoke(app, [*command, "--source", str(feed / "no.csv")])
     assert failed.exit_code == 1
     assert failed.stderr.startswith("prepare_data: ")
