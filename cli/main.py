@@ -10,6 +10,7 @@ from cli.compile import compile_command
 from cli.doctor import doctor
 from cli.import_model import import_model_command
 from cli.predict import predict
+from cli.preview import preview
 from cli.run import run
 from cli.sample_data import sample_data
 from cli.sample_model import sample_model
@@ -48,6 +49,7 @@ def _options(
 
 
 app.command("run")(run)
+app.command("preview")(preview)
 app.command("serve")(serve)
 app.command("predict")(predict)
 app.command("doctor")(doctor)

@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from components.prepare_data.splits import IN_TWO_SPLITS, SPLITS
+from components.prepare_data.tokens import CONTEXT_TOKENS, TOO_LONG
 from components.prepare_data.workspace import Workspace
 from fovea.task import CategoryField, PriceField, Task
-
-SPLITS = ("train", "validation", "test")
-CONTEXT_TOKENS = 4096
-"""The longest sequence that is trained on; above it the model's rotary factors change."""
 
 _PICTURE = {
     "not_found": "nothing lies at the picture's address",
@@ -43,12 +41,14 @@ _VALUE = {
     "ambiguous": "could mean two amounts; decimal_mark would say which",
     "not_positive": "not above zero",
     "in_other_currency": "the price's own currency is not the row's",
+    "contradicts_currency": "a rate that is not 1 for the currency that is converted to",
 }
 _ROW = {
     "duplicate": "the same product, picture and answer as another row",
     "malformed_line": "more or fewer values than the table has columns",
     "answer_not_readable_back": "the answer would be read back as something else",
-    "too_long_for_context": f"more tokens than the {CONTEXT_TOKENS:,} of the context",
+    TOO_LONG: f"more tokens than the {CONTEXT_TOKENS:,} of the context",
+    IN_TWO_SPLITS: "its picture looks like others', which lie in different splits",
 }
 _SECRET = re.compile(r"(?i)\b([\w.-]*(?:sig|signature|token|key|credential|secret|password)[\w.-]*)=[^&#\s]+")
 _USER = re.compile(r"://[^/@\s]*@")
@@ -194,10 +194,19 @@ def explain(reason: str, columns: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def shown(value: object, length: int = 240) -> str:
-    """Return a value of the table as text for people: cut, and without what signs or opens an address."""
+    """Return a value of the table as text that people see as it is.
+
+    It is cut, and without what cannot be seen (a terminal would obey some of it), what signs an address, and
+    who opens one.
+    """
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    text = _SECRET.sub(r"\1=…", _USER.sub("://…@", text[: 8 * length]))
+    text = "".join(each if each.isprintable() else _instead(each) for each in text[: 8 * length])
+    text = _SECRET.sub(r"\1=…", _USER.sub("://…@", text))
     return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _instead(character: str) -> str:
+    return " " if character.isspace() else "\N{REPLACEMENT CHARACTER}"
 
 
 def json_path(name: str) -> str:

@@ -1,16 +1,30 @@
 """What a preparation and a training would come to, told from a table's first rows."""
 
+import io
 import json
-from collections.abc import Mapping
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from components.prepare_data import figures
+from components.prepare_data.fill import PICTURE_LIMITS, drop_duplicates, fetch_pictures
+from components.prepare_data.parameters import PrepareParameters
+from components.prepare_data.rows import read_rows
+from components.prepare_data.source import PicturePlaces, Source, open_source
+from components.prepare_data.tokens import Tokenizer, count_tokens, crop_grid, fetch_tokenizer
 from components.prepare_data.workspace import Workspace
-from fovea.phi3v.image_processing import Phi3VImageProcessor, fit
+from fovea.errors import UserError
+from fovea.phi3v import Phi3VImageProcessor
+from fovea.platform import load_platform
+from fovea.records import ModelRecord
+from fovea.storage import Storage
 from fovea.task import Task
 
 
@@ -38,6 +52,9 @@ SPEEDS = (
 )
 """One device of each kind."""
 
+_PICTURE_SECONDS = 40.0
+_COUNT_SECONDS = 10.0
+
 # Names in capitals, numbers and markers take more tokens than English prose, at about four characters each.
 _CHARACTERS_A_TOKEN = 3.0
 
@@ -52,11 +69,27 @@ class ColumnUse:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """Why rows were left out, and one of them: its value in the column that is meant, or all of it."""
+
+    reason: str
+    about: str
+    explanation: str
+    rows: int
+    example: str
+
+
+@dataclass(frozen=True)
 class Training:
     """How long a device would train."""
 
     speed: Speed
     hours: float
+
+    @property
+    def duration(self) -> str:
+        """The time for people: ``8 min`` or ``3.2 h``."""
+        return f"{self.hours:,.1f} h" if self.hours >= 1 else f"{60 * self.hours:.0f} min"
 
 
 @dataclass(frozen=True)
@@ -65,6 +98,7 @@ class Preview:
 
     columns: tuple[ColumnUse, ...]
     counts: figures.Counts
+    left_out: tuple[LeftOut, ...]
     rows: int | None
     """Rows of the whole table; None where that is not known."""
     kept: int
@@ -76,6 +110,133 @@ class Preview:
     """Whether the tokens were counted with the model's tokenizer, or else the text's part is a guess."""
     epochs: float
     trainings: tuple[Training, ...]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture and what is to be said about it."""
+
+    picture: Image.Image
+    answer: str
+
+
+@dataclass(frozen=True)
+class Look:
+    """A table's first rows, and what they tell, while the files that hold them are there."""
+
+    workspace: Workspace
+    task: Task
+    location: str
+    preview: Preview
+
+    def examples(self, count: int) -> list[Example]:
+        """Return the first rows that could be trained on."""
+        rows = self.workspace.db.execute(
+            'SELECT digest, "values" FROM rows JOIN pictures USING (address) '
+            "WHERE rows.reason IS NULL ORDER BY number LIMIT ?",
+            (count,),
+        ).fetchall()
+        return [
+            Example(
+                Image.open(io.BytesIO(self.workspace.jpeg(digest)), formats=["JPEG"]).convert("RGB"),
+                self.task.answer(json.loads(values)),
+            )
+            for digest, values in rows
+        ]
+
+
+@contextmanager
+def look_at(
+    parameters: PrepareParameters,
+    *,
+    rows: int,
+    epochs: float,
+    base_model: str = "",
+    own_speed: float | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Iterator[Look]:
+    """Prepare a table's first rows, keep nothing of it, and tell what all of it would come to.
+
+    Args:
+        parameters: As a preparation would take them.
+        rows: How many rows to look at.
+        epochs: Passes over the training split.
+        base_model: A model's folder, or the URI of a base model's record, to count tokens with.
+        own_speed: Tokens a second that a device of one's own trains.
+        progress: Called with how many pictures are done, and of how many.
+
+    Raises:
+        UserError: as of a preparation, or there is no such base model.
+    """
+    storage = Storage()
+    profile = load_platform().fetch_profile(parameters.fetch_profile)
+    task = parameters.task()
+    first = parameters.model_copy(update={"max_rows": min(rows, parameters.max_rows or rows)})
+    tokenizer = _tokenizer(base_model, parameters.num_crops, storage) if base_model else None
+    with (
+        tempfile.TemporaryDirectory(prefix="fovea-preview-") as folder,
+        Workspace(Path(folder)) as workspace,
+        open_source(parameters.source, profile, storage) as source,
+    ):
+        read_rows(source, workspace, task, first)
+        fetch_pictures(
+            workspace,
+            PicturePlaces(source.location, storage, PICTURE_LIMITS.max_bytes),
+            profile=profile,
+            store=None,
+            longest_side=parameters.longest_side,
+            concurrency=parameters.concurrency,
+            progress=progress,
+            seconds=_PICTURE_SECONDS,
+        )
+        drop_duplicates(workspace)
+        if tokenizer is not None:
+            count_tokens(workspace, task, tokenizer)
+        preview = tell(
+            workspace,
+            task,
+            uses=_uses(parameters, task),
+            rows=_count_rows(source, parameters),
+            num_crops=parameters.num_crops,
+            training_share=1 - parameters.validation_fraction - parameters.test_fraction,
+            epochs=epochs,
+            own_speed=own_speed,
+        )
+        yield Look(workspace, task, source.location, preview)
+
+
+def _tokenizer(base_model: str, num_crops: int, storage: Storage) -> Tokenizer:
+    if base_model.startswith("s3://"):
+        record = ModelRecord.from_json(storage.read_bytes(base_model), source=base_model)
+        return Tokenizer(fetch_tokenizer(record, storage), num_crops)
+    if not Path(base_model, "tokenizer.json").is_file():
+        raise UserError(f"base_model: {base_model} is no folder with a tokenizer; give a model's folder")
+    return Tokenizer(Path(base_model), num_crops)
+
+
+def _uses(parameters: PrepareParameters, task: Task) -> dict[str, str]:
+    """Return the table's column for each use."""
+    others = {
+        "picture": parameters.image_column,
+        "same product": parameters.product_column,
+        "currency": parameters.currency_column,
+        "rate": parameters.rate_column,
+    }
+    fields = {name.replace("_", " "): field.column for name, field in task.fields.items()}
+    return {use: column for use, column in (fields | others).items() if column}
+
+
+def _count_rows(source: Source, parameters: PrepareParameters) -> int | None:
+    """Return how many rows a run would read; None where counting them takes too long, as over a network."""
+    if source.location.startswith("hf:"):
+        return None
+    column, end, count = parameters.product_column, time.monotonic() + _COUNT_SECONDS, 0
+    for count, _ in enumerate(source.rows([column], column), start=1):
+        if count == parameters.max_rows:
+            return count
+        if count % 1000 == 0 and time.monotonic() > end:
+            return None
+    return count
 
 
 def tell(
@@ -110,6 +271,9 @@ def tell(
     return Preview(
         columns=tuple(ColumnUse(use, column, _values(workspace, column)) for use, column in uses.items()),
         counts=counts,
+        left_out=tuple(
+            _left_out(workspace, reason, number, uses) for reason, number in counts.dropped.items()
+        ),
         rows=rows,
         kept=kept,
         training_rows=training_rows,
@@ -130,12 +294,24 @@ def _lengths(workspace: Workspace, task: Task, num_crops: int) -> tuple[NDArray[
     for values, width, height in workspace.db.execute(
         'SELECT "values", width, height FROM rows JOIN pictures USING (address) WHERE rows.reason IS NULL'
     ):
-        # What the picture takes is exact; laying a blank one out is the surest way to know it.
-        laid_out = fit(Image.new("1", (width, height)), processor.crop_size, num_crops)
-        picture = processor.num_image_tokens(laid_out.height, laid_out.width)
+        side = processor.crop_size
+        columns, rows = crop_grid(width, height, side, num_crops)
+        picture = processor.num_image_tokens(rows * side, columns * side)
         text = len(task.training_text(json.loads(values))) / _CHARACTERS_A_TOKEN
         found.append(picture + round(text))
     return np.array(found, np.float64), False
+
+
+def _left_out(workspace: Workspace, reason: str, rows: int, uses: Mapping[str, str]) -> LeftOut:
+    about, explanation = figures.explain(reason, dict.fromkeys(uses.values()))
+    raw, detail = workspace.db.execute(
+        "SELECT raw, detail FROM rows LEFT JOIN pictures USING (address) WHERE rows.reason = ? "
+        "ORDER BY number",
+        (reason,),
+    ).fetchone()
+    values = json.loads(raw)
+    example = detail or values.get(about, values)
+    return LeftOut(reason, about, explanation, rows, figures.shown(example, 120))
 
 
 def _values(workspace: Workspace, column: str) -> tuple[str, ...]:

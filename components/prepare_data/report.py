@@ -5,17 +5,20 @@ import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from components.prepare_data import figures
-from components.prepare_data.preview import Preview
+from components.prepare_data.tokens import CONTEXT_TOKENS
 from components.prepare_data.workspace import Workspace
 from fovea.pages import charts, picture_url, render_page
 from fovea.pictures import PictureLimits, decode_picture
 from fovea.task import FieldValue, Task
+
+if TYPE_CHECKING:
+    from components.prepare_data.preview import Preview
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 MAX_BYTES = 5_000_000
@@ -102,7 +105,7 @@ def write_report(
     task: Task,
     source: str,
     settings: Mapping[str, Any],
-    preview: Preview | None = None,
+    preview: "Preview | None" = None,
 ) -> None:
     """Write the report of a workspace whose rows are split: one HTML file of at most `MAX_BYTES`.
 
@@ -131,12 +134,12 @@ class _Report:
         self._task = task
         self._left = budget
 
-    def render(self, source: str, settings: Mapping[str, Any], preview: Preview | None) -> str:
+    def render(self, source: str, settings: Mapping[str, Any], preview: "Preview | None") -> str:
         lengths = figures.numbers(self._workspace, "tokens")
         return render_page(
             TEMPLATE,
             preview=preview,
-            figures=figures,
+            context_tokens=CONTEXT_TOKENS,
             source=figures.shown(source),
             settings={name: figures.shown(value) for name, value in settings.items()},
             task=self._task,

@@ -56,7 +56,7 @@ def attacks(trap: str) -> list[str]:
         "javascript:document.title='owned'",
         "{{ 7 * 7 }}{% raw %}${7*7}",
         "-->]]></textarea></title><b>bold</b>",
-        "مرحبا 你好 👩‍👩‍👧‍👦 é\u0301 ﷽ ﷽",
+        "مرحبا 你好 👗👠 é\u0301 ﷽ ﷽",
         "W" * 10_000,
         "wide " * 2_000 + "end",
     ]
@@ -96,8 +96,6 @@ def _keep(path: Path) -> None:
 def test_nothing_in_it_runs_or_calls_out(page: Browser, report: Path, trap: tuple[str, list[str]]) -> None:
     page.open(report.as_uri())
     page.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
-    # What is loaded lazily, too.
-    page.evaluate("for (const each of document.images) each.loading = 'eager'")
     page.evaluate("Promise.all([...document.images].map(each => each.decode())).then(() => 1)")
     assert page.evaluate("document.title").startswith("Fovea: dataset of ")
     assert page.evaluate("document.querySelectorAll('script, iframe, link, svg, object, b b').length") == 0
