@@ -9,6 +9,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from components.prepare_data.tables import SourceRow, arrow_rows, check_columns
@@ -66,6 +67,12 @@ def open_dataset(uri: str) -> HubDataset:
     if match is None:
         raise UserError(
             f"{uri}: is no hub dataset; write hf://owner/name, or hf://owner/name@revision/config:split"
+        )
+    if Path(match["name"]).exists():
+        # `datasets` would read that instead, without a word.
+        raise UserError(
+            f"{uri}: a folder {match['name']} lies in the working directory and would be taken for it; "
+            "work in another directory, or download the dataset and give its folder"
         )
     from huggingface_hub import HfApi
 

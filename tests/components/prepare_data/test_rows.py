@@ -1,10 +1,12 @@
 """Rows: cleaned, or dropped with a reason."""
 
 import unicodedata
+from decimal import Decimal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from components.prepare_data.parameters import PrepareParameters
 from components.prepare_data.rows import clean_row, clean_text
@@ -102,3 +104,76 @@ def test_the_currency_is_what_column_and_price_agree_on(
 ) -> None:
     row = clean_row(GOOD | {"full_price": price, "currency_code": column}, TASK, PARAMETERS)
     assert row.currency == expected
+
+
+CONVERT = PrepareParameters(
+    source="table.csv", currencies="convert", rate_column="to_eur", target_currency="EUR"
+)
+STATE = PrepareParameters(source="table.csv", currencies="state")
+
+
+@pytest.mark.parametrize(
+    ("price", "currency", "rate", "expected"),
+    [
+        ("1,390.00", "USD", "0.92", 1278.8),
+        ("1390", "JPY", "0,0065", 9.04),
+        ("1390", "EUR", "", 1390.0),
+        ("1390", "EUR", "1", 1390.0),
+        ("1390", "EUR", "0.92", "to_eur_contradicts_currency"),
+        ("1390", "USD", "", "to_eur_missing"),
+        ("1390", "USD", "soon", "to_eur_unreadable"),
+        ("1390", "USD", "-1", "to_eur_unreadable"),
+        ("1390", "USD", "0", "to_eur_not_positive"),
+        ("1", "USD", "0.0001", "full_price_not_positive"),
+        ("999999999999", "USD", "9", "full_price_unreadable"),
+        ("1390", "", "0.5", 695.0),
+    ],
+)
+def test_prices_are_converted_by_the_rows_own_rate(
+    price: str, currency: str, rate: str, expected: float | str
+) -> None:
+    raw = GOOD | {"full_price": price, "currency_code": currency, "to_eur": rate}
+    if isinstance(expected, str):
+        with pytest.raises(UnusableError, match=expected):
+            clean_row(raw, TASK, CONVERT)
+        return
+    row = clean_row(raw, TASK, CONVERT)
+    assert (row.values["full_price"], row.currency) == (expected, "EUR")
+
+
+def test_the_answer_states_the_currency() -> None:
+    task = STATE.task()
+    row = clean_row(GOOD | {"currency_code": "eur"}, task, STATE)
+    assert task.answer(row.values).endswith("Full Price: 1390.0 EUR")
+    assert task.parse(task.answer(row.values)).fields == row.values
+    signed = clean_row(GOOD | {"currency_code": "", "full_price": "CHF 1'390.-"}, task, STATE)
+    assert signed.values["currency"] == "CHF"
+    with pytest.raises(UnusableError, match="currency_code_missing"):
+        clean_row(GOOD | {"currency_code": ""}, task, STATE)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"currencies": "convert", "rate_column": "rate"},
+        {"currencies": "convert", "target_currency": "EUR"},
+        {"rate_column": "rate"},
+        {"currencies": "state", "currency_column": ""},
+        {"currencies": "convert", "rate_column": "rate", "target_currency": "euro"},
+    ],
+)
+def test_settings_of_currencies_that_do_not_fit_together(wrong: dict[str, str]) -> None:
+    with pytest.raises(ValidationError):
+        PrepareParameters.model_validate({"source": "table.csv", **wrong})
+
+
+def test_columns_are_mapped_to_the_fields() -> None:
+    parameters = PrepareParameters(
+        source="table.csv", title_column="name", category_column="kind", price_column="price"
+    )
+    raw = {**GOOD, "name": "Scarf", "kind": "SOFT", "price": Decimal("12.346")}
+    assert clean_row(raw, parameters.task(), parameters).values == {
+        "product": "Scarf",
+        "category": "SOFT",
+        "full_price": 12.35,
+    }
