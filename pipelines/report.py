@@ -1,16 +1,13 @@
 """The report of a run: one HTML file that needs nothing beside it."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pyarrow.parquet as parquet
-from PIL import Image
 
+from fovea.pages import picture_url, render_page
 from fovea.pictures import PictureLimits, decode_picture
 from fovea.records import DatasetRecord, EvaluationRecord, Record
 from fovea.storage import Storage
@@ -54,12 +51,7 @@ def write_report(
     folder: Path, summary: Summary, examples: Sequence[Example], mistakes: Sequence[Example]
 ) -> Path:
     """Write ``report.html`` into ``folder``; every value is escaped."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    page = environment.from_string(TEMPLATE.read_text()).render(
-        summary=summary, examples=examples, mistakes=mistakes, figures=figures
-    )
+    page = render_page(TEMPLATE, summary=summary, examples=examples, mistakes=mistakes, figures=figures)
     return write_whole(folder / "report.html", page)
 
 
@@ -77,7 +69,7 @@ def choose_examples(
     wrong = [row for row in rows[count:] if not all(field.right for field in _fields(row, task))]
     worst = sorted(wrong, key=lambda row: _badness(row, task), reverse=True)[:count]
     pictures = _pictures(storage, cache, dataset, evaluation.split, [row["row_id"] for row in first + worst])
-    made = [_example(row, task, _thumbnail(pictures[row["row_id"]])) for row in first + worst]
+    made = [_example(row, task, _shown(pictures[row["row_id"]])) for row in first + worst]
     return made[: len(first)], made[len(first) :]
 
 
@@ -139,10 +131,5 @@ def _pictures(
     return {row["row_id"]: row["image"]["bytes"] for row in table.to_pylist()}
 
 
-def _thumbnail(data: bytes) -> str:
-    """Return a picture, made small, as a data URL."""
-    picture = decode_picture(data, PictureLimits(min_side=1))
-    picture.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+def _shown(data: bytes) -> str:
+    return picture_url(decode_picture(data, PictureLimits(min_side=1), _THUMBNAIL), _THUMBNAIL)

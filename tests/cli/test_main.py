@@ -65,7 +65,7 @@ def test_compile_writes_the_pipeline(tmp_path: Path) -> None:
     [
         (("--set", "lerning_rate=0"), "there is no setting 'lerning_rate'; did you mean learning_rate"),
         (("--set", "num_crops=99"), "num_crops = '99': input should be less than or equal to 16"),
-        (("--set", "source=missing.csv"), "source: there is no file missing.csv"),
+        (("--set", "source=missing.csv"), "source: there is no file or folder missing.csv"),
         (("--set", "base_model=missing"), "base_model: there is no folder missing"),
         (("--set", "artifact_root=s3://mine"), "artifact_root: leave it out"),
         (("--settings", "missing.yaml"), "missing.yaml: cannot be read (No such file or directory)"),
