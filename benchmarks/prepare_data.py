@@ -37,7 +37,7 @@ from benchmarks.photographs import SIZES, write_photographs
 from benchmarks.picture_server import serve_pictures
 from components.prepare_data.near_duplicates import fingerprint
 from components.prepare_data.picture_store import PictureStore, open_store
-from components.prepare_data.pictures import Prepared, Wanted, stream_pictures
+from components.prepare_data.pictures import Prepared, Wanted, reuse_freed_memory, stream_pictures
 from components.prepare_data.shards import ROWS_PER_SHARD, schema
 from fovea.errors import UserError
 from fovea.pictures import JPEG_QUALITY, PictureLimits, decode_scaled, encode_jpeg
@@ -103,6 +103,7 @@ def _rate(pictures: int, work: Callable[[], object]) -> float:
 
 def _bound(folder: Path, pictures: int) -> float:
     """Decode, scale and encode alone, on all cores."""
+    reuse_freed_memory()
     originals = [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]
 
     def prepare(number: int) -> bytes:

@@ -330,7 +330,8 @@ class Fetcher:
 
     async def _fetch(self, url: str, sink: BinaryIO, known: Version | None) -> Version | None:
         """Fetch within the time limit; None where the known version is still the right one."""
-        host = self._hosts[_parse_url(url).host]
+        address = _parse_url(url)
+        host = self._hosts[address.host]
         now = asyncio.get_running_loop().time
         if host.given_up(now()):
             raise FetchError(
@@ -347,7 +348,7 @@ class Fetcher:
         failed: FetchError | None = None
         try:
             async with asyncio.timeout(self.limits.total_seconds) as deadline:
-                found: Version | None = await retrying(self._attempt, url, sink, known, deadline)
+                found: Version | None = await retrying(self._attempt, address, sink, known, deadline)
                 return found
         except TimeoutError:
             failed = FetchError("timeout", url, f"not fetched within {self.limits.total_seconds:g} seconds")
@@ -359,22 +360,23 @@ class Fetcher:
             host.note(failed, now())
 
     async def _attempt(
-        self, url: str, sink: BinaryIO, known: Version | None, deadline: asyncio.Timeout
+        self, address: httpx.URL, sink: BinaryIO, known: Version | None, deadline: asyncio.Timeout
     ) -> Version | None:
         sink.seek(0)
         sink.truncate()
         for _ in range(self.limits.max_redirects + 1):
-            found = await self._one_hop(url, sink, known, deadline)
-            if not isinstance(found, str):
+            found = await self._one_hop(address, sink, known, deadline)
+            if not isinstance(found, httpx.URL):
                 return found
-            url = found
-        raise FetchError("too_many_redirects", url, f"redirects more than {self.limits.max_redirects} times")
+            address = found
+        detail = f"redirects more than {self.limits.max_redirects} times"
+        raise FetchError("too_many_redirects", str(address), detail)
 
     async def _one_hop(
-        self, url: str, sink: BinaryIO, known: Version | None, deadline: asyncio.Timeout
-    ) -> Version | str | None:
-        """Fetch ``url`` into ``sink``; return its version, where it redirects to, or None if it is known."""
-        address = _parse_url(url)
+        self, address: httpx.URL, sink: BinaryIO, known: Version | None, deadline: asyncio.Timeout
+    ) -> Version | httpx.URL | None:
+        """Fetch into ``sink``; return what was found, where it redirects to, or None if it is known."""
+        url = str(address)
         idle = self.limits.idle_seconds
         conditions = known.conditions(url) if known else []
         try:
@@ -390,10 +392,10 @@ class Fetcher:
             ):
                 headers = httpx.Headers(response.headers)
                 if response.status in _REDIRECTS and "location" in headers:
-                    return join_url(url, headers["location"])
+                    return _parse_url(join_url(url, headers["location"]))
                 if response.status == httpx.codes.NOT_MODIFIED and conditions:
                     return None
-                self._check_status(url, response.status, headers)
+                self._check_status(address, response.status, headers)
                 await self._read(url, headers, response.aiter_stream(), sink)
                 return Version(url, headers.get("etag", ""), headers.get("last-modified", ""))
         except httpcore.TimeoutException as error:
@@ -476,9 +478,10 @@ class Fetcher:
                 raise too_large
             sink.write(chunk)
 
-    def _check_status(self, url: str, status: int, headers: httpx.Headers) -> None:
+    def _check_status(self, address: httpx.URL, status: int, headers: httpx.Headers) -> None:
         if 200 <= status < 300:
             return
+        url = str(address)
         detail = f"the server answers {status} {httpx.codes.get_reason_phrase(status)}".rstrip()
         if status in {404, 410}:
             raise FetchError("not_found", url, detail)
@@ -487,7 +490,7 @@ class Fetcher:
             wait = _retry_after(headers.get("retry-after", ""))
             if wait is not None and wait <= self.limits.max_wait_seconds:
                 # What it asks of one is meant for all.
-                host = self._hosts[httpx.URL(url).host]
+                host = self._hosts[address.host]
                 host.quiet_until = max(host.quiet_until, asyncio.get_running_loop().time() + wait)
             raise FetchError(reason, url, detail, retry=True, retry_after=wait)
         raise FetchError("refused", url, detail)

@@ -112,7 +112,11 @@ def _decode(
                 image.draft(None, _scaled(image.size, longest_side))
             image.load()
             turned = image.getexif().get(ExifTags.Base.Orientation) in _QUARTER_TURNS
-            upright = _rgb(ImageOps.exif_transpose(image))
+            # In place, and converted only where that is needed: a copy takes as long as decoding.
+            ImageOps.exif_transpose(image, in_place=True)
+            upright = _rgb(image)
+            upright.getexif().clear()
+            upright.info.clear()
     except PictureError:
         raise
     except UnidentifiedImageError as error:
@@ -122,7 +126,6 @@ def _decode(
     except Exception as error:
         # A decoder that is fed hostile bytes raises nearly anything: ValueError, IndexError, struct.error …
         raise PictureError("damaged", f"cannot be decoded ({error})") from error
-    upright.info.clear()
     return upright, (height, width) if turned else (width, height)
 
 
@@ -148,7 +151,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         # Pillow's own conversion cuts 16-bit grey off at 255 instead of scaling it.
         image = image.point(lambda value: value / 256).convert("L")
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     image = image.convert("RGBA")
     white = Image.new("RGB", image.size, "white")
     white.paste(image, mask=image.getchannel("A"))

@@ -146,9 +146,10 @@ class PictureStore:
             UserError: S3 refuses a pack.
         """
         same = self._db.execute("SELECT pack, offset FROM stored WHERE digest = ?", (digest,)).fetchone()
-        pack, offset = same or (self._pack, self._originals.tell())
+        pack, offset = same or (self._pack, self._pack_size)
         if not same:
-            self._originals.write(original)
+            self._originals.append(original)
+            self._pack_size += len(original)
         self._enter(
             Stored(
                 url,
@@ -174,7 +175,7 @@ class PictureStore:
             UserError: S3 refuses a pack.
         """
         waited = time.monotonic() - self._pack_begun
-        if self._entries and (waited >= _PACK_SECONDS or self._originals.tell() >= _PACK_BYTES):
+        if self._entries and (waited >= _PACK_SECONDS or self._pack_size >= _PACK_BYTES):
             self._flush()
 
     def close(self) -> None:
@@ -210,7 +211,8 @@ class PictureStore:
 
     def _begin_pack(self) -> None:
         self._pack = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:16]}"
-        self._originals = io.BytesIO()
+        self._pack_size = 0
+        self._originals: list[bytes] = []
         self._entries: list[Stored] = []
         self._pack_begun = time.monotonic()
 
@@ -221,9 +223,9 @@ class PictureStore:
         self._upload = self._uploader.submit(self._write, self._pack, self._originals, self._entries)
         self._begin_pack()
 
-    def _write(self, pack: str, originals: io.BytesIO, entries: list[Stored]) -> None:
-        if originals.tell():
-            self._storage.write_bytes(self._pack_uri(pack), originals.getvalue())
+    def _write(self, pack: str, originals: list[bytes], entries: list[Stored]) -> None:
+        if originals:
+            self._storage.write_bytes(self._pack_uri(pack), b"".join(originals))
         columns = zip(*map(astuple, entries), strict=True)
         table = pyarrow.table(dict(zip(_SCHEMA.names, map(list, columns), strict=True)), _SCHEMA)
         index = io.BytesIO()

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import io
 import logging
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -109,8 +110,7 @@ def run(s3: str, site: str, tmp_path: Path) -> Run:
     def run(
         names: list[str] | None = None, recheck_after: timedelta = DAY, profile: str = "default"
     ) -> Found:
-        folder = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
-        folder.mkdir()
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
         with open_store(storage(), s3, profile, folder, recheck_after) as store:
             return collect(store, site, names)
 
