@@ -3,6 +3,7 @@
 The file is ``$FOVEA_PLATFORM``, else ``/etc/fovea/platform.yaml``; without one, the defaults below hold::
 
     contact: data-team@shop.example          # told to every server that is fetched from
+    run_url: https://kfp.shop.example/#/runs/details/{run_id}   # where a run is shown
     fetch_profiles:
       intranet:                              # a run names it: fetch_profile=intranet
         allowed_networks: [10.20.0.0/16]     # besides public addresses, which are always allowed
@@ -101,7 +102,13 @@ class Platform(BaseModel):
 
     contact: str = Field(default="", pattern="^[ -~]*$")
     """An address or URL that is told to the servers which pictures and tables are fetched from."""
+    run_url: str = Field(default="", pattern=r"^(https?://[!-~]+)?$")
+    """Where people see a run; ``{run_id}`` in it stands for the run's ID. Empty: nowhere."""
     fetch_profiles: dict[str, FetchProfile] = Field(default_factory=dict)
+
+    def run_link(self, run_id: str) -> str:
+        """Return where a run is shown; empty where the platform does not say."""
+        return self.run_url.replace("{run_id}", run_id)
 
     def fetch_profile(self, name: str) -> FetchProfile:
         """Return a fetch profile; ``default`` is always there, and reaches public addresses only.

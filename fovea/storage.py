@@ -141,6 +141,17 @@ class Storage:
                 for item in page.get("Contents", []):
                     yield f"s3://{bucket}/{item['Key']}"
 
+    def delete(self, uris: Iterable[str]) -> None:
+        """Delete objects; those that are not there are passed over.
+
+        Raises:
+            UserError: S3 refuses.
+        """
+        for uri in uris:
+            bucket, key = split_uri(uri)
+            with _explained(uri):
+                self._client.delete_object(Bucket=bucket, Key=key)
+
     def upload_folder(
         self, folder: Path, uri: str, progress: Callable[[int, int], None] | None = None
     ) -> tuple[FileEntry, ...]:

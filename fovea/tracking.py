@@ -4,11 +4,15 @@ Tracking is on when the platform names a server (``MLFLOW_TRACKING_URI``), and o
 must succeed; everything after that only warns, since no figure is worth a night's training.
 """
 
+import json
 import logging
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +23,20 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 logger = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 60.0
+"""How long a server that did not answer is left alone."""
+_MOST_WAITING = 20_000
+_REFUSALS = {
+    "BAD_REQUEST",
+    "INVALID_PARAMETER_VALUE",
+    "INVALID_STATE",
+    "PERMISSION_DENIED",
+    "RESOURCE_ALREADY_EXISTS",
+    "RESOURCE_DOES_NOT_EXIST",
+    "UNAUTHENTICATED",
+}
+"""MLflow's codes of what will be refused again however often it is sent."""
 
 _ATTEMPTS_SECONDS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 
@@ -54,15 +72,24 @@ def client() -> "MlflowClient":
 
 
 class Run:
-    """An MLflow run that a step writes to; without tracking, it takes everything and keeps nothing."""
+    """An MLflow run that a step writes to; without tracking, it takes everything and keeps nothing.
+
+    What a server does not take because it cannot be reached is kept, and sent once it answers again.
+    """
 
     def __init__(self, reference: MlflowReference | None, connection: "MlflowClient | None") -> None:
         self.reference = reference
         self._client = connection
+        self._waiting: deque[tuple[str, Callable[[MlflowClient, str], object]]] = deque(maxlen=_MOST_WAITING)
+        self._again_at = 0.0
 
     @classmethod
-    def open(cls, experiment: str, name: str, tags: Mapping[str, str]) -> "Run":
-        """Open a run, or go on with the one that ``MLFLOW_RUN_ID`` names.
+    def open(
+        cls, experiment: str, name: str, tags: Mapping[str, str], earlier: MlflowReference | None = None
+    ) -> "Run":
+        """Open a run, or go on with the one that ``MLFLOW_RUN_ID`` names, else with ``earlier``.
+
+        A new run is in the experiment of ``MLFLOW_EXPERIMENT_ID``, else in ``experiment``.
 
         Raises:
             UserError: tracking is on, and the server cannot be reached or refuses.
@@ -76,8 +103,10 @@ class Run:
             if given:
                 run = connection.get_run(given)
             else:
-                run = connection.create_run(
-                    _experiment_id(connection, experiment), run_name=name, tags=dict(tags)
+                run = _go_on(connection, earlier) or connection.create_run(
+                    os.environ.get("MLFLOW_EXPERIMENT_ID") or _experiment_id(connection, experiment),
+                    run_name=name,
+                    tags=dict(tags),
                 )
         except Exception as error:
             raise UserError(
@@ -101,28 +130,107 @@ class Run:
 
     def log_metrics(self, metrics: Mapping[str, float | None], step: int = 0, prefix: str = "") -> None:
         """Log figures at a step; what is missing or not finite is left out."""
-        usable = {k: float(v) for k, v in metrics.items() if v is not None and math.isfinite(v)}
-        self._do(
-            "log metrics",
-            lambda c, run: [c.log_metric(run, prefix + k, v, step=step) for k, v in usable.items()],
-        )
+        usable = {prefix + k: float(v) for k, v in metrics.items() if v is not None and math.isfinite(v)}
+        now = int(time.time() * 1000)
+
+        def log(connection: "MlflowClient", run: str) -> None:
+            from mlflow.entities import Metric
+
+            connection.log_batch(run, [Metric(name, value, now, step) for name, value in usable.items()])
+
+        self._do("log metrics", log)
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Keep a small file, such as a report, with the run."""
         self._do("keep a file", lambda c, run: c.log_artifact(run, str(path), folder))
 
+    def log_table(self, columns: Mapping[str, Sequence[Any]], name: str) -> None:
+        """Add rows to a table; a column may hold pictures, which are kept beside it."""
+        table = {column: list(values) for column, values in columns.items()}
+        self._do("log a table", lambda c, run: c.log_table(run, table, name))
+
+    def log_dataset(self, name: str, digest: str, uri: str, context: str, profile: Mapping[str, Any]) -> None:
+        """Log a dataset as an input of the run; ``profile`` are its counts."""
+
+        def log(connection: "MlflowClient", run: str) -> None:
+            from mlflow.entities import Dataset, DatasetInput, InputTag
+
+            source = json.dumps({"uri": uri})
+            # MLflow takes digests of at most 36 characters.
+            made = Dataset(
+                name, digest.removeprefix("sha256:")[:36], "s3", source, profile=json.dumps(profile)
+            )
+            connection.log_inputs(run, [DatasetInput(made, [InputTag("mlflow.data.context", context)])])
+
+        self._do("log the dataset", log)
+
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags on the run."""
         self._do("set tags", lambda c, run: [c.set_tag(run, k, v) for k, v in tags.items()])
 
+    @contextmanager
+    def system_metrics(self) -> "Iterator[None]":
+        """Log the use of processors, memory, disk, network and GPUs while the block runs."""
+        monitor = self.reference and _warn_only("watch the system", self._start_monitor)
+        try:
+            yield
+        finally:
+            if monitor:
+                _warn_only("stop watching the system", monitor.finish)
+
+    def _start_monitor(self) -> Any:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        for library in ("mlflow.system_metrics.system_metrics_monitor", "mlflow.system_metrics"):
+            # It says at every start that it starts, and at times that a GPU's figures are not there.
+            logging.getLogger(library).setLevel(logging.ERROR)
+        assert self.reference is not None  # noqa: S101 - for mypy
+        monitor = SystemMetricsMonitor(  # type: ignore[no-untyped-call]
+            self.reference.run_id, resume_logging=True, tracking_uri=os.environ["MLFLOW_TRACKING_URI"]
+        )
+        monitor.start()  # type: ignore[no-untyped-call]
+        return monitor
+
     def finish(self, *, failed: bool = False) -> None:
-        """Close the run."""
+        """Close the run, and send what is still waiting."""
+        self._again_at = 0.0
         self._do("close the run", lambda c, run: c.set_terminated(run, "FAILED" if failed else "FINISHED"))
+        if self._waiting:
+            logger.warning("MLflow: %d entries could not be sent until the end", len(self._waiting))
 
     def _do(self, what: str, action: "Callable[[MlflowClient, str], object]") -> None:
-        connection, reference = self._client, self.reference
-        if connection is not None and reference is not None:
-            _warn_only(what, lambda: action(connection, reference.run_id))
+        if self._client is None or self.reference is None:
+            return
+        self._waiting.append((what, action))
+        if time.monotonic() < self._again_at:
+            return
+        while self._waiting:
+            what, action = self._waiting[0]
+            try:
+                action(self._client, self.reference.run_id)
+            except Exception as error:  # MLflow raises a dozen types, and none may end a run.
+                logger.warning("MLflow could not %s (%s); the run goes on without", what, _first_line(error))
+                if getattr(error, "error_code", "") not in _REFUSALS:
+                    self._again_at = time.monotonic() + _RETRY_SECONDS
+                    return
+            self._waiting.popleft()
+
+
+def _go_on(connection: "MlflowClient", earlier: MlflowReference | None) -> Any:
+    """Return an earlier run, running again; None where there is none, or it was deleted."""
+    if earlier is None:
+        return None
+    try:
+        run = connection.get_run(earlier.run_id)
+        if run.info.lifecycle_stage != "active":
+            return None
+        connection.update_run(earlier.run_id, status="RUNNING")
+    except Exception as error:
+        logger.warning(
+            "MLflow has no run %s any more (%s); a new one is made", earlier.run_id, _first_line(error)
+        )
+        return None
+    return run
 
 
 def register_model(
@@ -177,7 +285,15 @@ def _experiment_id(connection: "MlflowClient", name: str) -> str:
     found = connection.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
-    return str(connection.create_experiment(name))
+    return str(connection.create_experiment(name, artifact_location=_beside_database()))
+
+
+def _beside_database() -> str | None:
+    """Return where files go if the store is a local database: beside it, not wherever the process runs."""
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    if not uri.startswith("sqlite:///"):
+        return None
+    return (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlflow-files").as_uri()
 
 
 def _warn_only(what: str, action: "Callable[[], Any]") -> Any:

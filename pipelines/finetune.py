@@ -58,15 +58,24 @@ def finetune(
     rank: int = 16,
     alpha: float = 32.0,
     dropout: float = 0.05,
+    target_modules: str = "decoder",
     learning_rate: float = 1e-4,
     schedule: str = "cosine",
     warmup_ratio: float = 0.05,
     weight_decay: float = 0.0,
     epochs: float = 3.0,
+    max_steps: int = 0,
     batch_size: int = 32,
     device_batch_size: int = 4,
     gradient_checkpointing: bool = True,
+    compile: bool = False,  # noqa: A002
     precision: str = "auto",
+    evaluation_steps: int = 0,
+    answered_samples: int = 8,
+    early_stopping: int = 0,
+    keep: str = "last",
+    checkpoint_minutes: float = 10.0,
+    resume_from: str = "",
     max_samples: int = 0,
     generation_batch_size: int = 16,
     max_new_tokens: int = 64,
@@ -112,15 +121,25 @@ def finetune(
         rank: Rank of the LoRA matrices.
         alpha: LoRA scaling: the update is multiplied by alpha / rank.
         dropout: Dropout before the LoRA matrices.
+        target_modules: What gets LoRA matrices: decoder, decoder+projector, decoder+tower or
+            decoder+projector+tower.
         learning_rate: Peak learning rate.
         schedule: Of the learning rate: constant, linear or cosine.
         warmup_ratio: Share of the steps spent warming up.
         weight_decay: AdamW's weight decay.
         epochs: Passes over the training split.
+        max_steps: Optimiser steps of the training, instead of epochs; 0 for epochs.
         batch_size: Examples an optimiser step; a multiple of device_batch_size.
         device_batch_size: Examples in a device's memory at once.
         gradient_checkpointing: Trade a third more work for less memory.
+        compile: Compile the model with torch.compile before it is trained.
         precision: Of the training: auto (bfloat16 on a GPU, else float32), float32 or bfloat16.
+        evaluation_steps: Training steps between evaluations on the validation split; 0 for one an epoch.
+        answered_samples: Validation rows that are answered at each of these evaluations.
+        early_stopping: End the training after so many evaluations without a better one; 0 for never.
+        keep: Which adapter: last, best_loss (on the validation split) or best_answers.
+        checkpoint_minutes: Minutes between a training's checkpoints; 0 for none but at SIGTERM.
+        resume_from: Record of the checkpoint to go on from; empty for the newest of the same inputs.
         max_samples: Rows of the test split that the models are evaluated on; 0 for all.
         generation_batch_size: Pictures answered at once in the evaluation.
         max_new_tokens: Longest answer, in tokens.

@@ -52,15 +52,26 @@ class FinetuneParameters(BaseModel):
     rank: Annotated[int, Field(ge=1, le=256)] = 16
     alpha: Annotated[float, Field(gt=0)] = 32.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    target_modules: Literal["decoder", "decoder+projector", "decoder+tower", "decoder+projector+tower"] = (
+        "decoder"
+    )
     learning_rate: Annotated[float, Field(ge=0, le=1)] = 1e-4
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup_ratio: Annotated[float, Field(ge=0, le=0.5)] = 0.05
     weight_decay: Fraction = 0.0
     epochs: Annotated[float, Field(gt=0, le=1000)] = 3.0
+    max_steps: Annotated[int, Field(ge=0)] = 0
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
     device_batch_size: Annotated[int, Field(ge=1, le=512)] = 4
     gradient_checkpointing: bool = True
+    compile: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    evaluation_steps: Annotated[int, Field(ge=0)] = 0
+    answered_samples: Annotated[int, Field(ge=0, le=1000)] = 8
+    early_stopping: Annotated[int, Field(ge=0)] = 0
+    keep: Literal["last", "best_loss", "best_answers"] = "last"
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = 10.0
+    resume_from: Annotated[str, Field(pattern=r"^(s3://[^/\s]+/\S+\.json)?$")] = ""
 
     # Evaluation
     max_samples: Annotated[int, Field(ge=0)] = 0
@@ -90,4 +101,7 @@ class FinetuneParameters(BaseModel):
             raise ValueError("currencies=state needs a currency_column")
         if self.batch_size % self.device_batch_size:
             raise ValueError("batch_size must be a multiple of device_batch_size")
+            raise ValueError("batch_size must be a multiple of device_batch_size")
+        if self.keep == "best_answers" and not self.answered_samples:
+            raise ValueError("keep=best_answers needs answered_samples above 0")
         return self

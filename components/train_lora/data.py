@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset, load_dataset
 
 from fovea.errors import UserError
@@ -13,6 +12,8 @@ from fovea.task import Task
 
 IGNORED = -100
 """The label of a position that is not trained on (PyTorch's cross entropy skips it)."""
+ROW_IDS = "row_ids"
+"""Under this name a batch holds its rows' IDs, for messages."""
 
 
 def load_split(folder: Path, split: str) -> Dataset:
@@ -35,8 +36,8 @@ class AnswerCollator:
         self._task = task
         self._num_crops = num_crops
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Make a batch: the model's inputs, and ``labels`` of the shape of ``input_ids``, (batch, length).
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Make a batch: the model's inputs, ``labels`` of the shape of ``input_ids``, and the rows' IDs.
 
         Raises:
             UserError: a row's prompt is not what its full text begins with, token for token.
@@ -58,7 +59,7 @@ class AnswerCollator:
             end = int(lengths[index])
             labels[index, : end - self._answer_length(str(row["row_id"]), text)] = IGNORED
             labels[index, end:] = IGNORED
-        return {**batch, "labels": labels}
+        return {**batch, "labels": labels, ROW_IDS: [str(row["row_id"]) for row in rows]}
 
     def _answer_length(self, row_id: str, text: str) -> int:
         # A picture takes the same placeholders in both, so what stands behind its mark tells them apart.

@@ -1,39 +1,41 @@
-"""LoRA training with transformers' Trainer and PEFT."""
+"""The step: from a dataset and a base model to the record of an adapter."""
 
-import json
 import logging
-import math
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import (
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-    set_seed,
-)
 
 import fovea.tracking as tracking
-from components.train_lora.data import IGNORED, AnswerCollator, load_split
-from components.train_lora.parameters import DECODER_PROJECTIONS, TrainLoraParameters
-from fovea.errors import UserError
-from fovea.phi3v import Phi3VForCausalLM, Phi3VProcessor
-from fovea.progress import Progress
-from fovea.records import AdapterRecord, DatasetRecord, ModelRecord, ModelReference, read_record, write_record
+from components.train_lora import memory
+from components.train_lora.checkpoints import Checkpoint, Checkpoints, Inputs, changed_libraries
+from components.train_lora.data import load_split
+from components.train_lora.job import Job, accumulation
+from components.train_lora.launch import count_processes, launch
+from components.train_lora.lengths import Extent, fitting, measure
+from components.train_lora.parameters import TrainLoraParameters
+from components.train_lora.report import hand_over_report, report_uri, write_report
+from fovea.phi3v import Phi3VConfig, Phi3VProcessor
+from fovea.platform import load_platform
+from fovea.records import (
+    AdapterRecord,
+    DatasetRecord,
+    ModelRecord,
+    ModelReference,
+    input_key,
+    read_record,
+    write_record,
+)
 from fovea.steps import Attempt, RunContext, configure_logging, parse_parameters, reporting_failure, run_step
 from fovea.storage import Storage, index_uri
 
 logger = logging.getLogger("fovea.train_lora")
 
 STEP = "train_lora"
-VERSION = 1
+VERSION = 2
 
 
 def train_lora_step(
@@ -45,6 +47,7 @@ def train_lora_step(
     run_id: str,
     experiment: str,
     parameters: Mapping[str, Any],
+    report: str | Path | None = None,
 ) -> AdapterRecord:
     """Train an adapter for the base model on the dataset's train split, and write its record.
 
@@ -56,9 +59,11 @@ def train_lora_step(
         run_id: The run's ID.
         experiment: MLflow experiment, where tracking is on.
         parameters: TrainLoraParameters by name.
+        report: Where the HTML report goes; None for none.
 
     Raises:
-        UserError: an input cannot be read, a parameter is wrong, or the loss is not finite.
+        UserError: an input cannot be read, a parameter is wrong, the training does not fit the device, the
+            loss goes astray, or ``resume_from`` names a checkpoint of other inputs.
     """
     configure_logging()
     context, storage = RunContext(artifact_root=artifact_root, run_id=run_id), Storage()
@@ -66,191 +71,182 @@ def train_lora_step(
         checked: TrainLoraParameters = parse_parameters(TrainLoraParameters, parameters)
         dataset = read_record(dataset_record, DatasetRecord)
         base = read_record(base_record, ModelRecord)
+        shaping, parents = checked.shaping(), {"dataset": dataset.digest, "base": base.digest}
+        key = input_key(STEP, VERSION, shaping, parents)
+        inputs = Inputs(input_key=key, step_version=VERSION, parameters=shaping, parents=parents)
+        work = _Work(dataset, base, experiment, checked, inputs)
         record = run_step(
             AdapterRecord,
             step=STEP,
             version=VERSION,
             context=context,
-            parameters=checked.model_dump(),
-            parents={"dataset": dataset.digest, "base": base.digest},
-            work=lambda attempt: _tracked(attempt, dataset, base, experiment, checked),
+            parameters=shaping,
+            parents=parents,
+            work=work,
             storage=storage,
         )
         write_record(record, adapter_record)
+        Checkpoints(storage, artifact_root, inputs).remove_all()
+        if report is not None:
+            hand_over_report(storage, report_uri(artifact_root, key), Path(report))
     return record
 
 
-def _tracked(
-    attempt: Attempt,
-    dataset: DatasetRecord,
-    base: ModelRecord,
-    experiment: str,
-    parameters: TrainLoraParameters,
-) -> Mapping[str, Any]:
-    run = tracking.Run.open(
-        experiment, name=attempt.context.run_id, tags={"dataset": dataset.digest, "base": base.digest}
-    )
-    run.log_params(parameters.model_dump())
-    try:
-        made = _train(attempt, dataset, base, run, parameters)
-    except BaseException:
-        run.finish(failed=True)
-        raise
-    run.finish()
-    return made
+class _Work:
+    """The work of one attempt, in the order in which it can fail: what costs little first."""
 
-
-def _train(
-    attempt: Attempt,
-    dataset: DatasetRecord,
-    base: ModelRecord,
-    run: tracking.Run,
-    parameters: TrainLoraParameters,
-) -> Mapping[str, Any]:
-    data = attempt.storage.download(dataset, progress=attempt.progress("fetching the dataset"))
-    weights = attempt.storage.download(base, progress=attempt.progress("fetching the base model"))
-    set_seed(parameters.seed)
-    processor = Phi3VProcessor.from_pretrained(weights)
-    collator = AnswerCollator(processor, dataset.task, parameters.num_crops)
-    train, validation = load_split(data, "train"), load_split(data, "validation")
-    _show_what_is_trained_on(processor, collator([train[0]]))
-    # The Trainer makes its folder even where it saves nothing.
-    with tempfile.TemporaryDirectory(prefix="fovea-trainer-") as folder:
-        trainer = Trainer(
-            model=_load_with_lora(weights, parameters),
-            args=_arguments(Path(folder), parameters, len(train)),
-            data_collator=collator,
-            train_dataset=train,
-            eval_dataset=validation,
-            callbacks=[_Reporter(run, attempt.progress("steps"))],
-        )
-        trainer.remove_callback(PrinterCallback)
-        outcome = trainer.train()
-        validation_loss = trainer.evaluate()["eval_loss"]
-    _save_adapter(trainer.model, attempt.payload, base)
-    logger.info("train_lora: %d steps, validation loss %.4f", trainer.state.global_step, validation_loss)
-    return {
-        "base": ModelReference(
-            digest=base.digest, record_uri=index_uri(attempt.context.artifact_root, base.step, base.input_key)
-        ),
-        "dataset_digest": dataset.digest,
-        "task": dataset.task,
-        "num_crops": parameters.num_crops,
-        "steps": trainer.state.global_step,
-        "epochs": float(trainer.state.epoch or 0),
-        "train_loss": outcome.training_loss,
-        "validation_loss": validation_loss,
-        "mlflow": run.reference,
-    }
-
-
-def _load_with_lora(weights: Path, parameters: TrainLoraParameters) -> Any:
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(
-        parameters.precision, torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    )
-    model = Phi3VForCausalLM.from_pretrained(weights, dtype=dtype)
-    model.config.use_cache = False
-    if parameters.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.enable_input_require_grads()
-    lora = LoraConfig(
-        r=parameters.rank,
-        lora_alpha=parameters.alpha,  # type: ignore[arg-type]  # any number will do
-        lora_dropout=parameters.dropout,
-        target_modules=list(DECODER_PROJECTIONS),
-        task_type="CAUSAL_LM",
-    )
-    wrapped = get_peft_model(model, lora)
-    trained, total = wrapped.get_nb_trainable_parameters()
-    logger.info("train_lora: %s of %s parameters are trained", f"{trained:,}", f"{total:,}")
-    return wrapped
-
-
-def _save_adapter(model: Any, folder: Path, base: ModelRecord) -> None:
-    """Write PEFT's two files, so that the same training gives the same bytes wherever it ran."""
-    model.save_pretrained(folder)
-    # PEFT names the base by its path on this machine, in a model card too, and writes sets in any order.
-    (folder / "README.md").unlink(missing_ok=True)
-    path = folder / "adapter_config.json"
-    config = json.loads(path.read_text())
-    config["base_model_name_or_path"] = base.digest
-    config["target_modules"] = sorted(config["target_modules"])
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
-def _arguments(folder: Path, parameters: TrainLoraParameters, rows: int) -> TrainingArguments:
-    steps = math.ceil(rows / parameters.batch_size * parameters.epochs)
-    return TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=parameters.device_batch_size,
-        per_device_eval_batch_size=parameters.device_batch_size,
-        gradient_accumulation_steps=parameters.batch_size // parameters.device_batch_size,
-        num_train_epochs=parameters.epochs,
-        learning_rate=parameters.learning_rate,
-        lr_scheduler_type=parameters.schedule,
-        warmup_steps=round(steps * parameters.warmup_ratio),
-        weight_decay=parameters.weight_decay,
-        seed=parameters.seed,
-        bf16=parameters.precision != "float32" and torch.cuda.is_available(),
-        use_cpu=not torch.cuda.is_available(),
-        logging_steps=10,
-        # Otherwise the Trainer shows the mean of the finite losses in the place of one that is not.
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        eval_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        prediction_loss_only=True,
-        label_names=["labels"],
-        # Beside a GPU, pictures are decoded in processes of their own; on a CPU these would take the
-        # training's cores. They are spawned: a fork of a process that has threads can hang.
-        dataloader_num_workers=2 if torch.cuda.is_available() else 0,
-        dataloader_persistent_workers=torch.cuda.is_available(),
-        dataloader_multiprocessing_context="spawn" if torch.cuda.is_available() else None,
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
-
-
-def _show_what_is_trained_on(processor: Phi3VProcessor, batch: Mapping[str, torch.Tensor]) -> None:
-    """Log the first example as the model will see it: one look tells whether the right thing is trained."""
-    ids, labels = batch["input_ids"][0], batch["labels"][0]
-    supervised = labels != IGNORED
-    pictures = int((ids == processor.image_token_id).sum())
-    masked = processor.tokenizer.decode(ids[~supervised & (ids != processor.image_token_id)])
-    logger.info("train_lora: masked     %r and %d picture tokens", masked, pictures)
-    logger.info("train_lora: trained on %r", processor.tokenizer.decode(ids[supervised]))
-
-
-class _Reporter(TrainerCallback):  # type: ignore[misc]
-    """Passes the Trainer's figures on to MLflow and the log, and stops at a loss that is not finite."""
-
-    def __init__(self, run: tracking.Run, progress: Progress) -> None:
-        self._run = run
-        self._progress = progress
-        self._loss = math.nan
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self._progress(state.global_step, state.max_steps, f"loss {self._loss:.3f}")
-
-    def on_log(
+    def __init__(
         self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Mapping[str, float] | None = None,
-        **_: Any,
+        dataset: DatasetRecord,
+        base: ModelRecord,
+        experiment: str,
+        parameters: TrainLoraParameters,
+        inputs: Inputs,
     ) -> None:
-        logs = logs or {}
-        self._run.log_metrics(
-            {key: value for key, value in logs.items() if isinstance(value, int | float)}, state.global_step
+        self._dataset = dataset
+        self._base = base
+        self._experiment = experiment
+        self._parameters = parameters
+        self._inputs = inputs
+
+    def __call__(self, attempt: Attempt) -> Mapping[str, Any]:
+        processes = count_processes()
+        accumulation(self._parameters, processes)
+        with tempfile.TemporaryDirectory(prefix="fovea-trainer-") as name:
+            folder = Path(name)
+            checkpoint = self._checkpoint(attempt, folder / "checkpoint")
+            run = self._open_run(attempt, checkpoint)
+            failed = True
+            try:
+                job = self._prepare(attempt, folder, checkpoint, run, processes)
+                trained = launch(job)
+                shutil.copytree(job.output / "adapter", attempt.payload, dirs_exist_ok=True)
+                made = {
+                    **self._origin(attempt),
+                    "steps": trained.steps,
+                    "epochs": trained.epochs,
+                    "train_loss": trained.train_loss,
+                    "validation_loss": trained.validation_loss,
+                    "mlflow": run.reference,
+                }
+                self._show(attempt, job, run)
+                failed = False
+            finally:
+                run.finish(failed=failed)
+        logger.info(
+            "train_lora: %d steps, validation loss %.4f%s",
+            trained.steps,
+            trained.validation_loss,
+            f", kept from step {trained.kept_step}" if trained.kept_step != trained.steps else "",
         )
-        self._loss = logs.get("loss", self._loss)
-        for name in ("loss", "train_loss", "eval_loss"):
-            if not math.isfinite(logs.get(name, 0.0)):
-                raise UserError(
-                    f"{name} is {logs[name]} at step {state.global_step}; lower learning_rate, "
-                    "or see that the base model's weights are finite"
-                )
+        return made
+
+    def _checkpoint(self, attempt: Attempt, folder: Path) -> Checkpoint | None:
+        checkpoints = Checkpoints(attempt.storage, attempt.context.artifact_root, self._inputs)
+        named = self._parameters.resume_from
+        found = checkpoints.named(named, folder) if named else checkpoints.newest(folder)
+        if found is not None:
+            logger.info(
+                "train_lora: goes on from the checkpoint of step %d of %d, made at %s by run %s",
+                found.step,
+                found.max_steps,
+                found.created_at.isoformat(),
+                found.run_id,
+            )
+            for library, (then, today) in changed_libraries(found).items():
+                logger.warning("train_lora: %s was %s then and is %s now", library, then, today)
+        return found
+
+    def _open_run(self, attempt: Attempt, checkpoint: Checkpoint | None) -> tracking.Run:
+        run_id = attempt.context.run_id
+        tags = {"dataset": self._dataset.digest, "base": self._base.digest, "run_id": run_id}
+        link = load_platform().run_link(run_id)
+        if link:
+            # MLflow shows this tag as the run's description, and makes a link of it.
+            tags |= {"kfp_run": link, "mlflow.note.content": f"[The pipeline's run]({link})"}
+        run = tracking.Run.open(
+            self._experiment, name=run_id, tags=tags, earlier=checkpoint.mlflow if checkpoint else None
+        )
+        run.set_tags(tags)
+        if checkpoint is None:
+            run.log_params(self._parameters.model_dump())
+            rows = {split: counts.rows for split, counts in self._dataset.splits.items()}
+            run.log_dataset("dataset", self._dataset.digest, self._dataset.uri, "training", rows)
+        return run
+
+    def _prepare(
+        self,
+        attempt: Attempt,
+        folder: Path,
+        checkpoint: Checkpoint | None,
+        run: tracking.Run,
+        processes: int,
+    ) -> Job:
+        storage, base, parameters = attempt.storage, self._base, self._parameters
+        data = storage.download(self._dataset, progress=attempt.progress("fetching the dataset"))
+        settings = storage.download(base, pattern="*.json")
+        rows, extents = self._rows(data, settings)
+        self._check_memory(settings, extents["train"])
+        weights = storage.download(base, progress=attempt.progress("fetching the base model"))
+        (folder / "output").mkdir()
+        return Job(
+            parameters=parameters,
+            processes=processes,
+            dataset=data,
+            weights=weights,
+            checkpoint=folder / "checkpoint" if checkpoint else None,
+            output=folder / "output",
+            task=self._dataset.task,
+            base_digest=base.digest,
+            inputs=self._inputs,
+            artifact_root=attempt.context.artifact_root,
+            run_id=attempt.context.run_id,
+            mlflow=run.reference,
+            train_rows=tuple(rows["train"]),
+            train_lengths=tuple(extent.tokens for extent in extents["train"]),
+            validation_rows=tuple(rows["validation"]),
+        )
+
+    def _rows(self, data: Path, settings: Path) -> tuple[dict[str, list[int]], dict[str, list[Extent]]]:
+        """Return the places of the rows that fit the context, and their extents, by split."""
+        processor = Phi3VProcessor.from_pretrained(settings)
+        rows, extents = {}, {}
+        for split in ("train", "validation"):
+            table = load_split(data, split)
+            found = measure(table, processor, self._dataset.task, self._parameters.num_crops)
+            rows[split] = fitting(split, table["row_id"], found)
+            extents[split] = [found[place] for place in rows[split]]
+        return rows, extents
+
+    def _check_memory(self, settings: Path, extents: list[Extent]) -> None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        config = Phi3VConfig.from_pretrained(settings)
+        needed, room = memory.estimate(config, self._parameters, extents, device), memory.room(device)
+        logger.info(
+            "train_lora: %d to %d tokens an example; memory: about %s, of %.1f free on %s",
+            min(extent.tokens for extent in extents),
+            max(extent.tokens for extent in extents),
+            needed,
+            room.free / memory.GIB,
+            room.name,
+        )
+        memory.check(needed, room, self._parameters)
+
+    def _origin(self, attempt: Attempt) -> dict[str, Any]:
+        base = self._base
+        uri = index_uri(attempt.context.artifact_root, base.step, base.input_key)
+        return {
+            "base": ModelReference(digest=base.digest, record_uri=uri),
+            "dataset_digest": self._dataset.digest,
+            "task": self._dataset.task,
+            "num_crops": self._parameters.num_crops,
+        }
+
+    def _show(self, attempt: Attempt, job: Job, run: tracking.Run) -> None:
+        """Write the report, and let MLflow know of it and of where the adapter will be found."""
+        root = attempt.context.artifact_root
+        path = job.output / "report.html"
+        write_report(path, job.output, run_id=attempt.context.run_id, settings=self._parameters.model_dump())
+        attempt.storage.write_bytes(report_uri(root, self._inputs.input_key), path.read_bytes())
+        run.log_file(path)
+        run.set_tags({"adapter_record": index_uri(root, STEP, self._inputs.input_key)})

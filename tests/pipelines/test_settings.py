@@ -48,7 +48,7 @@ def test_a_value_may_hold_an_equals_sign() -> None:
         ("lerning_rate=0", "'lerning_rate'; did you mean learning_rate"),
         ("rank", "write it as --set name=value"),
         ("=3", "there is no setting ''"),
-        ("zzz=3", "there are alpha, artifact_root"),
+        ("zzz=3", "there are alpha, answered_samples"),
     ],
 )
 def test_an_override_that_is_none_is_told_which(override: str, message: str) -> None:

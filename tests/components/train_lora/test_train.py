@@ -227,7 +227,7 @@ def test_wrong_parameters_are_named_before_anything_is_read(inputs: Inputs) -> N
 def test_component_command_and_parameters_agree() -> None:
     fields = TrainLoraParameters.model_fields
     component = inspect.signature(train_lora.python_func).parameters
-    own = {"dataset", "base", "adapter", "artifact_root", "run_id", "experiment"}
+    own = {"dataset", "base", "adapter", "report", "artifact_root", "run_id", "experiment"}
     assert {name: parameter.default for name, parameter in component.items() if name not in own} == {
         name: field.default for name, field in fields.items()
     }

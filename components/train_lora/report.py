@@ -1,0 +1,89 @@
+"""The report of a training: losses, learning rate, speed, and what the model said."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from components.train_lora.job import ANSWERS, HISTORY, TRAINED
+from fovea.pages import render_page
+from fovea.pages.curves import Curves, curves
+from fovea.storage import Storage, join_uri
+
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+MAX_BYTES = 5_000_000
+"""No report is larger."""
+
+_KINDS = {
+    "training": "one",
+    "validation": "two",
+    "learning rate": "one",
+    "gradient norm": "one",
+    "tokens a second": "one",
+    "fields right": "one",
+    "answers right in all": "two",
+}
+_LONGEST_TEXT = 300
+
+
+def report_uri(artifact_root: str, input_key: str) -> str:
+    """Return where the report of the adapter with this input key lies."""
+    return join_uri(artifact_root, "reports", "train_lora", f"{input_key}.html")
+
+
+def write_report(path: Path, output: Path, *, run_id: str, settings: Mapping[str, Any]) -> None:
+    """Write the report of what a training left in ``output``: one HTML file of at most `MAX_BYTES`."""
+    history = json.loads((output / HISTORY).read_text())
+    answers = json.loads((output / ANSWERS).read_text()) if (output / ANSWERS).exists() else None
+    for row in answers["rows"] if answers else []:
+        row["answer"], row["truth"] = row["answer"][:_LONGEST_TEXT], row["truth"][:_LONGEST_TEXT]
+    values = {
+        "run_id": run_id,
+        "trained": json.loads((output / TRAINED).read_text()),
+        "speed": _speed([entry for entry in history if "loss" in entry]),
+        "charts": _charts(history),
+        "settings": settings,
+    }
+    page = render_page(TEMPLATE, answers=answers, **values)
+    if len(page.encode()) > MAX_BYTES and answers:
+        # Pictures are the only part that can be large.
+        bare = {**answers, "rows": [{**row, "picture": ""} for row in answers["rows"]]}
+        page = render_page(TEMPLATE, answers=bare, **values)
+    path.write_text(page)
+
+
+def hand_over_report(storage: Storage, uri: str, path: Path) -> None:
+    """Write the report of this or an earlier run; its absence is no reason to train again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = storage.exists(uri)
+    path.write_bytes(
+        storage.read_bytes(uri) if found else b"<p>The report of this adapter is no longer there.</p>\n"
+    )
+
+
+def _speed(steps: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    seconds = sum(entry["seconds"] for entry in steps)
+    return {
+        "pictures": sum(entry["pictures"] for entry in steps) / seconds,
+        "tokens": sum(entry["tokens"] for entry in steps) / seconds,
+        "waiting": sum(entry["waiting_seconds"] for entry in steps) / seconds,
+        "duration": f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min",
+    }
+
+
+def _charts(history: Sequence[Mapping[str, float]]) -> list[tuple[str, Curves | None, dict[str, str]]]:
+    def series(name: str) -> list[tuple[float, float]]:
+        return [(entry["step"], entry[name]) for entry in history if name in entry]
+
+    speeds = [(e["step"], e["tokens"] / e["seconds"]) for e in history if "loss" in e]
+    wanted: dict[str, dict[str, list[tuple[float, float]]]] = {
+        "Loss": {"training": series("loss"), "validation": series("eval_loss")},
+        "Learning rate": {"learning rate": series("learning_rate")},
+        "Gradient norm": {"gradient norm": series("grad_norm")},
+        "Throughput": {"tokens a second": speeds},
+        "Answers on the validation split": {
+            "fields right": series("eval_answers_right"),
+            "answers right in all": series("eval_answers_all_right"),
+        },
+    }
+    return [(title, curves(lines), _KINDS) for title, lines in wanted.items()]

@@ -1,0 +1,149 @@
+"""Watches the training: figures to the log and to MLflow, and an end where the loss has gone astray."""
+
+import logging
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+import fovea.tracking as tracking
+from components.train_lora.trainer import LoraTrainer
+from fovea.errors import UserError
+from fovea.progress import Progress
+
+logger = logging.getLogger("fovea.train_lora")
+
+_TRACKED_EVERY = 10
+_ESTIMATED_AFTER = (3, 20)
+"""Steps after which the remaining hours are told: roughly at once, and better a little later."""
+_FIRST, _ASTRAY = 10, 3
+_SHOWN_ROWS = 16
+
+
+class Watch(TrainerCallback):  # type: ignore[misc]
+    """One for each process; only the first one's run and progress say anything.
+
+    Args:
+        run: where figures go.
+        progress: where lines go; None on other processes than the first.
+        vocabulary: ids of the model: a uniform guess has a loss of its logarithm.
+    """
+
+    def __init__(self, run: tracking.Run, progress: Progress | None, vocabulary: int) -> None:
+        self._run = run
+        self._progress = progress
+        self._uniform = math.log(vocabulary)
+        self._astray = 0
+        self._first_step = 0
+        self.trainer: LoraTrainer | None = None
+        """Set once the Trainer is made."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Note where a resumed training begins."""
+        self._first_step = state.global_step
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Take in the figures of a step, or of an evaluation."""
+        logs = logs or {}
+        if "loss" in logs:
+            self._check(state, logs)
+            self._on_step(state, logs)
+        elif "eval_loss" in logs:
+            self._on_evaluation(state, logs)
+
+    def _on_step(self, state: TrainerState, logs: Mapping[str, float]) -> None:
+        if self._progress is not None:
+            self._progress(state.global_step, state.max_steps, f"loss {logs['loss']:.3f}")
+        done = state.global_step - self._first_step
+        if done in _ESTIMATED_AFTER and self._progress is not None:
+            self._estimate(state)
+        if state.global_step % _TRACKED_EVERY == 0 or state.global_step == state.max_steps:
+            window = [entry for entry in state.log_history[-2 * _TRACKED_EVERY :] if "loss" in entry]
+            self._run.log_metrics(summary(window[-_TRACKED_EVERY:]), state.global_step)
+
+    def _on_evaluation(self, state: TrainerState, logs: Mapping[str, float]) -> None:
+        figures = {name.removeprefix("eval_"): value for name, value in logs.items() if name in _EVALUATED}
+        self._run.log_metrics(figures, state.global_step, prefix="validation/")
+        if not math.isfinite(logs["eval_loss"]):
+            raise UserError(
+                f"validation loss is {logs['eval_loss']} at step {state.global_step}; "
+                "see that the base model's weights are finite"
+            )
+        if self._progress is not None:
+            told = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+            logger.info("train_lora: step %d: validation %s", state.global_step, told)
+
+    def _estimate(self, state: TrainerState) -> None:
+        """Say how long the rest will take. The first step, which warms up, does not count."""
+        steps = [entry for entry in state.log_history if "loss" in entry][self._first_step :]
+        # Not the median: lengths differ, and the longest come first.
+        each = statistics.fmean(entry["seconds"] for entry in steps[1:] or steps)
+        seconds = each * (state.max_steps - state.global_step)
+        end = datetime.now(UTC) + timedelta(seconds=seconds)
+        logger.info(
+            "train_lora: about %s more for %d steps, until %s UTC, evaluations not counted",
+            f"{seconds / 3600:.1f} h" if seconds > 3600 else f"{seconds / 60:.0f} min",
+            state.max_steps - state.global_step,
+            end.strftime("%Y-%m-%d %H:%M"),
+        )
+        self._run.set_tags({"estimated_end": end.isoformat(timespec="minutes")})
+
+    def _check(self, state: TrainerState, logs: Mapping[str, float]) -> None:
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(logs.get(name, 0.0)):
+                raise UserError(
+                    f"{name} is {logs[name]} at step {state.global_step}, {self._batches()}; "
+                    "lower learning_rate, or see that the base model's weights are finite"
+                )
+        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+        limit = max(2 * self._uniform, 3 * statistics.fmean(losses[:_FIRST]))
+        self._astray = self._astray + 1 if logs["loss"] > limit and len(losses) > _FIRST else 0
+        if self._astray >= _ASTRAY:
+            raise UserError(
+                f"the loss has exploded: {logs['loss']:.1f} at step {state.global_step}, where it began with "
+                f"{losses[0]:.1f}, {self._batches()}; lower learning_rate, or raise warmup_ratio"
+            )
+
+    def _batches(self) -> str:
+        if self.trainer is None:
+            return "in a batch that is not known"
+        batches = self.trainer.rows_of_step()
+        # Where only some are not finite, those are to blame.
+        wrong = [rows for rows, loss in batches if not math.isfinite(loss)] or [rows for rows, _ in batches]
+        names = [name for rows in wrong for name in rows]
+        return (
+            f"in the batch of rows {', '.join(names[:_SHOWN_ROWS])}{' …' if len(names) > _SHOWN_ROWS else ''}"
+        )
+
+
+_EVALUATED = ("eval_loss", "eval_answers_right", "eval_answers_all_right")
+
+
+def summary(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the figures of some steps together."""
+    seconds = sum(entry["seconds"] for entry in steps)
+    figures = {
+        "loss": statistics.fmean(entry["loss"] for entry in steps),
+        "learning_rate": steps[-1]["learning_rate"],
+        "pictures_per_second": sum(entry["pictures"] for entry in steps) / seconds,
+        "tokens_per_second": sum(entry["tokens"] for entry in steps) / seconds,
+        "waiting_share": sum(entry["waiting_seconds"] for entry in steps) / seconds,
+    }
+    if "grad_norm" in steps[-1]:
+        figures["grad_norm"] = statistics.fmean(entry["grad_norm"] for entry in steps)
+    if torch.cuda.is_available():
+        figures["gpu_peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return figures

@@ -1,0 +1,26 @@
+"""One of several processes of a training, as torchrun starts it: ``… .worker job.json``."""
+
+import os
+import sys
+from pathlib import Path
+
+from components.train_lora.job import Job, run_job
+from fovea.errors import UserError
+from fovea.steps import Interrupted, configure_logging
+
+
+def main() -> int:
+    """Run the job that the file holds, and leave word of why it ended where it fails."""
+    configure_logging()
+    job = Job.model_validate_json(Path(sys.argv[1]).read_text())
+    try:
+        run_job(job)
+    except (UserError, Interrupted) as error:
+        told = job.output / f"error-{os.environ['RANK']}.txt"
+        told.write_text(f"{type(error).__name__}\n{error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
