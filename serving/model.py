@@ -17,7 +17,7 @@ from serving.batching import Batcher, BatchLimits, OnToken
 from serving.errors import RequestError
 from serving.kserve_api import Model
 from serving.pictures import Picture, PictureFetcher, decode
-from serving.schemas import TaskName
+from serving.schemas import OUTPUT_NAMES, TaskName
 
 MAX_TOKENS = 4096
 """Prompt and answer together: up to here Phi-3-Vision keeps its short rotary factors."""
@@ -215,5 +215,4 @@ class KServeModel(Model):  # type: ignore[misc]
 
     async def get_output_types(self) -> list[dict[str, object]]:
         """Describe the V2 protocol's outputs."""
-        names = ("fields", "parse_error", "text", "finish_reason", "error")
-        return [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in names]
+        return [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in OUTPUT_NAMES]

@@ -192,6 +192,10 @@ class InferBody(_Open):
     inputs: list[InputTensor] = Field(min_length=1, max_length=1)
 
 
+OUTPUT_NAMES = ("fields", "confidence", "parse_error", "text", "finish_reason", "error")
+"""The outputs of V2: what a prediction over V1 holds."""
+
+
 class OutputTensor(BaseModel):
     """One of the outputs: an element for each picture."""
 

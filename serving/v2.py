@@ -1,7 +1,6 @@
 """KServe's V2 protocol, the Open Inference Protocol."""
 
 import json
-from collections.abc import Callable
 
 from fastapi import APIRouter, Request
 
@@ -11,19 +10,10 @@ from serving.model import ServedModel
 from serving.openapi import errors, json_body
 from serving.pictures import Picture
 from serving.requests import parse
-from serving.schemas import InferAnswer, InferBody, Live, OutputTensor, Prediction, Ready
+from serving.schemas import OUTPUT_NAMES, InferAnswer, InferBody, Live, OutputTensor, Prediction, Ready
 from serving.v1 import predictions
 
 _JSON_LENGTH = "inference-header-content-length"
-
-_OUTPUTS: dict[str, Callable[[Prediction], str]] = {
-    "fields": lambda found: json.dumps(found.fields, ensure_ascii=False),
-    "confidence": lambda found: json.dumps(found.confidence),
-    "parse_error": lambda found: found.parse_error or "",
-    "text": lambda found: found.text or "",
-    "finish_reason": lambda found: found.finish_reason or "",
-    "error": lambda found: found.error or "",
-}
 
 
 def v2_router(served: ServedModel, plane: DataPlane) -> APIRouter:
@@ -83,12 +73,20 @@ def v2_router(served: ServedModel, plane: DataPlane) -> APIRouter:
             id=body.id,
             parameters={"task": served.task.name, "task_version": served.task.version},
             outputs=[
-                OutputTensor(name=name, shape=[len(found)], data=[write(each) for each in found])
-                for name, write in _OUTPUTS.items()
+                OutputTensor(name=name, shape=[len(found)], data=[_element(each, name) for each in found])
+                for name in OUTPUT_NAMES
             ],
         )
 
     return router
+
+
+def _element(prediction: Prediction, name: str) -> str:
+    """Write one value of a prediction: JSON where it is an object, else text, empty for null."""
+    value = getattr(prediction, name)
+    if name in ("fields", "confidence"):
+        return json.dumps(value, ensure_ascii=False)
+    return value or ""
 
 
 async def _read(request: Request) -> tuple[InferBody, bytes]:

@@ -1,0 +1,80 @@
+"""The application in this process, on a real predictor that can be made to fail, hang or wait."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from kserve.model_repository import ModelRepository
+from starlette.testclient import TestClient
+
+from fovea.inference import Answer, OnStep, Predictor, Sample
+from fovea.platform import FetchProfile
+from serving.access import ApiKeys
+from serving.application import build
+from serving.batching import BatchLimits
+from serving.kserve_api import DataPlane
+from serving.model import PICTURE_LIMITS, KServeModel, ServedModel
+from serving.pictures import PictureFetcher
+from serving.server import ServerSettings
+
+DIGEST = "sha256:" + "0" * 64
+
+
+class Controlled(Predictor):
+    """A predictor that stands still while ``gate`` is closed, and fails while ``broken``."""
+
+    gate: threading.Event
+    broken = False
+
+    def generate_batch(
+        self,
+        samples: Sequence[Sample],
+        max_new_tokens: int | Sequence[int] = 64,
+        on_step: OnStep | None = None,
+    ) -> list[Answer]:
+        self.gate.wait()
+        if self.broken:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        return super().generate_batch(samples, max_new_tokens, on_step)
+
+
+def load(folder: Path) -> Controlled:
+    predictor = Controlled.load(folder, device="cpu")
+    predictor.gate = threading.Event()
+    predictor.gate.set()
+    return predictor
+
+
+@contextmanager
+def application(
+    predictor: Controlled,
+    *,
+    limits: BatchLimits | None = None,
+    keys: ApiKeys | None = None,
+    profile: FetchProfile | None = None,
+    settings: dict[str, Any] | None = None,
+) -> Iterator[TestClient]:
+    """Serve ``predictor`` for the block; give what asks it."""
+    asked = ServerSettings(model="", **(settings or {}))
+    served = ServedModel(
+        name="fovea",
+        digest=DIGEST,
+        predictor=predictor,
+        limits=limits or BatchLimits(),
+        fetcher=PictureFetcher(profile, PICTURE_LIMITS, seconds=5) if profile else None,
+        max_request_seconds=asked.request_seconds,
+    )
+    models = ModelRepository()
+    models.update(KServeModel(served))
+    app = FastAPI()
+    build(app, served, DataPlane(model_registry=models), asked, keys)
+    try:
+        with TestClient(app, raise_server_exceptions=False) as client:
+            yield client
+    finally:
+        predictor.gate.set()
+        predictor.broken = False
+        served.close()
