@@ -190,6 +190,7 @@ def _print_next(console: "Console", place: "State") -> None:
         (f"{commands}/mlflow ui --backend-store-uri sqlite:///{place.mlflow}", "shows the experiments"),
     ):
         console.print(f"  {command}\n      {what}", markup=False)
+    console.print("The page to try it with, while make serve runs: http://127.0.0.1:8080/", markup=False)
 
 
 def _near(path: Path) -> Path:
