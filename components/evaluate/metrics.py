@@ -21,28 +21,35 @@ _WITHIN = 0.1 + 1e-9
 
 @dataclass(frozen=True)
 class Roles:
-    """Which field of a task is the title, which the category, and which the price."""
+    """Which field of a task is the title, which the category, which the price, and which its currency."""
 
     title: str
     category: str
     price: str
+    currency: str | None
 
     @classmethod
     def of(cls, task: Task) -> "Roles":
         """Tell the fields by their types.
 
         Raises:
-            UserError: the task has not one field of each type.
+            UserError: the task has not one field of each type, but for the currency, which may be missing.
         """
-        by_type: dict[str, list[str]] = {"text": [], "category": [], "price": []}
+        by_type: dict[str, list[str]] = {"text": [], "category": [], "price": [], "currency": []}
         for name, field in task.fields.items():
             by_type[field.type].append(name)
-        if any(len(names) != 1 for names in by_type.values()):
+        currencies = by_type.pop("currency")
+        if any(len(names) != 1 for names in by_type.values()) or len(currencies) > 1:
             raise UserError(
                 f"task {task.name!r} cannot be evaluated: its figures need one text, one category and one "
-                f"price field, it has {by_type}"
+                f"price field, it has {by_type}, and one currency at most"
             )
-        return cls(title=by_type["text"][0], category=by_type["category"][0], price=by_type["price"][0])
+        return cls(
+            title=by_type["text"][0],
+            category=by_type["category"][0],
+            price=by_type["price"][0],
+            currency=currencies[0] if currencies else None,
+        )
 
 
 def absolute_percentage_error(truth: float, predicted: float) -> float:
@@ -62,12 +69,14 @@ def measure(
         raise ValueError("there is nothing to measure: no rows")
     roles = Roles.of(task)
     rows = list(zip(truths, answers, products, strict=True))
-    errors = [
-        WITHOUT_PRICE
-        if answer is None
-        else absolute_percentage_error(float(truth[roles.price]), float(answer[roles.price]))
-        for truth, answer, _ in rows
-    ]
+
+    def price_error(truth: Fields, answer: Fields | None) -> float:
+        # A price in another currency is another price, whatever its number.
+        if answer is None or (roles.currency and answer[roles.currency] != truth[roles.currency]):
+            return WITHOUT_PRICE
+        return absolute_percentage_error(float(truth[roles.price]), float(answer[roles.price]))
+
+    errors = [price_error(truth, answer) for truth, answer, _ in rows]
 
     def share(name: str) -> float:
         return sum(answer is not None and answer[name] == truth[name] for truth, answer, _ in rows) / len(

@@ -123,3 +123,12 @@ def test_losing_an_answer_never_improves_a_share(rows: list[tuple[Any, Any, str]
     after = measure(TASK, truths, answers, products)
     for name in ("parse_rate", "title_exact", "category_accuracy", "price_within_10pct"):
         assert getattr(after, name) <= getattr(before, name)
+
+
+def test_a_price_in_another_currency_is_no_price() -> None:
+    task = product_task(currency_column="currency_code")
+    truths = [truth | {"currency": "EUR"} for truth in TRUTHS]
+    answers = [truth | {"currency": "USD" if number else "EUR"} for number, truth in enumerate(TRUTHS)]
+    metrics = measure(task, truths, answers, PRODUCTS)
+    assert (metrics.price_median_ape, metrics.price_within_10pct) == (1.0, 0.25)
+    assert measure(task, truths, truths, PRODUCTS).price_median_ape == 0
