@@ -17,6 +17,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import datasets
+import pyarrow
+import pyarrow.parquet
 import pytest
 import typer
 from PIL import Image
@@ -315,6 +317,71 @@ def test_no_currency_column(feed: Path, s3: str) -> None:
     rows = [{k: v for k, v in good_row(number).items() if k != "currency_code"} for number in range(30)]
     record = prepare(s3, write_table(feed / "table.csv", rows), currency_column="")
     assert record.currency is None
+
+
+def test_parquet_with_the_pictures_themselves(feed: Path, s3: str, tmp_path: Path) -> None:
+    """The same rows give the same dataset, wherever their pictures lie and whatever the table is."""
+    rows = [good_row(number) for number in range(30)]
+    inside = [
+        {**row, "imageurl": (feed / row["imageurl"]).read_bytes(), "full_price": float(row["full_price"])}
+        for row in rows
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(inside), feed / "table.parquet")
+    (feed / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    beside = prepare(f"{s3}/a", str(feed / "table.csv"))
+    for number, name in enumerate(("table.parquet", "table.jsonl")):
+        found = prepare(f"{s3}/{number}", str(feed / name))
+        assert [entry for entry in found.files if entry.path != "README.md"] == [
+            entry for entry in beside.files if entry.path != "README.md"
+        ]
+
+
+def test_several_currencies_converted_or_stated(feed: Path, s3: str, tmp_path: Path) -> None:
+    rows = [good_row(number) | {"rate": "1"} for number in range(30)]
+    rows[3] |= {"currency_code": "EUR", "rate": "1.25"}
+    rows[4] |= {"currency_code": "EUR", "rate": ""}
+    source = write_table(feed / "table.csv", rows)
+    converted = prepare(s3, source, currencies="convert", rate_column="rate", target_currency="USD")
+    assert (converted.currency, converted.dropped) == ("USD", {"rate_missing": 1})
+    kept = {row["product_id"]: row for split in load(converted, tmp_path).values() for row in split}
+    assert (kept["p3"]["full_price"], kept["p3"]["currency"]) == (103 * 1.25, "USD")
+    stated = prepare(s3, source, currencies="state")
+    assert (stated.currency, stated.dropped) == (None, {})
+    assert "currency" in stated.task.fields
+    kept = {row["product_id"]: row for split in load(stated, tmp_path).values() for row in split}
+    assert stated.task.answer(kept["p4"]).endswith("Full Price: 104.0 EUR")
+
+
+def test_tomorrows_feed_moves_nothing_although_pictures_now_resemble_each_other(
+    feed: Path, s3: str, tmp_path: Path
+) -> None:
+    """New rows go with what they look like, or not at all where that lies in two splits."""
+    for number in range(30):
+        picture = Image.effect_noise((80, 60), 90 + number).convert("RGB").resize((320, 240))
+        picture.save(feed / "images" / f"{number}.jpg", quality=95)
+    first = prepare(s3, str(feed / "table.csv"))
+    where = {row["product_id"]: name for name, split in load(first, tmp_path).items() for row in split}
+    train, test = (
+        next(product for product, name in where.items() if name == wanted) for wanted in ("train", "test")
+    )
+
+    def copy(product: str, name: str) -> str:
+        with Image.open(feed / "images" / f"{product[1:]}.jpg") as picture:
+            picture.resize((160, 120)).save(feed / "images" / name, quality=70)
+        return f"images/{name}"
+
+    new = [
+        good_row(40) | {"imageurl": copy(test, "a.jpg")},
+        good_row(41) | {"imageurl": copy(train, "b.jpg")},
+        good_row(41) | {"imageurl": copy(test, "c.jpg")},
+    ]
+    rows = [good_row(number) for number in range(30)]
+    second = prepare(s3, write_table(feed / "table.csv", [*new, *rows]))
+    assert second.dropped == {"near_duplicates_in_two_splits": 2}
+    again = {row["product_id"]: name for name, split in load(second, tmp_path).items() for row in split}
+    assert again == {**where, "p40": "test"}
+    assert second.groups is not None
+    assert (second.groups.groups, second.groups.broken_up) == (1, 0)
 
 
 def change(rows: list[dict[str, str]], **changes: str) -> list[dict[str, str]]:
