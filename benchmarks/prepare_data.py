@@ -48,6 +48,7 @@ from pipelines.embedded_s3 import serve_s3
 
 LONGEST_SIDE = 1344
 LATENCIES = [0, 20, 100]
+Sizes = tuple[tuple[int, int], ...]
 ROWS = [3000, 100_000]
 LOOPBACK = FetchProfile.model_validate({"allowed_networks": ["127.0.0.0/8"]})
 
@@ -63,19 +64,21 @@ class Speed:
 
     latency_ms: int
     bound: float
+    unkept: float
+    """Without the picture store, which the others do not have."""
     first: float
     again: float
     img2dataset: float | None
     sequential: float
 
 
-def measure_speed(latencies: Sequence[int], pictures: int, other: Path | None) -> list[Speed]:
+def measure_speed(latencies: Sequence[int], pictures: int, other: Path | None, sizes: Sizes) -> list[Speed]:
     """Measure every way at every latency, in turn."""
     rows = []
     with tempfile.TemporaryDirectory() as name, _embedded_s3(Path(name)) as root:
         folder = Path(name) / "pictures"
         folder.mkdir()
-        write_photographs(folder, _DIFFERENT)
+        write_photographs(folder, _DIFFERENT, sizes)
         for latency in latencies:
             with serve_pictures(folder, latency / 1000) as site:
                 rows.append(_at_latency(site, latency, pictures, folder, f"{root}/{latency}", other))
@@ -85,6 +88,7 @@ def measure_speed(latencies: Sequence[int], pictures: int, other: Path | None) -
 def _at_latency(site: str, latency: int, pictures: int, folder: Path, root: str, other: Path | None) -> Speed:
     urls = [f"{site}/{number}.jpg" for number in range(pictures)]
     before = _bound(folder, pictures)
+    unkept = _rate(pictures, lambda: sum(len(picture.jpeg) for picture in _stream(urls, None)))
     first = _stored(urls, root)
     again = _stored(urls, root)
     theirs = None if other is None else _img2dataset(other, urls)
@@ -92,7 +96,7 @@ def _at_latency(site: str, latency: int, pictures: int, folder: Path, root: str,
     sequential = _rate(len(some), lambda: _sequential(some))
     # What slows the machine down for a while would otherwise tell on one of them alone.
     bound = (before + _bound(folder, pictures)) / 2
-    return Speed(latency, bound, first, again, theirs, sequential)
+    return Speed(latency, bound, unkept, first, again, theirs, sequential)
 
 
 def _rate(pictures: int, work: Callable[[], object]) -> float:
@@ -124,11 +128,12 @@ class _Web:
 
 def _stored(urls: Sequence[str], root: str) -> float:
     """As the step does it: through the picture store, with fingerprints, onto this disk."""
+    storage = Storage()
     with tempfile.TemporaryDirectory() as name:
 
         def work() -> None:
             with (
-                open_store(Storage(), root, "default", Path(name)) as store,
+                open_store(storage, root, "default", Path(name)) as store,
                 (Path(name) / "spool").open("wb") as spool,
             ):
                 for picture in _stream(urls, store):
@@ -354,18 +359,20 @@ def _presigned(uri: str) -> str:
     return url
 
 
-def speed_table(rows: list[Speed]) -> Table:
+def speed_table(rows: list[Speed], sizes: Sizes) -> Table:
     """The rows for people."""
-    sizes = ", ".join(f"{width} x {height}" for width, height in SIZES)
-    table = Table(title=f"Pictures a second on {_machine()}\n{sizes}, to at most {LONGEST_SIDE}")
-    table.caption = "% of decoding, scaling and encoding alone on all cores. Again: from the picture store."
-    for heading in ("latency", "bound", "Fovea", "%", "again", "%", "img2dataset", "%", "sequential", "%"):
+    measures = ", ".join(f"{width} x {height}" for width, height in sizes)
+    table = Table(title=f"Pictures a second on {_machine()}\n{measures}, to at most {LONGEST_SIDE}")
+    table.caption = (
+        "bound: decoding, scaling and encoding alone, on all cores; % of it.\n"
+        "first: originals go into the picture store. again: they come from there."
+    )
+    for heading in ("latency", "bound", "no store", "first", "again", "img2dataset", "sequential"):
         table.add_column(heading, justify="right")
     for row in rows:
-        cells = [f"{row.latency_ms} ms", f"{row.bound:.1f}"]
-        for speed in (row.first, row.again, row.img2dataset, row.sequential):
-            cells += ["–", "–"] if speed is None else [f"{speed:.1f}", f"{speed / row.bound:.0%}"]
-        table.add_row(*cells)
+        speeds = (row.unkept, row.first, row.again, row.img2dataset, row.sequential)
+        cells = ["–" if speed is None else f"{speed:.1f} {speed / row.bound:>4.0%}" for speed in speeds]
+        table.add_row(f"{row.latency_ms} ms", f"{row.bound:.1f}", *cells)
     return table
 
 
@@ -409,13 +416,17 @@ def speed_command(
         list[int], typer.Option(help="Milliseconds before the server answers.", min=0)
     ] = LATENCIES,
     pictures: Annotated[int, typer.Option(help="How many are fetched each time.", min=8)] = 600,
+    scaling: Annotated[
+        bool, typer.Option(help="Half of the pictures must be scaled down; else none.")
+    ] = True,
     img2dataset: Annotated[bool, typer.Option(help="Install img2dataset and measure it, too.")] = True,
     json_file: JsonOption = None,
 ) -> None:
     """Pictures a second from a web server: the step, img2dataset, and a sequential script."""
+    sizes = tuple(size for size in SIZES if scaling or max(size) <= LONGEST_SIDE)
     with _installed_img2dataset() if img2dataset else nullcontext() as other:
-        rows = measure_speed(latency, pictures, other)
-    _show(speed_table(rows), rows, json_file)
+        rows = measure_speed(latency, pictures, other, sizes)
+    _show(speed_table(rows, sizes), rows, json_file)
 
 
 @app.command("memory")

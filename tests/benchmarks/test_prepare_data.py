@@ -38,7 +38,7 @@ def test_speed(tmp_path: Path) -> None:
     shown, (row,) = rows_of(tmp_path, "speed", "--pictures", "16", "--latency", "20", "--no-img2dataset")
     assert row["latency_ms"] == 20
     assert row["img2dataset"] is None
-    assert min(row[name] for name in ("bound", "first", "again", "sequential")) > 0
+    assert min(row[name] for name in ("bound", "unkept", "first", "again", "sequential")) > 0
     assert f"{row['first'] / row['bound']:.0%}" in shown
 
 
