@@ -86,6 +86,7 @@ def finetune(
     min_picture_reliance: float = 0.3,
     service_name: str = "fovea",
     deploy_target: str = "local",
+    kserve: str = "{}",
 ) -> None:
     """Fine-tune Phi-3-Vision on pictures of products, check the result, and deploy it if it is good.
 
@@ -149,7 +150,10 @@ def finetune(
         max_price_median_ape: The gate asks for at most this median relative price error.
         min_picture_reliance: The gate asks for this fall in category accuracy with other products' pictures.
         service_name: Name of the deployed service.
-        deploy_target: local, where the model is started and asked on the machine of the task.
+        deploy_target: local, where the model is started and asked on the machine of the task; or kserve, an
+            InferenceService that is rolled out beside the old model and gets traffic once it is verified.
+        kserve: How the service is run and rolled out, as JSON: namespace, runtime, replicas, gpus, memory,
+            node_selector, tolerations, rollout, traffic_steps and more.
     """
     given = dict(locals())
     with dsl.ExitHandler(_task(report_outcome, given), name="finetune"):

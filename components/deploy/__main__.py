@@ -24,12 +24,13 @@ def main(
     ),
     run_id: Annotated[str, typer.Option(help="Which run this belongs to.")] = "manual",
     service_name: Annotated[str, typer.Option(help="The service.")] = _DEFAULTS.service_name,
-    target: Annotated[str, typer.Option(help="Where it is served: local.")] = _DEFAULTS.target,
+    target: Annotated[str, typer.Option(help="Where it is served: local or kserve.")] = _DEFAULTS.target,
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = _DEFAULTS.port,
     probes: Annotated[int, typer.Option(help="Held-out pictures to ask about.")] = _DEFAULTS.probes,
     timeout_seconds: Annotated[
-        float, typer.Option(help="For start and answers.")
+        float, typer.Option(help="For start and answers of a local server.")
     ] = _DEFAULTS.timeout_seconds,
+    kserve: Annotated[str, typer.Option(help="Fields of KServeParameters, as JSON.")] = "{}",
 ) -> None:
     """Serve a model, ask it about held-out pictures, make it known; ends with 1 where it is refused."""
     configure_logging()
@@ -47,6 +48,7 @@ def main(
             port=port,
             probes=probes,
             timeout_seconds=timeout_seconds,
+            kserve=kserve,
         )
     except UserError as error:
         typer.echo(f"deploy: {error}", err=True)

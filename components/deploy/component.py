@@ -21,6 +21,7 @@ def deploy(
     port: int = 0,
     probes: int = 8,
     timeout_seconds: float = 600.0,
+    kserve: str = "{}",
 ) -> NamedTuple("Verdict", [("deployed", bool), ("reason", str)]):  # type: ignore[valid-type]
     """Serve a model that passed the gate, ask it about held-out pictures, and make it known if all is well.
 
@@ -33,10 +34,11 @@ def deploy(
         artifact_root: s3://bucket/prefix that payloads and records lie under.
         run_id: The run's ID.
         service_name: The service, and the name callers ask for the model by.
-        target: Where it is served; local, the model server on this machine.
+        target: Where it is served: local, the model server on this machine; kserve, an InferenceService.
         port: The port while it is verified; 0 takes a free one.
         probes: How many held-out pictures the server is asked about.
-        timeout_seconds: For the server's start and its answers, together.
+        timeout_seconds: For a local server's start and its answers, together.
+        kserve: How it is run and rolled out on KServe: fields of KServeParameters, as JSON.
 
     Returns:
         deployed: Whether the service now stands for this model.
@@ -59,4 +61,5 @@ def deploy(
         port=port,
         probes=probes,
         timeout_seconds=timeout_seconds,
+        kserve=kserve,
     )

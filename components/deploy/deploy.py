@@ -4,36 +4,33 @@ import hashlib
 import json
 import logging
 import time
-from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
 
+from components.deploy.candidate import Candidate
+from components.deploy.history import deployment_uri, present_deployment, write_deployment
 from components.deploy.local_server import LocalServer, ServerError
 from components.deploy.parameters import Deployment, DeployParameters
 from components.deploy.verify import (
     CHAT_PATH,
     PREDICT_PATH,
     Expectation,
+    Outcome,
     Verification,
     load_probes,
     verify,
 )
 from fovea import tracking
+from fovea.errors import UserError
 from fovea.progress import Progress
-from fovea.records import (
-    DatasetRecord,
-    Decision,
-    EvaluationRecord,
-    ModelRecord,
-    ModelReference,
-    now,
-    read_record,
-)
+from fovea.records import ModelReference, now
 from fovea.steps import RunContext, StepReport, parse_parameters, plain_line, reporting_failure
-from fovea.storage import Storage, index_uri, join_uri
-from fovea.task import Task
+from fovea.storage import Storage
+
+__all__ = ["Verdict", "deploy", "deploy_step", "deployment_uri"]
 
 STEP = "deploy"
 VERSION = 1
@@ -46,11 +43,6 @@ class Verdict(NamedTuple):
 
     deployed: bool
     reason: str
-
-
-def deployment_uri(artifact_root: str, service_name: str) -> str:
-    """Return where the document of a service's deployment lies."""
-    return join_uri(artifact_root, "deployments", f"{service_name}.json")
 
 
 def deploy_step(
@@ -83,28 +75,20 @@ def deploy_step(
     started = time.monotonic()
     with reporting_failure(STEP, context, storage):
         asked: DeployParameters = parse_parameters(DeployParameters, parameters)
-        candidate = Candidate(
-            model=read_record(model_record, ModelRecord),
-            evaluation=read_record(evaluation_record, EvaluationRecord),
-            dataset=read_record(dataset_record, DatasetRecord),
-            decision=read_record(decision_record, Decision),
+        candidate = Candidate.from_files(
+            {
+                "model": model_record,
+                "evaluation": evaluation_record,
+                "dataset": dataset_record,
+                "decision": decision_record,
+            }
         )
-        reason = candidate.refusal()
-        found = (
-            Verification(False, reason)
-            if reason
-            else _serve_and_verify(candidate, asked, artifact_root, storage)
-        )
-        verdict = Verdict(found.passed, plain_line(found.reason))
+        verdict, document = deploy(candidate, asked, context, storage)
         Path(deployment).parent.mkdir(parents=True, exist_ok=True)
-        if verdict.deployed:
-            document = _document(candidate, asked, context, found)
+        if document is not None:
             text = document.model_dump_json(indent=2) + "\n"
-            uri = deployment_uri(artifact_root, asked.service_name)
-            storage.write_bytes(uri, text.encode())
-            tracking.tag_model_version(candidate.model.mlflow, _tags(document), alias="champion")
         else:
-            text, uri = json.dumps(verdict._asdict(), indent=2) + "\n", ""
+            text = json.dumps(verdict._asdict(), indent=2) + "\n"
         Path(deployment).write_text(text)
         report = StepReport(
             task=STEP,
@@ -112,43 +96,81 @@ def deploy_step(
             seconds=round(time.monotonic() - started, 2),
             reused=False,
             digest="sha256:" + hashlib.sha256(text.encode()).hexdigest(),
-            record_uri=uri,
+            record_uri=deployment_uri(artifact_root, asked.service_name) if document else "",
         )
         storage.write_bytes(context.run_uri(f"{STEP}.json"), report.model_dump_json().encode())
-    logger.info("deploy: %s", verdict.reason)
     return verdict
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A model to deploy, and what speaks for it."""
+def deploy(
+    candidate: Candidate,
+    asked: DeployParameters,
+    context: RunContext,
+    storage: Storage,
+    decided_at: datetime | None = None,
+) -> tuple[Verdict, Deployment | None]:
+    """Serve a candidate, verify it, and only then make it known: in S3, and as MLflow's champion.
 
-    model: ModelRecord
-    evaluation: EvaluationRecord
-    dataset: DatasetRecord
-    decision: Decision
+    Args:
+        candidate: the model with its records.
+        asked: where and how.
+        context: the run that deploys, and the artifact root.
+        storage: S3.
+        decided_at: when it was decided to deploy it; by default, when the gate did.
 
-    @property
-    def task(self) -> Task:
-        """What the model is asked."""
-        return self.model.task or self.dataset.task
+    Returns:
+        The verdict, and the document of the deployment where there is one.
 
-    def refusal(self) -> str | None:
-        """Return why the model may not be deployed, or None. The records must all speak of one another."""
-        model, evaluation, decision = self.model, self.evaluation, self.decision
-        checks = (
-            (decision.passed, f"the gate refused the model: {decision.reason}"),
-            (decision.model_digest == model.digest, "the decision is on another model"),
-            (evaluation.model_digest == model.digest, "the evaluation is of another model"),
-            (evaluation.digest in decision.parents.values(), "the decision rests on another evaluation"),
-            (evaluation.dataset_digest == self.dataset.digest, "the evaluation used another dataset"),
-            (evaluation.task_digest == self.task.digest, "the evaluation asked another task"),
-            (evaluation.generation.num_crops == model.num_crops, "the evaluation used other num_crops"),
-        )
-        return next((reason for holds, reason in checks if not holds), None)
+    Raises:
+        UserError: the held-out pictures cannot be read, or S3 cannot be reached.
+    """
+    reason = candidate.refusal()
+    if reason:
+        outcome = Outcome(Verification(False, reason))
+    elif asked.target == "kserve":
+        outcome, asked = _on_kserve(candidate, asked, context, storage, decided_at)
+    else:
+        outcome = Outcome(_on_this_machine(candidate, asked, context.artifact_root, storage))
+    verdict = Verdict(outcome.verification.passed, plain_line(outcome.verification.reason))
+    logger.info("deploy: %s", verdict.reason)
+    if not verdict.deployed:
+        return verdict, None
+    document = _document(candidate, asked, context, outcome)
+    write_deployment(storage, context.artifact_root, document)
+    tracking.tag_model_version(candidate.model.mlflow, _tags(document), alias="champion")
+    return verdict, document
 
 
-def _serve_and_verify(
+def _on_kserve(
+    candidate: Candidate,
+    asked: DeployParameters,
+    context: RunContext,
+    storage: Storage,
+    decided_at: datetime | None,
+) -> tuple[Outcome, DeployParameters]:
+    """Roll out on KServe; return the outcome, and the parameters with the namespace that was meant."""
+    # The Kubernetes client takes a second to import, which a local run need not wait for.
+    from components.deploy.cluster import Cluster
+    from components.deploy.kserve import KServeTarget
+
+    try:
+        cluster = Cluster.connect(asked.kserve.namespace)
+    except UserError as error:
+        return Outcome(Verification(False, str(error))), asked
+    target = KServeTarget(
+        cluster=cluster,
+        run_id=context.run_id,
+        decided_at=decided_at or candidate.decision.created_at,
+        previous=present_deployment(storage, context.artifact_root, asked.service_name),
+    )
+    settings = asked.kserve.model_copy(update={"namespace": cluster.namespace})
+    return (
+        target.deploy(candidate, asked, context.artifact_root, storage),
+        asked.model_copy(update={"kserve": settings}),
+    )
+
+
+def _on_this_machine(
     candidate: Candidate, asked: DeployParameters, artifact_root: str, storage: Storage
 ) -> Verification:
     deadline = time.monotonic() + asked.timeout_seconds
@@ -162,7 +184,7 @@ def _serve_and_verify(
         dtype=generation.dtype,
     )
     server = LocalServer(
-        model_uri=_record_uri(candidate.model, artifact_root),
+        model_uri=candidate.record_uris(artifact_root)["model"],
         name=asked.service_name,
         port=asked.port,
         dtype=generation.dtype,
@@ -178,19 +200,16 @@ def _serve_and_verify(
         return Verification(False, str(error))
 
 
-def _record_uri(model: ModelRecord, artifact_root: str) -> str:
-    return index_uri(artifact_root, model.step, model.input_key)
-
-
 def _document(
-    candidate: Candidate, asked: DeployParameters, context: RunContext, found: Verification
+    candidate: Candidate, asked: DeployParameters, context: RunContext, outcome: Outcome
 ) -> Deployment:
+    found, model = outcome.verification, candidate.model
     assert found.example is not None  # noqa: S101 - there is one whenever the verification passed
-    model = candidate.model
+    records = candidate.record_uris(context.artifact_root)
     return Deployment(
         service=asked.service_name,
         target=asked.target,
-        model=ModelReference(digest=model.digest, record_uri=_record_uri(model, context.artifact_root)),
+        model=ModelReference(digest=model.digest, record_uri=records["model"]),
         decision_digest=candidate.decision.digest,
         evaluation_digest=candidate.evaluation.digest,
         dtype=candidate.evaluation.generation.dtype,
@@ -201,6 +220,11 @@ def _document(
         chat_path=CHAT_PATH,
         verified_at=now(),
         run_id=context.run_id,
+        records=records,
+        parameters=asked,
+        rollout=outcome.kind,
+        namespace=asked.kserve.namespace if asked.target == "kserve" else "",
+        inference_service=outcome.manifest,
     )
 
 

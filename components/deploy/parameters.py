@@ -1,12 +1,15 @@
 """The parameters of a deployment, and the document that one leaves behind."""
 
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from components.kserve_parameters import KServeParameters
 from fovea.records import ModelReference
 from fovea.task import FieldValue
+
+_LONGEST_NAME = 40
 
 
 class DeployParameters(BaseModel):
@@ -16,14 +19,24 @@ class DeployParameters(BaseModel):
 
     service_name: str = Field(default="fovea", pattern=r"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$")
     """The service, and the name under which callers ask for the model."""
-    target: Literal["local"] = "local"
-    """Where it is served: ``local``, the model server on this machine."""
+    target: Literal["local", "kserve"] = "local"
+    """Where it is served: ``local``, the model server on this machine; ``kserve``, an InferenceService."""
     port: int = Field(default=0, ge=0, le=65535)
     """The port while it is verified; 0 takes a free one."""
     probes: int = Field(default=8, ge=1, le=256)
     """How many held-out pictures the server is asked about."""
     timeout_seconds: float = Field(default=600.0, gt=0)
-    """For the server's start and its answers, together."""
+    """For a local server's start and its answers, together; on KServe each phase has a limit of its own."""
+    kserve: KServeParameters = KServeParameters()
+    """How it is run and rolled out on KServe."""
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> "DeployParameters":
+        if self.target == "kserve" and len(self.service_name) > _LONGEST_NAME:
+            raise ValueError(
+                f"service_name may have {_LONGEST_NAME} characters on KServe, which makes names of it"
+            )
+        return self
 
 
 class Example(BaseModel):
@@ -60,3 +73,11 @@ class Deployment(BaseModel):
     chat_path: str
     verified_at: datetime
     run_id: str
+    records: dict[str, str] = {}
+    """The records' URIs by name: all that it takes to deploy the same again."""
+    parameters: DeployParameters | None = None
+    rollout: str = ""
+    """On KServe: first, unchanged, canary or recreate."""
+    namespace: str = ""
+    inference_service: dict[str, Any] | None = None
+    """What was applied: the state to come back to."""

@@ -1,6 +1,7 @@
 """Asks a served model about held-out pictures and holds its answers against the evaluation's."""
 
 import base64
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,8 @@ class Expectation:
     task: Task
     max_new_tokens: int
     dtype: str
+    max_answer_seconds: float = math.inf
+    """The 95th percentile of the answers about a single picture."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,21 @@ class Verification:
     asked: int = 0
     agreed: int = 0
     example: Example | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How it went with a service.
+
+    Args:
+        verification: of the new model.
+        kind: first, unchanged, canary or recreate; dry_run where nothing was changed.
+        manifest: what was applied last, to come back to.
+    """
+
+    verification: Verification
+    kind: str = ""
+    manifest: dict[str, Any] | None = None
 
 
 def load_probes(
@@ -211,12 +229,22 @@ def _compare(
         if wrong:
             differing.append((probe, wrong[0]))
     agreed = len(probes) - len(differing)
+    slow = percentile([answer.seconds for answer in chatted])
+    if slow > expected.max_answer_seconds:
+        limit = f"{expected.max_answer_seconds:g} s are allowed"
+        reason = f"answers take {slow:.1f} s (95th percentile of {len(chatted)}), {limit}"
+        return Verification(False, reason, len(probes), agreed, example)
     reason = f"{agreed} of {len(probes)} held-out pictures answered over V1 and chat as in the evaluation"
     if differing:
         probe, answer = differing[0]
         reason += f"; of {probe.row_id} {answer.protocol} says {answer.text!r}, the evaluation {probe.text!r}"
     allowed = _MAY_DIFFER.get(expected.dtype, _MAY_DIFFER_OTHERWISE) * len(probes)
     return Verification(len(differing) <= allowed, reason, len(probes), agreed, example)
+
+
+def percentile(seconds: Sequence[float], fraction: float = 0.95) -> float:
+    """Return the value that ``fraction`` of them do not exceed."""
+    return sorted(seconds)[min(len(seconds) - 1, math.ceil(fraction * len(seconds)) - 1)]
 
 
 def _stranger(answer: _Served, expected: Expectation) -> str | None:

@@ -65,6 +65,7 @@ def preflight(  # noqa: D417
     min_picture_reliance: float,
     service_name: str,
     deploy_target: str,
+    kserve: str,
 ) -> None:
     """Check the run's parameters, S3, MLflow and the base model before anything costs money.
 

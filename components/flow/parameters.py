@@ -8,6 +8,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from components.kserve_parameters import KServeJson
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Column = Annotated[str, Field(min_length=1, max_length=200)]
 # A name that MLflow, S3 keys and Kubernetes objects all take.
@@ -87,7 +89,8 @@ class FinetuneParameters(BaseModel):
 
     # Deployment
     service_name: Name = "fovea"
-    deploy_target: Literal["local"] = "local"
+    deploy_target: Literal["local", "kserve"] = "local"
+    kserve: KServeJson = "{}"
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:

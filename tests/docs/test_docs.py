@@ -189,11 +189,24 @@ def test_the_example_settings_are_settings() -> None:
 def test_the_example_platform_is_read() -> None:
     from fovea.platform import Platform
 
-    (document,) = blocks(REPOSITORY / "docs" / "platform-engineer.md", "yaml")
+    document, _ = blocks(REPOSITORY / "docs" / "platform-engineer.md", "yaml")
     assert Platform.model_validate(yaml.safe_load(document)).fetch_profile("intranet").allowed_ports == (
         80,
         443,
     )
+
+
+def test_the_example_deployment_is_one() -> None:
+    from components.deploy.parameters import DeployParameters
+
+    _, document = blocks(REPOSITORY / "docs" / "platform-engineer.md", "yaml")
+    settings = yaml.safe_load(document)
+    places = {"artifact_root": "s3://a", "base_model": "s3://a/b.json", "source": "a.csv"}
+    stated = validate_settings({**places, **settings})
+    deployed = DeployParameters(
+        service_name=stated.service_name, target=stated.deploy_target, kserve=stated.kserve
+    )
+    assert deployed.kserve.tolerations[0].key == "nvidia.com/gpu"
 
 
 def test_the_example_answer_is_one() -> None:

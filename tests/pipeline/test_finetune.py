@@ -172,7 +172,7 @@ def test_what_settings_allow_every_step_takes(room: type[BaseModel], renamed: di
     settings = FinetuneParameters.model_json_schema()["properties"]
     for name, taken in room.model_json_schema()["properties"].items():
         allowed = settings.get(renamed.get(name, name))
-        if allowed is None:
+        if allowed is None or "$ref" in taken:  # JSON of a model that both read
             continue
         assert allowed["type"] == taken["type"], name
         assert _low(allowed) >= _low(taken), name

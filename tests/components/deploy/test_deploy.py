@@ -100,7 +100,12 @@ def test_records_that_do_not_belong_together(
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"target": "kserve"}, "target: Input should be 'local'"),
+        ({"target": "knative"}, "target: Input should be 'local' or 'kserve'"),
+        ({"kserve": "{"}, "kserve: .*must be a JSON object"),
+        ({"kserve": {"gpu": 1}}, "kserve.gpu: Extra inputs"),
+        ({"kserve": {"traffic_steps": [50, 10]}}, "must grow"),
+        ({"kserve": {"replicas": 2, "max_replicas": 1}}, "max_replicas"),
+        ({"target": "kserve", "service_name": "x" * 41}, "may have 40 characters"),
         ({"port": 70000}, "port"),
         ({"probes": 0}, "probes"),
         ({"service_name": "../x"}, "service_name"),

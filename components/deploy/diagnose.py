@@ -1,0 +1,165 @@
+"""Why a pod does not serve: from its conditions, its containers, its events and its last words."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from components.deploy.cluster import Cluster, Document
+
+_BAD_IMAGE = {"ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}
+_IMAGE = _BAD_IMAGE | {"ErrImagePull", "RegistryUnavailable"}
+_BAD_CONFIGURATION = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
+_CRASHES = 2
+"""So many restarts are no accident any more."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What keeps pods from serving.
+
+    Args:
+        kind: unschedulable, image, out_of_memory, init_container, crash_loop, configuration, quota,
+            not_ready, kserve or waiting.
+        message: one line for people.
+        final: whether waiting longer cannot help.
+    """
+
+    kind: str
+    message: str
+    final: bool = False
+
+
+def diagnose(cluster: Cluster, deployment: Mapping[str, Any], pods: Iterable[Document]) -> Problem | None:
+    """Return the gravest problem of the pods, or that there are none; None where all is well."""
+    found = [problem for pod in pods if (problem := _of_pod(cluster, pod)) is not None]
+    found = found or _of_deployment(deployment)
+    return max(found, key=lambda problem: problem.final, default=None)
+
+
+def of_service(service: Mapping[str, Any] | None) -> Problem:
+    """Return what KServe's controller says about a service that has no pods yet."""
+    status = (service or {}).get("status") or {}
+    states = [status, *status.get("canaryStatuses", [])]
+    for model in (each.get("modelStatus") or {} for each in states):
+        failure = model.get("lastFailureInfo") or {}
+        if model.get("transitionStatus") == "InvalidSpec":
+            words = failure.get("message") or "no reason given"
+            return Problem("kserve", f"KServe refuses the service: {failure.get('reason')}: {words}", True)
+    for condition in status.get("conditions", []):
+        if condition.get("status") == "False" and condition.get("message"):
+            reason = condition.get("reason") or condition["type"]
+            return Problem("kserve", f"KServe says {reason}: {condition['message']}")
+    return Problem(
+        "waiting", "KServe has not made a Deployment yet; see whether its controller runs in Standard mode"
+    )
+
+
+def is_ready(pod: Mapping[str, Any]) -> bool:
+    """Return whether a pod takes requests and is not on its way out."""
+    status = pod.get("status") or {}
+    return _condition(status, "Ready") == "True" and not pod["metadata"].get("deletionTimestamp")
+
+
+def is_scheduled(pod: Mapping[str, Any]) -> bool:
+    """Return whether a pod has found its node."""
+    return _condition(pod.get("status") or {}, "PodScheduled") == "True"
+
+
+def _of_pod(cluster: Cluster, pod: Document) -> Problem | None:
+    if is_ready(pod):
+        return None
+    status, name = pod.get("status") or {}, pod["metadata"]["name"]
+    if status.get("phase") == "Failed":
+        return Problem("evicted", f"pod {name} failed: {status.get('reason')}: {status.get('message')}")
+    scheduled: Document = next(
+        (each for each in status.get("conditions", []) if each["type"] == "PodScheduled"), {}
+    )
+    if scheduled.get("status") == "False":
+        words = scheduled.get("message") or _last_event(cluster, pod, ("FailedScheduling",))
+        return Problem("unschedulable", f"pod {name} finds no node: {words}")
+    for container in status.get("initContainerStatuses", []):
+        problem = _of_init_container(cluster, name, container)
+        if problem is not None:
+            return problem
+    for container in status.get("containerStatuses", []):
+        problem = _of_container(cluster, pod, container)
+        if problem is not None:
+            return problem
+    words = _last_event(cluster, pod, ("Unhealthy", "FailedMount", "FailedScheduling", "Failed"))
+    return Problem("not_ready", f"pod {name} is not ready" + (f": {words}" if words else ""))
+
+
+def _of_init_container(cluster: Cluster, pod: str, container: Document) -> Problem | None:
+    ended = _ended(container)
+    if not ended or ended.get("exitCode") == 0:
+        return _of_waiting(pod, container)
+    who = "storage initialiser" if container["name"] == "storage-initializer" else f"init {container['name']}"
+    return Problem(
+        "init_container",
+        f"the {who} of pod {pod} fails (exit {ended.get('exitCode')}): {_words(cluster, pod, container)}",
+        _is_crashing(container),
+    )
+
+
+def _of_container(cluster: Cluster, pod: Document, container: Document) -> Problem | None:
+    name, ended = pod["metadata"]["name"], _ended(container)
+    if ended and ended.get("reason") == "OOMKilled":
+        limits = [each.get("resources", {}).get("limits", {}) for each in pod["spec"]["containers"]]
+        memory = next((limit["memory"] for limit in limits if "memory" in limit), "its node's memory")
+        return Problem("out_of_memory", f"pod {name} was killed for want of memory ({memory})", True)
+    if ended and ended.get("exitCode") != 0:
+        words = _words(cluster, name, container)
+        times = container.get("restartCount", 0)
+        message = f"the server in pod {name} ends with {ended.get('exitCode')} ({times} restarts): {words}"
+        return Problem("crash_loop", message, _is_crashing(container))
+    return _of_waiting(name, container)
+
+
+def _of_waiting(pod: str, container: Document) -> Problem | None:
+    waiting = (container.get("state") or {}).get("waiting") or {}
+    reason, words = waiting.get("reason", ""), waiting.get("message", "")
+    if reason in _IMAGE:
+        message = f"the image {container.get('image')} of pod {pod} cannot be pulled: {words or reason}"
+        return Problem("image", message, reason in _BAD_IMAGE)
+    if reason in _BAD_CONFIGURATION:
+        return Problem("configuration", f"the container of pod {pod} cannot be made: {words or reason}", True)
+    return None
+
+
+def _of_deployment(deployment: Mapping[str, Any]) -> list[Problem]:
+    conditions = (deployment.get("status") or {}).get("conditions", [])
+    return [
+        Problem("quota", f"no pod can be made: {each.get('message')}", True)
+        for each in conditions
+        if each["type"] == "ReplicaFailure" and each["status"] == "True"
+    ]
+
+
+def _ended(container: Document) -> Document:
+    state = (container.get("state") or {}).get("terminated")
+    return state or (container.get("lastState") or {}).get("terminated") or {}
+
+
+def _is_crashing(container: Document) -> bool:
+    waiting = (container.get("state") or {}).get("waiting") or {}
+    return waiting.get("reason") == "CrashLoopBackOff" or container.get("restartCount", 0) >= _CRASHES
+
+
+def _words(cluster: Cluster, pod: str, container: Document) -> str:
+    is_again = not (container.get("state") or {}).get("terminated")
+    return (
+        cluster.log(pod, container["name"], previous=is_again)
+        or _ended(container).get("message")
+        or "it said nothing"
+    )
+
+
+def _last_event(cluster: Cluster, pod: Document, reasons: Sequence[str]) -> str:
+    events = cluster.list("events", fieldSelector=f"involvedObject.uid={pod['metadata']['uid']}")
+    told = [each for each in events if each.get("reason") in reasons]
+    told.sort(key=lambda each: each.get("lastTimestamp") or each.get("eventTime") or "")
+    return str(told[-1].get("message", "")) if told else ""
+
+
+def _condition(status: Mapping[str, Any], kind: str) -> str:
+    return next((str(each["status"]) for each in status.get("conditions", []) if each["type"] == kind), "")

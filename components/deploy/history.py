@@ -1,0 +1,69 @@
+"""The documents of a service's deployments: the present one, and those before it."""
+
+from collections.abc import Iterator
+
+from components.deploy.parameters import Deployment
+from fovea.errors import UserError
+from fovea.storage import Storage, join_uri
+
+_WITHDRAWN = "withdrawn"
+
+
+def deployment_uri(artifact_root: str, service_name: str) -> str:
+    """Return where the document of a service's deployment lies."""
+    return join_uri(artifact_root, "deployments", f"{service_name}.json")
+
+
+def write_deployment(storage: Storage, artifact_root: str, document: Deployment) -> str:
+    """Write a document into the service's history, and then as its present one; return the latter's URI."""
+    text = (document.model_dump_json(indent=2) + "\n").encode()
+    storage.write_bytes(_history_uri(artifact_root, document, "deployment.json"), text)
+    uri = deployment_uri(artifact_root, document.service)
+    storage.write_bytes(uri, text)
+    return uri
+
+
+def present_deployment(storage: Storage, artifact_root: str, service_name: str) -> Deployment | None:
+    """Return what a service stands for, or None."""
+    uri = deployment_uri(artifact_root, service_name)
+    return Deployment.model_validate_json(storage.read_bytes(uri)) if storage.exists(uri) else None
+
+
+def present_deployments(storage: Storage, artifact_root: str) -> Iterator[Deployment]:
+    """Yield what every service stands for, in the order of their names."""
+    prefix = join_uri(artifact_root, "deployments", "")
+    for uri in storage.list(prefix):
+        if "/" not in uri.removeprefix(prefix):
+            yield Deployment.model_validate_json(storage.read_bytes(uri))
+
+
+def withdraw(storage: Storage, artifact_root: str, document: Deployment) -> None:
+    """Mark a deployment as one to which no rollback returns."""
+    storage.write_bytes(_history_uri(artifact_root, document, _WITHDRAWN), b"{}\n")
+
+
+def champion_before(storage: Storage, artifact_root: str, present: Deployment) -> Deployment:
+    """Return the last verified deployment of another model than the present one.
+
+    Raises:
+        UserError: there is none.
+    """
+    prefix = join_uri(artifact_root, "deployments", present.service, "")
+    uris = list(storage.list(prefix))
+    withdrawn = {uri.rsplit("/", 1)[0] for uri in uris if uri.endswith(f"/{_WITHDRAWN}")}
+    earlier = [
+        Deployment.model_validate_json(storage.read_bytes(uri))
+        for uri in uris
+        if uri.endswith("/deployment.json") and uri.rsplit("/", 1)[0] not in withdrawn
+    ]
+    fitting = [each for each in earlier if each.records and each.model.digest != present.model.digest]
+    if not fitting:
+        raise UserError(
+            f"{present.service}: no earlier deployment of another model is known under {artifact_root}; "
+            "deploy one by a run of the pipeline"
+        )
+    return max(fitting, key=lambda each: each.verified_at)
+
+
+def _history_uri(artifact_root: str, document: Deployment, name: str) -> str:
+    return join_uri(artifact_root, "deployments", document.service, document.run_id, name)

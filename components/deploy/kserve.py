@@ -1,0 +1,79 @@
+"""A deployment on KServe: the rollout, with what it needs of the records."""
+
+import logging
+from dataclasses import dataclass
+from datetime import datetime
+
+from components.deploy.candidate import Candidate
+from components.deploy.cluster import Cluster, ClusterError
+from components.deploy.lease import Lease, LeaseLostError
+from components.deploy.manifest import Served
+from components.deploy.parameters import Deployment, DeployParameters
+from components.deploy.questions import HeldOutQuestions
+from components.deploy.rollout import Rollout
+from components.deploy.verify import Expectation, Outcome, Verification, load_probes
+from fovea.storage import Storage
+
+logger = logging.getLogger("fovea")
+
+
+@dataclass(frozen=True)
+class KServeTarget:
+    """Where and when a model is rolled out.
+
+    Args:
+        cluster: with the namespace.
+        run_id: the run that deploys.
+        decided_at: of two deployments at once the one that was decided earlier makes way.
+        previous: the last verified deployment of the service.
+    """
+
+    cluster: Cluster
+    run_id: str
+    decided_at: datetime
+    previous: Deployment | None = None
+
+    def deploy(
+        self, candidate: Candidate, asked: DeployParameters, artifact_root: str, storage: Storage
+    ) -> Outcome:
+        """Roll the model out, and verify it; what is in the way is an outcome, not an exception.
+
+        Raises:
+            UserError: the held-out pictures cannot be read.
+        """
+        settings, generation = asked.kserve, candidate.evaluation.generation
+        questions = HeldOutQuestions(
+            load_probes(storage, candidate.dataset, candidate.evaluation, asked.probes),
+            Expectation(
+                name=asked.service_name,
+                model_digest=candidate.decision.model_digest,
+                task=candidate.task,
+                max_new_tokens=generation.max_new_tokens,
+                dtype=generation.dtype,
+                max_answer_seconds=settings.max_answer_seconds,
+            ),
+            settings.max_error_rate,
+        )
+        served = Served(
+            service=asked.service_name,
+            digest=candidate.decision.model_digest,
+            record_uri=candidate.record_uris(artifact_root)["model"],
+            dtype=generation.dtype,
+        )
+        lease = Lease(
+            self.cluster, asked.service_name, self.run_id, self.decided_at, seconds=settings.lease_seconds
+        )
+        try:
+            with lease.held():
+                rollout = Rollout(
+                    self.cluster, served, settings, questions, lease, previous=self._last_applied()
+                )
+                return rollout.run()
+        except (LeaseLostError, ClusterError) as error:
+            return Outcome(Verification(False, str(error)))
+
+    def _last_applied(self) -> dict[str, object] | None:
+        previous = self.previous
+        if previous is None or previous.namespace != self.cluster.namespace:
+            return None
+        return previous.inference_service

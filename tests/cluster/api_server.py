@@ -1,0 +1,59 @@
+"""A real API server for the session's tests, one for all workers."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+ENVTEST = Path(__file__).resolve().parents[3] / "shared" / "envtest"
+"""Scripts that start etcd and kube-apiserver with KServe's CRDs, where a checkout has them beside it."""
+
+
+@contextmanager
+def api_server(folder: Path) -> Iterator[Path]:
+    """Give the kubeconfig of a server that the workers share: the first starts it, the last stops it.
+
+    A running one is taken where ``USE_EXISTING_CLUSTER`` is ``true`` and ``KUBECONFIG`` names it, the
+    convention of controller-runtime's envtest.
+    """
+    if os.environ.get("USE_EXISTING_CLUSTER") == "true":
+        yield Path(os.environ["KUBECONFIG"])
+        return
+    if not (ENVTEST / "start.sh").is_file():
+        pytest.skip(f"there is no API server to test against ({ENVTEST} is absent)")
+    state, run = folder / "envtest.json", folder / "envtest"
+    with FileLock(folder / "envtest.lock"):
+        users = json.loads(state.read_text()) if state.exists() else 0
+        if users == 0:
+            _start(run)
+        state.write_text(json.dumps(users + 1))
+    try:
+        yield run / "kubeconfig"
+    finally:
+        with FileLock(folder / "envtest.lock"):
+            users = json.loads(state.read_text()) - 1
+            state.write_text(json.dumps(users))
+            if users == 0:
+                subprocess.run([ENVTEST / "stop.sh", run], check=False, capture_output=True)
+
+
+def _start(run: Path) -> None:
+    crds = sorted((ENVTEST / "crds" / "kserve").glob("*.yaml"))
+    command = [ENVTEST / "start.sh", run, "--controllers", "--strict", *crds]
+    started = subprocess.run(command, check=False, capture_output=True, text=True)
+    kubeconfig = run / "kubeconfig"
+    if started.returncode == 0:
+        return
+    # On a busy machine the aggregated API may take longer than the script waits.
+    check = ["kubectl", "--kubeconfig", kubeconfig, "wait", "--for=condition=Available", "--timeout=120s"]
+    waited = subprocess.run(
+        [*check, "apiservice/v1beta1.serving.kserve.io"], check=False, capture_output=True, text=True
+    )
+    if waited.returncode:
+        subprocess.run([ENVTEST / "stop.sh", run], check=False, capture_output=True)
+        pytest.skip(f"the API server does not start here: {(started.stderr + waited.stderr)[-300:]}")
