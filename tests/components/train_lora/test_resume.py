@@ -1,0 +1,149 @@
+"""A training that was killed goes on, and its adapter is that of a training that was not."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.train_lora.checkpoints import Checkpoints, read_checkpoint
+from fovea.errors import UserError
+from fovea.records import AdapterRecord
+from fovea.storage import Storage
+from tests.components.train_lora.inputs import QUICK, Inputs
+from tests.tiny_model import write_tiny_model
+
+LONG: dict[str, Any] = {
+    # Everything that a checkpoint has to carry: dropout draws from the random state, evaluations look for the
+    # best, and 5 steps of 2 batches make an epoch whose last step has one.
+    "epochs": 4.0,
+    "dropout": 0.2,
+    "batch_size": 4,
+    "device_batch_size": 2,
+    "evaluation_steps": 3,
+    "answered_samples": 1,
+    "keep": "best_loss",
+    "checkpoint_minutes": 1e-9,
+}
+STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def inputs(s3: str, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Inputs:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return Inputs(s3, tmp_path, model, {"train": 18, "validation": 4})
+
+
+def killed(inputs: Inputs, step: int, number: signal.Signals, **parameters: Any) -> str:
+    """Run a training that dies at ``step``; return its output."""
+    script = Path(__file__).with_name("die.py")
+    given = json.dumps(QUICK | LONG | parameters)
+    command = [
+        sys.executable,
+        script,
+        inputs.folder,
+        f"{inputs.root}/killed",
+        str(step),
+        str(int(number)),
+        given,
+    ]
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, cwd=Path(__file__).parents[3], timeout=300
+    )
+    assert done.returncode != 0, done.stdout
+    return done.stdout + done.stderr
+
+
+def records(inputs: Inputs) -> list[str]:
+    listed = Storage().list(f"{inputs.root}/killed/checkpoints/")
+    return sorted(uri for uri in listed if uri.count("/") == inputs.root.count("/") + 5)
+
+
+def told(record: AdapterRecord) -> tuple[float | None, ...]:
+    return record.steps, record.epochs, record.train_loss, record.validation_loss
+
+
+def test_a_killed_training_goes_on_bit_for_bit(inputs: Inputs, capfd: pytest.CaptureFixture[str]) -> None:
+    undisturbed = inputs.train(root=f"{inputs.root}/undisturbed", **LONG)
+    assert undisturbed.steps == STEPS
+    assert not list(Storage().list(f"{inputs.root}/undisturbed/checkpoints/"))
+
+    # No grace: what is there is the checkpoint after the step before.
+    killed(inputs, 7, signal.SIGKILL)
+    assert [Path(uri).name[:8] for uri in records(inputs)] == ["00000005", "00000006"]
+
+    # With grace: the step is ended and saved, whatever the clock says.
+    said = killed(inputs, 13, signal.SIGTERM, checkpoint_minutes=0)
+    assert "goes on from the checkpoint of step 6 of 20" in said
+    newest = read_checkpoint(Storage(), records(inputs)[-1])
+    assert newest.step == 13
+    failure = json.loads(Storage().read_bytes(f"{inputs.root}/killed/runs/killed/failure.json"))
+    assert failure["kind"] == "Interrupted"
+    assert {entry.path for entry in newest.files} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "best.json",
+        "best.safetensors",
+        "optimizer.pt",
+        "README.md",
+        "rng_state.pth",
+        "scheduler.pt",
+        "trainer_state.json",
+    }
+
+    # A broken one is passed over for the one before.
+    entry = next(entry for entry in newest.files if entry.path == "optimizer.pt")
+    Storage().write_bytes(newest.uri + entry.path, b"cut off")
+    capfd.readouterr()
+    resumed = inputs.train("resumed", root=f"{inputs.root}/killed", **LONG)
+    said = capfd.readouterr().out
+    assert "passed over a checkpoint" in said
+    assert "goes on from the checkpoint of step 6 of 20" in said
+    assert resumed.files == undisturbed.files
+    assert told(resumed) == told(undisturbed)
+    assert not list(Storage().list(f"{inputs.root}/killed/checkpoints/"))
+
+
+@pytest.mark.prove
+@pytest.mark.timeout(1800)
+def test_killed_at_ten_random_steps_bit_for_bit(inputs: Inputs) -> None:
+    undisturbed = inputs.train(root=f"{inputs.root}/undisturbed", **LONG)
+    chosen = random.Random(5)  # noqa: S311
+    for number in range(10):
+        begun = max((int(Path(uri).name[:8]) for uri in records(inputs)), default=0)
+        step = chosen.randint(begun + 1, begun + 3)
+        killed(inputs, min(step, STEPS), chosen.choice([signal.SIGKILL, signal.SIGTERM]))
+        if number == 4:
+            # Not every kill comes right after a checkpoint.
+            killed(inputs, min(step + 2, STEPS), signal.SIGKILL, checkpoint_minutes=0)
+    resumed = inputs.train("resumed", root=f"{inputs.root}/killed", **LONG)
+    assert resumed.files == undisturbed.files
+    assert told(resumed) == told(undisturbed)
+
+
+def test_a_checkpoint_of_other_inputs_is_refused_with_the_difference(inputs: Inputs) -> None:
+    killed(inputs, 3, signal.SIGKILL)
+    uri = records(inputs)[-1]
+    with pytest.raises(
+        UserError, match=r"other inputs: rank was 4 and is 8, alpha was 32.0 and is 16.0;"
+    ) as refused:
+        inputs.train(
+            "other", root=f"{inputs.root}/killed", **LONG | {"resume_from": uri, "rank": 8, "alpha": 16.0}
+        )
+    assert "learning_rate" not in str(refused.value)
+    assert inputs.report("failure", "other", root=f"{inputs.root}/killed")["kind"] == "user"
+    # Found by its inputs alone, it is not found by others.
+    record = read_checkpoint(Storage(), uri)
+    other = record.inputs.model_copy(update={"input_key": "1" * 64})
+    assert Checkpoints(Storage(), f"{inputs.root}/killed", other).newest(inputs.folder / "none") is None
+    with pytest.raises(UserError, match="no such object"):
+        inputs.train("none", **LONG | {"resume_from": f"{inputs.root}/none.json"})
