@@ -24,7 +24,7 @@ def serve(
     ] = "fovea",
     state: Annotated[Path, typer.Option(help="The folder of local runs.", metavar="DIR")] = Path(".fovea"),
 ) -> None:
-    """Serve a model: KServe's V1 protocol and OpenAI's chat completions, until Ctrl-C.
+    """Serve a model over KServe's V1 and V2 and OpenAI's chat completions, with a page at /, until Ctrl-C.
 
     Without --model it is the one that the last run on this machine deployed.
 
