@@ -162,7 +162,8 @@ class _Preparation:
             tokenizer = Tokenizer(fetch_tokenizer(self._base, self._storage), self._wanted.num_crops)
             count_tokens(workspace, self._task, tokenizer)
         self._split(workspace)
-        sizes = ", ".join(f"{split} {rows}" for split, (rows, _) in workspace.splits().items())
+        splits = workspace.splits()
+        sizes = ", ".join(f"{split} {splits.get(split, (0, 0))[0]}" for split in SPLITS)
         logger.info("%s: %s rows; left out: %s", STEP, sizes, told(workspace.dropped()) or "none")
 
     def _fetch(self, workspace: Workspace, folder: Path, attempt: Attempt) -> None:
