@@ -30,6 +30,9 @@ _PLURALS = {
     "events": "/api/v1",
 }
 _PASSING = {429, 500, 502, 503, 504}
+_MISFIT = "failed to create typed patch object"
+"""What a server-side apply says, with 500, of fields that the schema does not know."""
+
 _APPLY = "application/apply-patch+yaml"
 
 logger = logging.getLogger("fovea")
@@ -176,7 +179,7 @@ class Cluster:
             except client.ApiException as error:
                 if error.status == 404 and method != "POST":
                     return None
-                if error.status not in _PASSING:
+                if error.status not in _PASSING or _MISFIT in str(error.body):
                     raise self._explained(error, method, plural, name) from error
                 last = f"{error.status} {error.reason}"
             except urllib3.exceptions.HTTPError as error:

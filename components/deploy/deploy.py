@@ -233,4 +233,6 @@ def _tags(document: Deployment) -> dict[str, str]:
         "fovea.deployed": document.service,
         "fovea.deployed_at": document.verified_at.isoformat(),
         "fovea.deployed_by_run": document.run_id,
+        "fovea.evaluation": document.evaluation_digest,
+        "fovea.decision": document.decision_digest,
     }

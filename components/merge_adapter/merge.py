@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from components.merge_adapter.card import model_card
 from components.merge_adapter.files import copy_files
 from components.merge_adapter.lora import LoraAdapter
 from components.merge_adapter.shards import Place, merge_file, places
@@ -18,7 +19,7 @@ from fovea.steps import Attempt, RunContext, parse_parameters, reporting_failure
 from fovea.storage import Storage
 
 STEP = "merge_adapter"
-VERSION = 1
+VERSION = 2
 
 logger = logging.getLogger("fovea")
 
@@ -116,6 +117,7 @@ def _merge(
     adapter_folder = fetch(adapter, progress=attempt.progress("fetching the adapter"))
     changed = merge_folders(base_folder, adapter_folder, attempt.payload, attempt)
     copy_files(base_folder, attempt.payload, adapter.num_crops, adapter.task)
+    (attempt.payload / "README.md").write_text(model_card(adapter, base, len(changed)))
     if asked.verify:
         logger.info("merge_adapter: comparing the merged model with base and adapter")
         stored = next(iter(changed.values())).dtype

@@ -1,9 +1,10 @@
 """The base's safetensors files, written again with some tensors changed and everything else as it was.
 
 A merged tensor has the shape and dtype of the one it replaces, so a merged file has the layout of its
-original, byte for byte: it is copied, and the changed tensors are written over their old places. What is not
-touched is therefore bit-identical, and memory is bounded by the largest changed tensor (a few times, since
-the sum is made in float32) and the adapter, not by the model.
+original, byte for byte: it is copied from one end to the other, and each changed tensor takes the place of
+its old one on the way. What is not touched is therefore bit-identical, everything is read and written once,
+and memory is bounded by the largest changed tensor (a few times, since the sum is made in float32) and the
+adapter, not by the model: nothing is mapped, whose pages would stay resident.
 """
 
 import json
@@ -12,11 +13,16 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import safe_open
 
 from components.merge_adapter.lora import LoraAdapter
+from fovea.errors import UserError
+
+_CHUNK = 16 << 20
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -53,12 +59,27 @@ def places(path: Path) -> Mapping[str, Place]:
 
 def merge_file(source: Path, target: Path, adapter: LoraAdapter) -> int:
     """Write ``source`` to ``target`` with the adapter's tensors merged; return how many there were."""
-    shutil.copyfile(source, target)
-    changed = {name: place for name, place in places(source).items() if name in adapter.pairs}
-    with safe_open(source, framework="pt") as base, target.open("r+b") as out:
-        for name, place in changed.items():
-            merged = adapter.merged(name, base.get_tensor(name)).contiguous()
-            out.seek(place.begin)
+    changed = [(name, place) for name, place in places(source).items() if name in adapter.pairs]
+    with source.open("rb") as base, target.open("wb") as out:
+        for name, place in sorted(changed, key=lambda each: each[1].begin):
+            _copy(base, out, place.begin - base.tell())
+            merged = adapter.merged(name, _read(base, place)).contiguous()
             if out.write(merged.view(torch.uint8).numpy().data) != place.end - place.begin:
                 raise AssertionError(f"{name}: the merged tensor is not as long as the base's")
+        shutil.copyfileobj(base, out, _CHUNK)
     return len(changed)
+
+
+def _read(file: BinaryIO, place: Place) -> torch.Tensor:
+    data = bytearray(place.end - place.begin)
+    file.readinto(data)  # type: ignore[attr-defined]
+    return torch.frombuffer(data, dtype=_DTYPES[place.dtype]).view(place.shape)
+
+
+def _copy(source: BinaryIO, target: BinaryIO, count: int) -> None:
+    while count > 0:
+        data = source.read(min(count, _CHUNK))
+        if not data:
+            raise UserError(f"{source.name}: ends too early; import the base model again")
+        target.write(data)
+        count -= len(data)
