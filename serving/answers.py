@@ -10,20 +10,23 @@ def confidences(answer: Answer) -> dict[str, float] | None:
     return None
 
 
-def fields_of(answer: Answer, min_confidence: float) -> FieldValues | None:
-    """Return the fields, null where the confidence is below ``min_confidence``.
+def check_confidence(min_confidence: float) -> None:
+    """Refuse a least confidence where there are none to hold against it, before anything is generated.
 
     Raises:
-        RequestError: a confidence is asked for, and this model has none.
+        RequestError: it is above 0, and the model was not calibrated.
     """
-    if answer.fields is None:
-        return None
-    known = confidences(answer)
-    if min_confidence > 0 and known is None:
+    if min_confidence > 0:
         raise RequestError(
             "min_confidence: this model gives no confidences; leave it out", param="min_confidence"
         )
-    sure = known or {}
+
+
+def fields_of(answer: Answer, min_confidence: float) -> FieldValues | None:
+    """Return the fields, null where the confidence is below ``min_confidence``."""
+    if answer.fields is None:
+        return None
+    sure = confidences(answer) or {}
     return {
         name: value if sure.get(name, 1.0) >= min_confidence else None
         for name, value in answer.fields.items()

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from fovea.inference import Answer
 from fovea.task import PriceField
-from serving.answers import confidences, fields_of
+from serving.answers import check_confidence, confidences, fields_of
 from serving.errors import OPENAI_PREFIX, RequestError, error_response
 from serving.model import Question, ServedModel
 from serving.openapi import errors, json_body
@@ -79,6 +79,7 @@ def openai_router(served: ServedModel) -> APIRouter:
         asked = await read_body(request, ChatRequest)
         _check_model(served, asked.model)
         _refuse_what_is_not_offered(asked, served)
+        check_confidence(asked.min_confidence)
         prompt, pictures = chat_prompt(asked.messages, served.predictor.task.question)
         note(request, pictures=len(pictures))
         question = Question(prompt, pictures, asked.max_new_tokens)

@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from fovea.inference import Answer
-from serving.answers import confidences, fields_of
+from serving.answers import check_confidence, confidences, fields_of
 from serving.errors import RequestError
 from serving.kserve_api import DataPlane, V1Endpoints
 from serving.model import Question, ServedModel
@@ -68,6 +68,7 @@ async def predictions(
     Raises:
         RequestError: there is an answer to none.
     """
+    check_confidence(min_confidence)
     prompt = served.predictor.task.prompt()
     note(request, pictures=len(pictures))
     asked = [Question(prompt, [picture], max_new_tokens) for picture in pictures]

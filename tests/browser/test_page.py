@@ -152,30 +152,30 @@ def test_it_fits_the_screen(
         keep(page, "page-narrow-dark.png")
 
 
-def test_nothing_in_an_answer_runs(page: Browser, scarf: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server that asks for a key, and whose answers do something where they are taken for markup."""
+    folder = tmp_path_factory.mktemp("guarded")
+    (folder / "keys").write_text(f"shop: {KEY}")
     answer = f"Product: {HOSTILE} {'W' * 150}, Category: <b>SCARVES</b>, Full Price: 120.0"
-    with serve(tmp_path, answer) as server:
-        page.open(server.address + "/", width=320)
-        choose(page, scarf)
-        assert HOSTILE in text(page, "fields")
-        assert page.evaluate("document.title") == "Fovea: ask about a picture"
-        assert page.evaluate("document.querySelectorAll('#answer img, #answer b').length") == 0
-        assert page.evaluate("document.documentElement.scrollWidth") <= 320
+    with serve(folder, answer, "--api-keys", str(folder / "keys")) as started:
+        yield started
 
 
-def test_a_key_is_asked_for(page: Browser, scarf: Path, tmp_path: Path) -> None:
-    keys = tmp_path / "keys"
-    keys.mkdir()
-    (keys / "shop").write_text(KEY)
-    with serve(tmp_path, ANSWER, "--api-keys", str(keys)) as server:
-        page.open(server.address + "/")
-        choose(page, scarf)
-        assert "401" in text(page, "status")
-        assert page.evaluate("document.getElementById('keyed').hidden") is False
-        page.evaluate(f"document.getElementById('key').value = '{KEY}'")
-        choose(page, scarf)
-        assert "product\n" in text(page, "fields")
-        assert text(page, "model").startswith("fovea, sha256:")
+def test_a_key_is_asked_for_and_nothing_in_an_answer_runs(
+    page: Browser, guarded: RunningServer, scarf: Path
+) -> None:
+    page.open(guarded.address + "/", width=320)
+    choose(page, scarf)
+    assert "401" in text(page, "status")
+    assert page.evaluate("document.getElementById('keyed').hidden") is False
+    page.evaluate(f"document.getElementById('key').value = '{KEY}'")
+    choose(page, scarf)
+    assert HOSTILE in text(page, "fields")
+    assert text(page, "model").startswith("fovea, sha256:")
+    assert page.evaluate("document.title") == "Fovea: ask about a picture"
+    assert page.evaluate("document.querySelectorAll('#answer img, #answer b').length") == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
 
 
 def test_pictures_can_be_dropped(page: Browser, server: RunningServer, tmp_path: Path) -> None:

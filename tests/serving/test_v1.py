@@ -136,6 +136,7 @@ def instance(image: Any) -> dict[str, Any]:
         ({**instance({"b64": GOOD}), "parameters": {"temperature": 1}}, "parameters.temperature"),
         ({"instances": [{"image": {"b64": "?"}}, {"image": {"b64": "!"}}]}, "instances[0].image"),
         ({**instance({"b64": GOOD}), "parameters": {"min_confidence": 2}}, "parameters.min_confidence"),
+        ({**instance({"b64": GOOD}), "parameters": {"min_confidence": 0.5}}, "gives no confidences"),
     ],
 )
 def test_nonsense_is_refused_with_its_reason(server: RunningServer, body: Any, message: str) -> None:

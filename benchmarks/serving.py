@@ -1,0 +1,310 @@
+"""The server under load, against the same model behind a plain KServe model.
+
+    python -m benchmarks.serving compare FOLDER
+
+FOLDER holds a model, such as the one that the last local run made. Both servers answer the same pictures, in
+turn, each on its own; the plain one prepares and generates one request after the other, on the event loop.
+Closed loop: so many clients, each of which asks again once it is answered. Open loop: requests arrive by
+chance (a Poisson process) at a share of the server's own closed-loop throughput, answered or not. The bound
+is what the library answers in batches without any server: nothing in front of it can be faster.
+"""
+
+import asyncio
+import base64
+import io
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from benchmarks.workload import Device, Type, device_name
+from fovea.errors import UserError
+
+CLIENTS = [1, 4, 16, 64]
+SHARES = [0.5, 0.9, 1.5]
+_PATH = "/v1/models/fovea:predict"
+_PICTURES = 64
+_BOUND_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Load:
+    """One row: a server under one load. Times are in seconds; ``refused`` are the answers 429."""
+
+    server: str
+    load: str
+    seconds: float
+    answers: int
+    refused: int
+    failed: int
+    answers_per_second: float
+    p50: float | None = None
+    p95: float | None = None
+    p99: float | None = None
+
+
+def bodies(side: int) -> list[bytes]:
+    """Requests about pictures that differ, JPEG files of ``side`` pixels square."""
+    from PIL import Image
+
+    made = []
+    for number in range(_PICTURES):
+        noise = Image.effect_noise((side // 8, side // 8), 60 + number % 40).resize((side, side))
+        file = io.BytesIO()
+        Image.merge("RGB", [noise, noise.rotate(90), noise.rotate(180)]).save(file, "JPEG")
+        picture = base64.b64encode(file.getvalue()).decode()
+        made.append(json.dumps({"instances": [{"image": {"b64": picture}}]}).encode())
+    return made
+
+
+def bound(folder: Path, device: str, dtype: str, requests: Sequence[bytes]) -> float:
+    """Pictures a second that the library answers in batches, decoding and cutting included."""
+    from PIL import Image
+
+    from fovea.inference import Predictor
+
+    predictor = Predictor.load(folder, device=device, dtype=dtype)
+
+    def images() -> list[Image.Image]:
+        files = [base64.b64decode(json.loads(each)["instances"][0]["image"]["b64"]) for each in requests]
+        return [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
+
+    predictor.answer(images()[:_BOUND_BATCH], batch_size=_BOUND_BATCH)
+    started = time.perf_counter()
+    predictor.answer(images(), batch_size=_BOUND_BATCH)
+    return len(requests) / (time.perf_counter() - started)
+
+
+class Loader:
+    """Asks a server, and writes down how long each answer took."""
+
+    def __init__(self, client: httpx.AsyncClient, requests: Sequence[bytes]) -> None:
+        self._client = client
+        self._requests = requests
+        self._next = 0
+        self.times: list[float] = []
+        self.refused = 0
+        self.failed = 0
+
+    async def ask(self) -> None:
+        """Ask about the next picture."""
+        body = self._requests[self._next % len(self._requests)]
+        self._next += 1
+        started = time.perf_counter()
+        try:
+            response = await self._client.post(_PATH, content=body)
+        except httpx.TransportError:
+            self.failed += 1
+            return
+        if response.status_code == 200:
+            self.times.append(time.perf_counter() - started)
+        elif response.status_code == 429:
+            self.refused += 1
+        else:
+            self.failed += 1
+
+    async def closed(self, clients: int, seconds: float) -> None:
+        """So many clients, each asking again once it is answered."""
+        end = time.perf_counter() + seconds
+
+        async def one() -> None:
+            while time.perf_counter() < end:
+                await self.ask()
+
+        await asyncio.gather(*(one() for _ in range(clients)))
+
+    async def open(self, per_second: float, seconds: float, seed: int = 0) -> None:
+        """Requests that arrive by chance, whether others are answered or not."""
+        lot, tasks = random.Random(seed), set[asyncio.Task[None]]()  # noqa: S311
+        end = time.perf_counter() + seconds
+        arrival = time.perf_counter()
+        while (arrival := arrival + lot.expovariate(per_second)) < end:
+            await asyncio.sleep(max(0.0, arrival - time.perf_counter()))
+            tasks.add(asyncio.create_task(self.ask()))
+        await asyncio.gather(*tasks)
+
+
+async def measure(
+    server: str,
+    load: str,
+    address: str,
+    requests: Sequence[bytes],
+    work: Callable[[Loader], Awaitable[None]],
+) -> Load:
+    """Put a load on a server; the time counts until the last answer."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+    async with httpx.AsyncClient(base_url=address, timeout=600, limits=limits, trust_env=False) as client:
+        loader = Loader(client, requests)
+        started = time.perf_counter()
+        await work(loader)
+        taken = time.perf_counter() - started
+    times = sorted(loader.times)
+    cuts = statistics.quantiles(times, n=100, method="inclusive") if len(times) > 1 else None
+    return Load(
+        server=server,
+        load=load,
+        seconds=taken,
+        answers=len(times),
+        refused=loader.refused,
+        failed=loader.failed,
+        answers_per_second=len(times) / taken,
+        p50=cuts[49] if cuts else None,
+        p95=cuts[94] if cuts else None,
+        p99=cuts[98] if cuts else None,
+    )
+
+
+@contextmanager
+def started(command: Sequence[str]) -> Iterator[str]:
+    """Run a server for the block and give its address."""
+    with tempfile.TemporaryDirectory() as name:
+        address, log = Path(name) / "address", Path(name) / "log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(  # noqa: S603
+                [sys.executable, "-m", *command, "--address-file", str(address)],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+            )
+        try:
+            while not address.exists():
+                if process.poll() is not None:
+                    raise UserError(f"the server did not start: {log.read_text()[-500:]}")
+                time.sleep(0.1)
+            yield address.read_text()
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def loads(
+    server: str, address: str, requests: Sequence[bytes], clients: Sequence[int], seconds: float
+) -> Iterator[Load]:
+    """Measure one server under all loads."""
+    asyncio.run(measure(server, "", address, requests, lambda each: each.closed(4, min(3.0, seconds))))
+    best = 0.0
+    for number in clients:
+        row = asyncio.run(
+            measure(
+                server,
+                f"closed, {number}",
+                address,
+                requests,
+                lambda each, number=number: each.closed(number, seconds),  # type: ignore[misc]
+            )
+        )
+        best = max(best, row.answers_per_second)
+        yield row
+    for share in SHARES:
+        yield asyncio.run(
+            measure(
+                server,
+                f"open, {share:g} x capacity",
+                address,
+                requests,
+                lambda each, share=share: each.open(share * best, seconds),  # type: ignore[misc]
+            )
+        )
+
+
+def table(rows: Sequence[Load], best: float, about: str) -> Table:
+    """The rows for people."""
+    made = Table(title=f"Answers under load\n{about}")
+    made.caption = f"The bound: the library alone answers {best:.3g} a second, in batches of {_BOUND_BATCH}."
+    for heading in (
+        "server",
+        "load",
+        "answers/s",
+        "of the bound",
+        "p50 ms",
+        "p95 ms",
+        "p99 ms",
+        "429",
+        "failed",
+    ):
+        made.add_column(heading, justify="left" if heading in ("server", "load") else "right")
+    for row in rows:
+        made.add_row(
+            row.server,
+            row.load,
+            f"{row.answers_per_second:.3g}",
+            f"{row.answers_per_second / best:.0%}",
+            *("–" if time is None else f"{time * 1000:,.0f}" for time in (row.p50, row.p95, row.p99)),
+            str(row.refused),
+            str(row.failed),
+        )
+    return made
+
+
+app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+
+FolderArgument = Annotated[Path, typer.Argument(help="A model's folder.", exists=True, file_okay=False)]
+DeviceOption = Annotated[Device, typer.Option(help="Where the model runs.")]
+TypeOption = Annotated[Type, typer.Option(help="Type of weights and pixels.")]
+
+
+@app.command()
+def compare(
+    folder: FolderArgument,
+    device: DeviceOption = Device.CPU,
+    dtype: TypeOption = Type.FLOAT32,
+    clients: Annotated[list[int], typer.Option(help="Clients at a time; may be given again.")] = CLIENTS,
+    seconds: Annotated[float, typer.Option(help="For each load.", min=0.1)] = 15.0,
+    side: Annotated[int, typer.Option(help="Pixels of the pictures' sides.", min=32)] = 672,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here, too.")] = None,
+) -> None:
+    """Our server and the plain one, under the same loads."""
+    requests = bodies(side)
+    best = bound(folder, device, dtype, requests)
+    rows: list[Load] = []
+    usual = ["--model-dir", str(folder), "--device", device.value, "--dtype", dtype.value, "--http-port", "0"]
+    commands = {
+        "plain": ["benchmarks.plain_server", str(folder), "--device", device.value, "--dtype", dtype.value],
+        "ours": ["serving", "--host", "127.0.0.1", *usual],
+    }
+    for name, command in commands.items():
+        with started(command) as address:
+            found = loads(name, address, requests, clients, seconds)
+            total = len(clients) + len(SHARES)
+            rows += track(found, f"{name} …", total=total, console=Console(stderr=True), transient=True)
+    # The machine may have been busier at the start than it is now.
+    best = max(best, bound(folder, device, dtype, requests))
+    about = f"{device_name(device)}, {dtype}; pictures of {side} x {side}, {seconds:g} s a row"
+    Console(width=None if sys.stdout.isatty() else 120).print(table(rows, best, about))
+    if json_file is not None:
+        made: dict[str, Any] = {"about": about, "bound": best, "rows": [asdict(row) for row in rows]}
+        json_file.write_text(json.dumps(made, indent=2) + "\n")
+
+
+@app.callback()
+def _commands() -> None:
+    """Keep `compare` a command of its own."""
+
+
+def main() -> None:
+    """Run the command; what a person can mend is one line."""
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"benchmark: {error}", err=True)
+        raise SystemExit(1) from error
+
+
+if __name__ == "__main__":
+    main()

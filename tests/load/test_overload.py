@@ -1,0 +1,78 @@
+"""The server at one and a half times what it can answer: it refuses the rest and recovers."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+import httpx
+import psutil
+import pytest
+
+from benchmarks.serving import Load, Loader, bodies, measure
+from fovea.task import product_task
+from tests.serving.conftest import ANSWER, RunningServer, running_server
+from tests.tiny_model import write_tiny_model
+
+PLACES = 24 + 8
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    folder = tmp_path_factory.mktemp("load")
+    model = write_tiny_model(folder / "model", answer=ANSWER, task=product_task())
+    options = ("--model-dir", str(model), "--max-batch-size", "8", "--max-waiting", "24")
+    with running_server(folder / "server", *options) as started:
+        yield started
+
+
+def overload(server: RunningServer, seconds: float) -> tuple[float, Load, list[int]]:
+    """Return the capacity in answers a second, what the overload came to, and the memory all along."""
+    process, memory = psutil.Process(server.process.pid), list[int]()
+    requests = bodies(192)
+
+    async def watched(loader: Loader, per_second: float) -> None:
+        load = asyncio.create_task(loader.open(per_second, seconds))
+        while not load.done():
+            memory.append(process.memory_info().rss)
+            await asyncio.wait({load}, timeout=seconds / 200)
+        await load
+
+    capacity = asyncio.run(
+        measure("ours", "closed", server.address, requests, lambda each: each.closed(16, 4.0))
+    ).answers_per_second
+    found = asyncio.run(
+        measure("ours", "open", server.address, requests, lambda each: watched(each, 1.5 * capacity))
+    )
+    return capacity, found, memory
+
+
+def check(server: RunningServer, capacity: float, found: Load, memory: list[int]) -> None:
+    assert found.failed == 0
+    assert found.refused > 0
+    assert found.answers > 0
+    # A full queue is served in so many seconds; the machine may be slower now than when it was measured.
+    assert found.p99 is not None
+    assert found.p99 < 4 * PLACES / capacity + 1
+    # It recovers: a request is answered at once, and nothing is left over.
+    started = time.monotonic()
+    server.client.post("/v1/models/fovea:predict", content=bodies(192)[0]).raise_for_status()
+    assert time.monotonic() - started < 5
+    shown = server.client.get("/metrics").text
+    assert 'vllm:num_requests_waiting{model_name="fovea"} 0.0' in shown
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_a_moment_of_overload(server: RunningServer) -> None:
+    capacity, found, memory = overload(server, 6.0)
+    check(server, capacity, found, memory)
+
+
+@pytest.mark.prove
+@pytest.mark.timeout(1200)
+def test_ten_minutes_of_overload(server: RunningServer) -> None:
+    capacity, found, memory = overload(server, 600.0)
+    early, late = memory[len(memory) // 5], max(memory[-len(memory) // 5 :])
+    print(f"capacity {capacity:.1f}/s; {found}; memory {early >> 20} to {late >> 20} MiB")
+    check(server, capacity, found, memory)
+    assert late < 1.1 * early + (16 << 20)
+    assert httpx.get(f"{server.address}/v2/health/live", trust_env=False).status_code == 200
