@@ -11,10 +11,12 @@ from cli.doctor import doctor
 from cli.import_model import import_model_command
 from cli.predict import predict
 from cli.preview import preview
+from cli.rollback import rollback
 from cli.run import run
 from cli.sample_data import sample_data
 from cli.sample_model import sample_model
 from cli.serve import serve
+from cli.status import status
 from cli.submit import submit
 from fovea import __version__
 from fovea.errors import UserError
@@ -52,6 +54,8 @@ app.command("run")(run)
 app.command("preview")(preview)
 app.command("serve")(serve)
 app.command("predict")(predict)
+app.command("status")(status)
+app.command("rollback")(rollback)
 app.command("doctor")(doctor)
 app.command("import-model")(import_model_command)
 app.command("compile")(compile_command)

@@ -56,6 +56,25 @@ def _locate(model: str | None, service: str, state: Path) -> tuple[Path, str]:
         return locate_model(uri, place.cache)
 
 
+@contextmanager
+def artifacts(artifact_root: str, state: Path) -> Iterator[str]:
+    """Give the artifact root for the block: the one that is named, or that of the runs on this machine.
+
+    For the latter, their S3 store is served and their MLflow store is led to.
+    """
+    from pipelines.local import ARTIFACT_ROOT
+    from pipelines.state import State
+
+    if artifact_root:
+        yield artifact_root.rstrip("/")
+        return
+    place = State(state.absolute())
+    with _local_s3(place):
+        os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{place.mlflow}")
+        os.environ.setdefault("FOVEA_CACHE", str(place.cache))
+        yield ARTIFACT_ROOT
+
+
 def _names_s3() -> bool:
     return any(os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))
 

@@ -50,13 +50,24 @@ def champion_before(storage: Storage, artifact_root: str, present: Deployment) -
     """
     prefix = join_uri(artifact_root, "deployments", present.service, "")
     uris = list(storage.list(prefix))
-    withdrawn = {uri.rsplit("/", 1)[0] for uri in uris if uri.endswith(f"/{_WITHDRAWN}")}
-    earlier = [
-        Deployment.model_validate_json(storage.read_bytes(uri))
+    deployments = [
+        (uri, Deployment.model_validate_json(storage.read_bytes(uri)))
         for uri in uris
-        if uri.endswith("/deployment.json") and uri.rsplit("/", 1)[0] not in withdrawn
+        if uri.endswith("/deployment.json")
     ]
-    fitting = [each for each in earlier if each.records and each.model.digest != present.model.digest]
+    # A model that was taken back is out, with all its deployments until then; it may come in anew.
+    withdrawn = {
+        each.model.digest: each.verified_at
+        for uri, each in sorted(deployments, key=lambda pair: pair[1].verified_at)
+        if uri.replace("/deployment.json", f"/{_WITHDRAWN}") in uris
+    }
+    fitting = [
+        each
+        for _, each in deployments
+        if each.records
+        and each.model.digest != present.model.digest
+        and not (each.model.digest in withdrawn and each.verified_at <= withdrawn[each.model.digest])
+    ]
     if not fitting:
         raise UserError(
             f"{present.service}: no earlier deployment of another model is known under {artifact_root}; "

@@ -20,6 +20,8 @@ COMMANDS = [
     "doctor",
     "import-model",
     "submit",
+    "status",
+    "rollback",
 ]
 
 

@@ -287,7 +287,8 @@ def test_the_step_makes_a_model_that_loads_and_registers_it(
     merged, base = Storage().download(record), inputs.folder / "base"
     names = {path.name for path in merged.iterdir()}
     assert not any(name.endswith(".py") for name in names)
-    assert names == {path.name for path in base.iterdir() if path.suffix != ".py"} | {"task.json", "README.md"}
+    taken = {path.name for path in base.iterdir() if path.suffix != ".py"}
+    assert names == taken | {"task.json", "README.md"}
     card = (merged / "README.md").read_text()
     assert all(digest in card for digest in (record.base.digest, record.adapter_digest))
     for name in names - {"task.json", "generation_config.json", "preprocessor_config.json"}:

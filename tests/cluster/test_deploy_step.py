@@ -1,0 +1,90 @@
+"""The step, the rollback and the status, from records in a real S3 to a real API server."""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from components.deploy import rollout
+from components.deploy.cluster import Cluster
+from components.deploy.history import present_deployment
+from components.deploy.rollback import roll_back
+from components.deploy.status import live_shares
+from fovea.inference import Answer
+from fovea.records import ModelRecord
+from fovea.steps import RunContext, run_step
+from fovea.storage import Storage
+from fovea.task import product_task
+from tests.cluster.conftest import QUICK, Place
+from tests.components.deploy.conftest import (  # noqa: F401 - fixtures
+    World,
+    answers,
+    decide,
+    evaluate,
+    tuned_folder,
+    world,
+)
+
+
+def right_answers(world: World, answers: list[Answer]) -> dict[str, Any]:  # noqa: F811
+    """What the evaluation got, by picture."""
+    folder = Storage().download(world.dataset)
+    rows = pq.read_table(sorted(folder.glob("test-*.parquet"))).to_pylist()
+    task = {"name": product_task().name, "version": product_task().version}
+    return {
+        base64.b64encode(row["image"]["bytes"]).decode(): {
+            "text": answer.text,
+            "fields": product_task().parse(answer.text).fields,
+            "task": task,
+        }
+        for row, answer in zip(rows, answers, strict=True)
+    }
+
+
+def test_from_records_to_an_answering_service_and_back(
+    world: World,  # noqa: F811
+    answers: list[Answer],  # noqa: F811
+    place: Place,
+    kubeconfig: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place.double.answers = right_answers(world, answers)
+    monkeypatch.setattr(rollout, "address_of", place.double.address_of)
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    asked: dict[str, Any] = {
+        "target": "kserve",
+        "service_name": "shop",
+        "kserve": {**QUICK, "traffic_steps": [50], "namespace": place.namespace},
+    }
+    assert world.deploy(**asked).deployed
+    document = present_deployment(Storage(), world.root, "shop")
+    assert document is not None
+    assert (document.rollout, document.namespace) == ("first", place.namespace)
+
+    context = RunContext(artifact_root=world.root, run_id="run-0")
+    second = run_step(
+        ModelRecord,
+        step="merge_adapter",
+        version=1,
+        context=context,
+        parameters={"number": 2},
+        parents={},
+        work=lambda attempt: (
+            (attempt.payload / "config.json").write_text("2")
+            and {"architecture": "Phi3VForCausalLM", "num_crops": 4, "task": product_task()}
+        ),
+    )
+    evaluation = evaluate(context, second, world.dataset, [answer.text for answer in answers])
+    records = {"model": second, "evaluation": evaluation, "decision": decide(context, second, evaluation)}
+    assert world.deploy(run_id="run-2", **records, **asked).deployed
+    cluster = Cluster(place.admin, place.namespace)
+    shares = live_shares(cluster, "shop")
+    assert [(each.digest, each.percent, each.pods) for each in shares] == [(second.digest, 100, 1)]
+
+    verdict, earlier = roll_back("shop", world.root, Storage())
+    assert (verdict.deployed, earlier.run_id) == (True, "run-1"), verdict.reason
+    (share,) = live_shares(cluster, "shop")
+    assert share.digest == world.model.digest
