@@ -2,8 +2,9 @@
 
     python -m benchmarks.serving compare FOLDER
 
-FOLDER holds a model, such as the one that the last local run made. Both servers answer the same pictures, in
-turn, each on its own; the plain one prepares and generates one request after the other, on the event loop.
+FOLDER holds a model, such as the one that the last local run made. Both servers answer the same pictures
+under the same loads, in turn; the plain one prepares and generates one request after the other, on the
+event loop.
 Closed loop: so many clients, each of which asks again once it is answered. Open loop: requests arrive by
 chance (a Poisson process) at a share of the server's own closed-loop throughput, answered or not. The bound
 is what the library answers in batches without any server: nothing in front of it can be faster.
@@ -23,6 +24,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -194,33 +196,26 @@ def started(command: Sequence[str]) -> Iterator[str]:
 
 
 def loads(
-    server: str, address: str, requests: Sequence[bytes], clients: Sequence[int], seconds: float
+    addresses: dict[str, str], requests: Sequence[bytes], clients: Sequence[int], seconds: float
 ) -> Iterator[Load]:
-    """Measure one server under all loads."""
-    asyncio.run(measure(server, "", address, requests, lambda each: each.closed(4, min(3.0, seconds))))
-    best = 0.0
+    """Measure the servers under all loads, in turn: what disturbs one disturbs the other."""
+
+    def put(server: str, load: str, work: Callable[[Loader], Awaitable[None]]) -> Load:
+        return asyncio.run(measure(server, load, addresses[server], requests, work))
+
+    for server in addresses:
+        put(server, "warm-up", lambda each: each.closed(4, min(3.0, seconds)))
+    capacity = dict.fromkeys(addresses, 0.0)
     for number in clients:
-        row = asyncio.run(
-            measure(
-                server,
-                f"closed, {number}",
-                address,
-                requests,
-                lambda each, number=number: each.closed(number, seconds),  # type: ignore[misc]
-            )
-        )
-        best = max(best, row.answers_per_second)
-        yield row
+        for server in addresses:
+            row = put(server, f"closed, {number}", partial(Loader.closed, clients=number, seconds=seconds))
+            capacity[server] = max(capacity[server], row.answers_per_second)
+            yield row
     for share in SHARES:
-        yield asyncio.run(
-            measure(
-                server,
-                f"open, {share:g} x capacity",
-                address,
-                requests,
-                lambda each, share=share: each.open(share * best, seconds),  # type: ignore[misc]
-            )
-        )
+        for server in addresses:
+            rate = share * capacity[server]
+            work = partial(Loader.open, per_second=rate, seconds=seconds)
+            yield put(server, f"open, {share:g} x capacity", work)
 
 
 def table(rows: Sequence[Load], best: float, about: str) -> Table:
@@ -278,11 +273,10 @@ def compare(
         "plain": ["benchmarks.plain_server", str(folder), "--device", device.value, "--dtype", dtype.value],
         "ours": ["serving", "--host", "127.0.0.1", *usual],
     }
-    for name, command in commands.items():
-        with started(command) as address:
-            found = loads(name, address, requests, clients, seconds)
-            total = len(clients) + len(SHARES)
-            rows += track(found, f"{name} …", total=total, console=Console(stderr=True), transient=True)
+    with started(commands["plain"]) as plain, started(commands["ours"]) as ours:
+        found = loads({"plain": plain, "ours": ours}, requests, clients, seconds)
+        total = 2 * (len(clients) + len(SHARES))
+        rows += track(found, "measuring …", total=total, console=Console(stderr=True), transient=True)
     # The machine may have been busier at the start than it is now.
     best = max(best, bound(folder, device, dtype, requests))
     about = f"{device_name(device)}, {dtype}; pictures of {side} x {side}, {seconds:g} s a row"
