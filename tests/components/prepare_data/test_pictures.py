@@ -4,15 +4,11 @@ import asyncio
 import functools
 import io
 import itertools
-import socket
-import struct
 import threading
-import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -23,6 +19,7 @@ from fovea.errors import UserError
 from fovea.fetch import FetchError, FetchLimits
 from fovea.pictures import PictureLimits
 from fovea.platform import FetchProfile
+from tests.components.prepare_data.hostile_feed import hostile_feed, jpeg
 from tests.feed_server import FeedServer, Request, says
 
 FEED = FetchProfile.model_validate({"allowed_networks": ["127.0.0.2/32"]})
@@ -46,14 +43,6 @@ class Web:
         if address not in self._files:
             raise FetchError("not_found", address, "there is no such file")
         return self._files[address]
-
-
-@functools.cache
-def jpeg(number: int, size: tuple[int, int] = (80, 60)) -> bytes:
-    colours = np.random.default_rng(number).integers(0, 255, (3, 4, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(colours).resize(size).save(buffer, "JPEG")
-    return buffer.getvalue()
 
 
 def stream(
@@ -82,88 +71,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "FetchLimits", limits)
 
 
-def bomb() -> bytes:
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
-
-
-async def slow(request: Request) -> None:
-    body = jpeg(1)
-    await request.raw(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n".encode())
-    for start in range(0, len(body), 100):
-        await request.raw(body[start : start + 100])
-        await asyncio.sleep(0.005)
-
-
-async def dropped_once(request: Request) -> None:
-    body = jpeg(2)
-    whole = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
-    await request.raw(whole if request.number > 1 else whole[:300])
-    if request.number == 1:
-        request.drop()
-
-
-async def always_dropped(request: Request) -> None:
-    request.drop()
-
-
-async def busy_once(request: Request) -> None:
-    if request.number == 1:
-        await request.send(status="429 Too Many Requests", Retry_After=0)
-    else:
-        await request.send(jpeg(3))
-
-
-async def endless(request: Request) -> None:
-    await request.raw(b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\n\r\n" + jpeg(4))
-    while True:
-        await request.raw(b"x" * 10_000)
-
-
-SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
-
-
 def test_a_hostile_feed_is_told_about_and_nothing_leaks(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = socket.getaddrinfo
-
-    def lookup(host, *args, **kwargs):  # type: ignore[no-untyped-def]
-        """A name that sounds public, and leads inside when it comes to connecting."""
-        return real("127.0.0.1" if host == "cdn.shop.test" else host, *args, **kwargs)
-
-    monkeypatch.setattr(socket, "getaddrinfo", lookup)
-    with FeedServer({}, otherwise=says(jpeg(9))) as inside:
-        metadata = "http://169.254.169.254/latest/meta-data/iam/security-credentials/"
-        answers = {
-            "/good": (says(jpeg(0)), ""),
-            "/slow": (slow, ""),
-            "/dropped-once": (dropped_once, ""),
-            "/busy-once": (busy_once, ""),
-            "/moved": (says(b"", "302 Found", Location="/good"), ""),
-            "/always-dropped": (always_dropped, "connection_failed"),
-            "/busy": (says(b"", "429 Too Many Requests", Retry_After=9999), "rate_limited"),
-            "/down": (says(b"", "503 Service Unavailable", Retry_After=0), "server_error"),
-            "/to-metadata": (says(b"", "302 Found", Location=metadata), "forbidden_address"),
-            "/to-loopback": (says(b"", "302 Found", Location=f"{inside.url}/x"), "forbidden_address"),
-            "/round": (says(b"", "302 Found", Location="/round"), "too_many_redirects"),
-            "/bomb": (says(bomb()), "too_many_pixels"),
-            "/endless": (endless, "too_large"),
-            "/svg": (says(SVG, Content_Type="image/svg+xml"), "not_a_picture"),
-            "/empty": (says(b""), "not_a_picture"),
-            "/page": (says(b"<html>Not here</html>"), "not_a_picture"),
-            "/cut": (says(jpeg(5)[:-300]), "damaged"),
-            "/gone": (says(b"", "410 Gone"), "not_found"),
-        }
-        with FeedServer({path: answer for path, (answer, _) in answers.items()}, "127.0.0.2") as feed:
-            expected = {feed.url + path: reason for path, (_, reason) in answers.items()}
-            expected[f"http://cdn.shop.test:{inside.port}/x"] = "forbidden_address"
-            expected[f"{inside.url}/x"] = "forbidden_address"
-            expected["ftp://shop.test/x"] = "invalid_url"
-            found = {one.address: one for one in stream(expected)}
-        assert {a: one.reason if isinstance(one, Unusable) else "" for a, one in found.items()} == expected
-        assert not inside.asked
+    with hostile_feed(monkeypatch) as feed:
+        expected = {**feed.reasons, "ftp://shop.test/x": "invalid_url"}
+        found = {one.address: one for one in stream(expected)}
+        assert not feed.inside.asked
+    assert {a: one.reason if isinstance(one, Unusable) else "" for a, one in found.items()} == expected
     for one in found.values():
         if isinstance(one, Unusable):
             assert "\n" not in one.detail
