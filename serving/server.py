@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fovea.errors import UserError
@@ -14,6 +14,11 @@ from serving.location import locate_model
 from serving.logs import LogFormat, configure_logging
 
 logger = logging.getLogger("serving")
+
+
+def _usual_workers() -> int:
+    """Return how many threads prepare pictures: a core is left to the thread that generates."""
+    return max(1, min(8, (os.cpu_count() or 2) - 1))
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class ServerSettings:
     dtype: str = "auto"
     max_batch_size: int = 16
     max_waiting: int = 256
-    workers: int = 4
+    workers: int = field(default_factory=_usual_workers)
     request_seconds: float = 60.0
     hang_seconds: float = 300.0
     grace_seconds: int = 30
