@@ -1,3 +1,4 @@
+import json
 import logging
 import math
 import socket
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from PIL import Image
 
 from fovea import tracking
 from fovea.errors import UserError
@@ -156,3 +158,51 @@ def test_a_server_that_goes_away_later_is_only_warned_of(
             assert action() is None
         assert f"MLflow could not {what}" in caplog.text
         assert "s3cret" not in caplog.text
+
+
+def test_what_a_silent_server_did_not_take_is_sent_later(
+    server: MlflowClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tracking.Run.open("silent", "run-1", {})
+    assert run.reference is not None
+    usual = MlflowClient.log_batch
+    monkeypatch.setattr(
+        MlflowClient, "log_batch", lambda *_, **__: (_ for _ in ()).throw(OSError("no route"))
+    )
+    run.log_metrics({"loss": 3.0}, step=1)
+    run.log_metrics({"loss": 2.0}, step=2)
+    # It is asked once, and then left alone.
+    assert caplog.text.count("MLflow could not log metrics (no route)") == 1
+    monkeypatch.setattr(MlflowClient, "log_batch", usual)
+    run.finish()
+    history = server.get_metric_history(run.reference.run_id, "loss")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 3.0), (2, 2.0)]
+
+
+def test_pictures_datasets_and_the_machine(server: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tracking.Run.open("pictures", "run-1", {})
+    assert run.reference is not None
+    run.log_dataset("dataset", "sha256:" + "a" * 64, "s3://b/data/", "training", {"train": 3})
+    picture = Image.new("RGB", (8, 8), "red")
+    for step in (1, 2):
+        run.log_table({"step": [step], "picture": [picture], "answer": ["Bag"]}, "answers.json")
+    with run.system_metrics():
+        pass
+    run.finish()
+    found = server.get_run(run.reference.run_id)
+    (dataset,) = found.inputs.dataset_inputs
+    assert (dataset.dataset.name, dataset.dataset.digest) == ("dataset", "a" * 36)
+    assert json.loads(dataset.dataset.source) == {"uri": "s3://b/data/"}
+    files = {entry.path for entry in server.list_artifacts(run.reference.run_id)}
+    assert {"answers.json", "table_images"} <= files
+    # Files lie beside the database, wherever the process runs.
+    assert not Path("mlruns").exists()
+
+    # A run that was interrupted is gone on with, unless it is no longer there.
+    assert tracking.Run.open("pictures", "again", {}, earlier=run.reference).reference == run.reference
+    gone = run.reference.model_copy(update={"run_id": "0" * 32})
+    assert tracking.Run.open("pictures", "again", {}, earlier=gone).reference not in (run.reference, gone)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", run.reference.experiment_id)
+    other = tracking.Run.open("another name", "run-2", {}).reference
+    assert other is not None
+    assert other.experiment_id == run.reference.experiment_id
