@@ -23,6 +23,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> ServerSettings:
         help="a model's record, s3://…/index/….json; its files' digests are checked",
     )
     model.add_argument("--model-dir", metavar="DIR", help="a local folder")
+    parser.add_argument(
+        "--model-record",
+        metavar="URI|FILE",
+        dest="record",
+        help="with --model-dir: the record that the folder's files are checked against",
+    )
     parser.add_argument("--model-name", default=default.name, help="the name callers use (%(default)s)")
     parser.add_argument(
         "--http-port", type=int, default=default.port, help="0 takes a free one (%(default)s)"

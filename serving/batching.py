@@ -285,12 +285,16 @@ class Batcher:
             self._broken = True
 
     def _finish(self, job: _Job, answer: Answer) -> None:
-        now = time.monotonic()
-        with suppress(InvalidStateError):
-            job.future.set_result(answer)
+        # Counted before it is given out: whoever has an answer finds it in the metrics.
         if job.abandoned:
             metrics.SUCCESS.labels(self._name, "abort").inc()
-            return
+        else:
+            self._count_answer(job, answer)
+        with suppress(InvalidStateError):
+            job.future.set_result(answer)
+
+    def _count_answer(self, job: _Job, answer: Answer) -> None:
+        now = time.monotonic()
         metrics.SUCCESS.labels(self._name, answer.finish_reason).inc()
         metrics.PROMPT_TOKENS.labels(self._name).inc(answer.prompt_tokens)
         metrics.PROMPT_LENGTH.labels(self._name).observe(answer.prompt_tokens)

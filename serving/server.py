@@ -29,6 +29,7 @@ class ServerSettings:
         model: the URI of a model's record (``s3://…/index/….json``), whose files are checked against it; or a
             local folder.
         digest: of the model in a local folder, where it is known already; else it is made of the files'.
+        record: the URI or file of the record that a local folder's files are checked against.
         name: the name that callers use.
         port: 0 takes a free one.
         host: ``0.0.0.0`` lets other machines in.
@@ -49,6 +50,7 @@ class ServerSettings:
 
     model: str
     digest: str | None = None
+    record: str | None = None
     name: str = "fovea"
     port: int = 8080
     host: str = "127.0.0.1"
@@ -82,7 +84,7 @@ def serve(settings: ServerSettings) -> None:
         digest = settings.digest
         folder = Path(settings.model)
         if digest is None:
-            folder, digest = locate_model(settings.model)
+            folder, digest = locate_model(settings.model, record=settings.record)
         # Only now the imports and the model that take seconds: what is wrong so far is known at once.
         from serving.application import run
 

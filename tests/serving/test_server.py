@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from fovea.errors import UserError
 from fovea.records import ModelRecord
 from fovea.steps import RunContext, run_step
 from fovea.storage import index_uri
+from serving.location import locate_model
 from tests.serving.conftest import REPOSITORY, RunningServer, StartServer, encoded, picture
 from tests.tiny_model import write_tiny_model
 
@@ -81,6 +83,14 @@ def test_a_model_by_its_record_and_a_graceful_end(s3: str, start_server: StartSe
         ),
     )
     uri = index_uri(s3, record.step, record.input_key)
+    # A folder that was downloaded by somebody else is held against the record, too.
+    assert locate_model(str(folder), record=uri) == (folder, record.digest)
+    (tmp_path / "record.json").write_text(record.to_json())
+    (tmp_path / "other").mkdir()
+    shutil.copytree(folder, tmp_path / "other", dirs_exist_ok=True)
+    (tmp_path / "other" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"config.json: is not what .*record.json names"):
+        locate_model(str(tmp_path / "other"), record=str(tmp_path / "record.json"))
     with start_server("--model-uri", uri, "--model-name", "shop") as server:
         address = server.address.removeprefix("http://")
         connection = http.client.HTTPConnection(address, timeout=60)
