@@ -5,12 +5,14 @@ Addresses and credentials come from where boto3 always looks for them (``AWS_END
 """
 
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeVar
@@ -21,12 +23,17 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from fovea.errors import UserError
+from fovea.ranges import CutError, download_ranges
 from fovea.records import FileEntry, Record
 
 T = TypeVar("T")
 U = TypeVar("U")
 
+logger = logging.getLogger("fovea")
+
 _WORKERS = 8
+_STALE = timedelta(days=2)
+"""Longer than any upload takes."""
 _ABSENT = {"404", "NoSuchKey", "NotFound"}
 
 
@@ -75,6 +82,7 @@ class Storage:
         self._transfer = TransferConfig(
             multipart_threshold=64 << 20, multipart_chunksize=32 << 20, max_concurrency=4
         )
+        self._ranges = ThreadPoolExecutor(2 * _WORKERS, thread_name_prefix="s3-range")
 
     def read_bytes(self, uri: str) -> bytes:
         """Return an object's bytes.
@@ -161,6 +169,7 @@ class Storage:
             The files with sizes and digests, sorted by path.
         """
         bucket, prefix = split_uri(uri)
+        self.abort_stale_uploads(uri.rstrip("/").rpartition("/")[0] + "/")
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
 
         def upload(path: Path) -> FileEntry:
@@ -173,6 +182,28 @@ class Storage:
 
         with _explained(uri):
             return tuple(_parallel(upload, paths, progress))
+
+    def abort_stale_uploads(self, uri: str, older_than: timedelta = _STALE) -> int:
+        """Abort multipart uploads below ``uri`` that a killed process has left; return how many.
+
+        Their parts cost storage and are seen by nobody. Where S3 does not let us, a lifecycle rule
+        (AbortIncompleteMultipartUpload) must do it.
+        """
+        bucket, prefix = split_uri(uri)
+        oldest, count = datetime.now(UTC) - older_than, 0
+        try:
+            for page in self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=bucket, Prefix=prefix
+            ):
+                for upload in page.get("Uploads", []):
+                    if upload["Initiated"] < oldest:
+                        self._client.abort_multipart_upload(
+                            Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                        )
+                        count += 1
+        except (ClientError, BotoCoreError) as error:
+            logger.debug("%s: stale uploads are left alone (%s)", uri, error)
+        return count
 
     def download(
         self,
@@ -202,7 +233,7 @@ class Storage:
             target.parent.mkdir(parents=True, exist_ok=True)
             with _replacing(target) as part:
                 with _explained(record.uri + entry.path):
-                    self._client.download_file(bucket, prefix + entry.path, str(part), Config=self._transfer)
+                    download_ranges(self._client, self._ranges, bucket, prefix + entry.path, entry.size, part)
                 if part.stat().st_size != entry.size or sha256_file(part) != entry.sha256:
                     raise UserError(
                         f"{record.uri}{entry.path}: is not the file its record names (digest differs); "
@@ -276,5 +307,5 @@ def _explained(uri: str) -> Iterator[None]:
         yield
     except (ClientError, BotoCoreError) as error:
         raise _explain(uri, error) from error
-    except boto3.exceptions.Boto3Error as error:
+    except (boto3.exceptions.Boto3Error, CutError) as error:
         raise UserError(f"{uri}: transfer failed ({error})") from error

@@ -1,12 +1,19 @@
+import os
+import random
+import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
+from fovea import ranges
 from fovea.errors import UserError
 from fovea.records import ModelRecord, now
 from fovea.storage import Storage, split_uri
@@ -150,3 +157,91 @@ def test_files_go_up_and_down_alone(conditional_s3: str, tmp_path: Path) -> None
     assert (tmp_path / "down").read_bytes() == (tmp_path / "up").read_bytes()
     with pytest.raises(UserError, match="no such object"):
         storage.read_file(f"{conditional_s3}/none", tmp_path / "none")
+
+
+class CuttingProxy:
+    """Stands before an S3 server and cuts every connection after so many bytes of its answers."""
+
+    def __init__(self, host: str, port: int, cuts: Iterator[int]) -> None:
+        self.cut = 0
+        self._server, self._cuts = (host, port), cuts
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                caller, _ = self._listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection(self._server)
+            threading.Thread(target=self._pass, args=(caller, server, None), daemon=True).start()
+            threading.Thread(target=self._pass, args=(server, caller, next(self._cuts)), daemon=True).start()
+
+    def _pass(self, source: socket.socket, target: socket.socket, left: int | None) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data if left is None else data[:left])
+                if left is not None:
+                    left -= len(data)
+                    if left <= 0:
+                        self.cut += 1
+                        break
+        for each in (source, target):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_download_whose_connections_are_cut_goes_on(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """At random points, over and over; what has come is not fetched again."""
+    random_ = random.Random(seed)  # noqa: S311
+    folder = tmp_path / "payload"
+    folder.mkdir()
+    (folder / "large.bin").write_bytes(random_.randbytes(6_000_001))
+    (folder / "small.bin").write_bytes(random_.randbytes(100_000))
+    record = model_record(Storage(), folder, f"{s3}/models/a/")
+    address = urlsplit(os.environ["AWS_ENDPOINT_URL_S3"])
+    proxy = CuttingProxy(
+        str(address.hostname), address.port or 80, iter(lambda: random_.randint(1, 1_500_000), None)
+    )
+    monkeypatch.setattr(ranges, "RANGE_BYTES", 1_000_000)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+    fetched = Storage().download(record, cache=tmp_path / "other")
+    proxy.close()
+    assert (fetched / "large.bin").read_bytes() == (folder / "large.bin").read_bytes()
+    assert proxy.cut > 3
+    assert sorted(path.name for path in fetched.iterdir()) == ["large.bin", "small.bin"]
+
+
+def test_a_server_that_gives_nothing_is_given_up(
+    s3: str, payload: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = model_record(Storage(), payload, f"{s3}/models/a/")
+    address = urlsplit(os.environ["AWS_ENDPOINT_URL_S3"])
+    proxy = CuttingProxy(str(address.hostname), address.port or 80, iter(lambda: 0, None))
+    monkeypatch.setattr(ranges, "_CUTS", 1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with pytest.raises(UserError, match="the connection is cut again and again"):
+        Storage().download(record, cache=tmp_path / "other")
+    proxy.close()
+    assert not [path for path in (tmp_path / "other").rglob("*") if path.is_file()]
+
+
+def test_stale_uploads_are_aborted_and_fresh_ones_are_not(conditional_s3: str) -> None:
+    client, bucket = boto3.Session().client("s3"), split_uri(conditional_s3)[0]
+    for key in ("train_lora/a/model.bin", "train_lora/b/model.bin", "other/c.bin"):
+        client.create_multipart_upload(Bucket=bucket, Key=key)
+    storage = Storage()
+    # moto says of every upload that it was begun in 2010.
+    assert storage.abort_stale_uploads(f"{conditional_s3}/train_lora/", timedelta(days=36500)) == 0
+    assert storage.abort_stale_uploads(f"{conditional_s3}/train_lora/") == 2
+    left = client.list_multipart_uploads(Bucket=bucket)["Uploads"]
+    assert [upload["Key"] for upload in left] == ["other/c.bin"]
