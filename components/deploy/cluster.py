@@ -33,6 +33,9 @@ _PASSING = {429, 500, 502, 503, 504}
 _MISFIT = "failed to create typed patch object"
 """What a server-side apply says, with 500, of fields that the schema does not know."""
 
+_START_SECONDS = 5.0
+"""An API server that has just started does not know all kinds, rights and tokens yet."""
+
 _APPLY = "application/apply-patch+yaml"
 
 logger = logging.getLogger("fovea")
@@ -115,13 +118,7 @@ class Cluster:
             **({"dryRun": "All"} if dry_run else {}),
         }
         name = manifest["metadata"]["name"]
-        result = self._call("PATCH", "inferenceservices", name, query, manifest, _APPLY)
-        if result is None:
-            raise ClusterError(
-                f"there is no InferenceService kind or no namespace {self.namespace!r} in this cluster; "
-                "install KServe 0.20 or newer, or correct kserve.namespace"
-            )
-        return result
+        return self._call("PATCH", "inferenceservices", name, query, manifest, _APPLY) or {}
 
     def delete(self, plural: str, name: str) -> None:
         """Delete an object and, in the background, what it owns; it may be gone already."""
@@ -177,9 +174,10 @@ class Cluster:
                     method, self._path(plural, name), query or {}, body, content_type, "object"
                 )
             except client.ApiException as error:
-                if error.status == 404 and method != "POST":
+                if error.status == 404 and _is_of_object(error, name):
                     return None
-                if error.status not in _PASSING or _MISFIT in str(error.body):
+                is_starting = error.status in {401, 403, 404} and time.monotonic() - started < _START_SECONDS
+                if not is_starting and (error.status not in _PASSING or _MISFIT in str(error.body)):
                     raise self._explained(error, method, plural, name) from error
                 last = f"{error.status} {error.reason}"
             except urllib3.exceptions.HTTPError as error:
@@ -215,6 +213,11 @@ class Cluster:
             status = {}
         what = f"{plural}/{name}" if name else plural
         message = " ".join(str(status.get("message") or error.reason).split())[:500]
+        if error.status == 404:
+            return ClusterError(
+                f"there is no {plural} in namespace {self.namespace!r} of this cluster; install KServe 0.20 "
+                "or newer, or correct kserve.namespace"
+            )
         if error.status == 403:
             return ClusterError(
                 f"may not {_verb(method, name)} {plural} in namespace {self.namespace!r}; bind the Role "
@@ -232,6 +235,15 @@ class Cluster:
                 f"the API server does not know the deployer's token ({message}); mount a new one"
             )
         return ClusterError(f"{what}: the API server answered {error.status}: {message}")
+
+
+def _is_of_object(error: Any, name: str) -> bool:
+    """Tell an object that is not there from a kind that is not: only the former is named."""
+    try:
+        details = json.loads(error.body).get("details") or {}
+    except (TypeError, ValueError):
+        return False
+    return bool(name) and details.get("name") == name
 
 
 def _verb(method: str, name: str) -> str:
