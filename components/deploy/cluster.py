@@ -82,8 +82,10 @@ class Cluster:
                 config.load_incluster_config(client_configuration=configuration)
                 found = found or _POD_NAMESPACE.read_text().strip()
             else:
-                config.load_kube_config(client_configuration=configuration)
-                _, context = config.list_kube_config_contexts()
+                # Named, since the library reads KUBECONFIG only once, when it is imported.
+                file = os.environ.get("KUBECONFIG")
+                config.load_kube_config(file, client_configuration=configuration)
+                _, context = config.list_kube_config_contexts(file)
                 found = found or context["context"].get("namespace", "default")
         except (config.ConfigException, OSError) as error:
             raise ClusterError(

@@ -1,5 +1,6 @@
 """A namespace of a real API server, with a double of KServe's controller in it, and a way to roll out."""
 
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -143,6 +144,13 @@ class Place:
         """Return the digest of the model that the stable predictor is of."""
         live = self.live()
         return "" if live is None else str(live["spec"]["predictor"]["annotations"]["fovea.dev/model-digest"])
+
+    def until(self, holds: Callable[[], bool], seconds: float = 60.0) -> None:
+        """Wait until something holds."""
+        deadline = time.monotonic() + seconds
+        while not holds():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
 
     def pods(self) -> dict[str, str]:
         """Return the running pods' UIDs, with their models' digests."""

@@ -33,7 +33,7 @@ def test_first_unchanged_canary_and_promotion(place: Place) -> None:
     assert live is not None
     assert "canary" not in live["spec"]
     assert place.stable_digest() == digest("b")
-    assert set(place.pods().values()) == {digest("b")}
+    place.until(lambda: set(place.pods().values()) == {digest("b")})
 
 
 def test_the_canary_is_promoted_without_a_restart(place: Place) -> None:
@@ -50,7 +50,7 @@ def test_the_canary_is_promoted_without_a_restart(place: Place) -> None:
     with rollout.lease.held():
         assert rollout.run().verification.passed
     assert len(seen[0]) == 1
-    assert set(place.pods()) == seen[0]
+    place.until(lambda: set(place.pods()) == seen[0])
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,8 @@ def test_a_bad_model_gets_no_traffic(place: Place, behaviour: dict[str, Any], re
     assert reason in outcome.verification.reason
     assert outcome.verification.reason.endswith("; the previous model answers as before")
     assert place.stable_digest() == digest("a")
-    assert place.pods() == pods
+    # Deployments go at once, and their pods a moment later.
+    place.until(lambda: place.pods() == pods)
     if "fails_under_traffic" not in behaviour:
         assert set(place.double.traffic) <= {0}
 
@@ -132,7 +133,7 @@ def test_recreate_with_one_gpu(place: Place) -> None:
     assert "or set rollout to recreate" in refused.verification.reason
     outcome = place.deploy("b", rollout="auto", schedule_seconds=6.0)
     assert (outcome.verification.passed, outcome.kind) == (True, "recreate"), outcome.verification.reason
-    assert set(place.pods().values()) == {digest("b")}
+    place.until(lambda: set(place.pods().values()) == {digest("b")})
 
 
 def test_recreate_brings_the_old_model_back(place: Place) -> None:
@@ -142,4 +143,4 @@ def test_recreate_brings_the_old_model_back(place: Place) -> None:
     outcome = place.deploy("b", rollout="recreate")
     assert "0 of 3" in outcome.verification.reason
     assert outcome.verification.reason.endswith("; the previous model answers as before")
-    assert set(place.pods().values()) == {digest("a")}
+    place.until(lambda: set(place.pods().values()) == {digest("a")})

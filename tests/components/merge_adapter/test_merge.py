@@ -291,7 +291,7 @@ def test_the_step_makes_a_model_that_loads_and_registers_it(
     assert names == taken | {"task.json", "README.md"}
     card = (merged / "README.md").read_text()
     assert all(digest in card for digest in (record.base.digest, record.adapter_digest))
-    for name in names - {"task.json", "generation_config.json", "preprocessor_config.json"}:
+    for name in names - {"README.md", "task.json", "generation_config.json", "preprocessor_config.json"}:
         if not name.endswith(".safetensors"):
             assert (merged / name).read_bytes() == (base / name).read_bytes()
     generation = json.loads((merged / "generation_config.json").read_text())
