@@ -137,6 +137,8 @@ class Loader:
         arrival = time.perf_counter()
         while (arrival := arrival + lot.expovariate(per_second)) < end:
             await asyncio.sleep(max(0.0, arrival - time.perf_counter()))
+            if time.perf_counter() > end:
+                break  # this machine cannot send so many
             tasks.add(asyncio.create_task(self.ask()))
         await asyncio.gather(*tasks)
 
