@@ -42,7 +42,7 @@ def write_adapter(base: Path, folder: Path) -> None:
                 tensors[f"{layer}.lora_B.weight"] = 0.01 * torch.randn(out, _RANK)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors")
-    LoraConfig(r=_RANK, lora_alpha=2 * _RANK, target_modules=list(_TARGETS)).save_pretrained(folder)
+    LoraConfig(r=_RANK, lora_alpha=2 * _RANK, target_modules=list(_TARGETS)).save_pretrained(str(folder))
 
 
 def merge_ours(base: Path, adapter: Path, merged: Path) -> None:
