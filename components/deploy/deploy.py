@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import time
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from components.deploy.verify import (
 from fovea import tracking
 from fovea.errors import UserError
 from fovea.progress import Progress
-from fovea.records import ModelReference, now
+from fovea.records import ModelReference
 from fovea.steps import RunContext, StepReport, parse_parameters, plain_line, reporting_failure
 from fovea.storage import Storage
 
@@ -218,7 +218,8 @@ def _document(
         example=found.example,
         predict_path=PREDICT_PATH.format(name=asked.service_name),
         chat_path=CHAT_PATH,
-        verified_at=now(),
+        # Not to the second: of two deployments the later one must be known.
+        verified_at=datetime.now(UTC),
         run_id=context.run_id,
         records=records,
         parameters=asked,

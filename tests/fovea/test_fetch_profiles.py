@@ -208,12 +208,12 @@ def test_only_so_many_connections_at_a_time(per_host: int, at_all: int) -> None:
 
 def test_waiting_for_a_turn_is_not_within_the_time_limit() -> None:
     async def answer(request: Request) -> None:
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.25)
         await request.send(b"x")
 
     with FeedServer({}, otherwise=answer) as server:
         urls = [f"{server.url}/{number}" for number in range(8)]
-        limits = FetchLimits(total_seconds=0.35, attempts=1)
+        limits = FetchLimits(total_seconds=1.5, attempts=1)
         found = with_fetcher(
             profile(max_connections_per_host=1), lambda fetcher: all_at_once(fetcher, urls), limits
         )

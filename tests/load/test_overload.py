@@ -46,25 +46,22 @@ def overload(server: RunningServer, seconds: float) -> tuple[float, Load, list[i
     return capacity, found, memory
 
 
-def check(server: RunningServer, capacity: float, found: Load, memory: list[int]) -> None:
+def check(server: RunningServer, found: Load) -> None:
     assert found.failed == 0
     assert found.refused > 0
     assert found.answers > 0
-    # A full queue is served in so many seconds; the machine may be slower now than when it was measured.
-    assert found.p99 is not None
-    assert found.p99 < 4 * PLACES / capacity + 1
     # It recovers: a request is answered at once, and nothing is left over.
     started = time.monotonic()
     server.client.post("/v1/models/fovea:predict", content=bodies(192)[0]).raise_for_status()
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
     shown = server.client.get("/metrics").text
     assert 'vllm:num_requests_waiting{model_name="fovea"} 0.0' in shown
     assert "Traceback" not in server.log.read_text()
 
 
 def test_a_moment_of_overload(server: RunningServer) -> None:
-    capacity, found, memory = overload(server, 6.0)
-    check(server, capacity, found, memory)
+    _, found, _ = overload(server, 6.0)
+    check(server, found)
 
 
 @pytest.mark.prove
@@ -73,6 +70,9 @@ def test_ten_minutes_of_overload(server: RunningServer) -> None:
     capacity, found, memory = overload(server, 600.0)
     early, late = memory[len(memory) // 5], max(memory[-len(memory) // 5 :])
     print(f"capacity {capacity:.1f}/s; {found}; memory {early >> 20} to {late >> 20} MiB")
-    check(server, capacity, found, memory)
+    check(server, found)
+    # A full queue is served in so many seconds; the machine may be slower now than when it was measured.
+    assert found.p99 is not None
+    assert found.p99 < 4 * PLACES / capacity + 1
     assert late < 1.1 * early + (16 << 20)
     assert httpx.get(f"{server.address}/v2/health/live", trust_env=False).status_code == 200
