@@ -55,6 +55,25 @@ class RunningServer:
         return self.client.post("/v1/models/fovea:predict", json=body)
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait up to half a minute for ``condition`` to hold."""
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def metric(server: RunningServer, name: str) -> float:
+    """The sum of the series of /metrics whose lines begin with ``name``."""
+    lines = server.client.get("/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+
+def idle(server: RunningServer) -> bool:
+    """Whether no request runs or waits; the counts fall a moment after the answer has gone out."""
+    return metric(server, "vllm:num_requests_running") + metric(server, "vllm:num_requests_waiting") == 0
+
+
 StartServer = Callable[..., AbstractContextManager[RunningServer]]
 
 

@@ -16,7 +16,7 @@ from fovea.records import ModelRecord
 from fovea.steps import RunContext, run_step
 from fovea.storage import index_uri
 from serving.location import locate_model
-from tests.serving.conftest import REPOSITORY, RunningServer, StartServer, encoded, picture
+from tests.serving.conftest import REPOSITORY, RunningServer, StartServer, encoded, idle, picture, wait_until
 from tests.tiny_model import write_tiny_model
 
 
@@ -24,6 +24,7 @@ def test_health_and_metrics(server: RunningServer) -> None:
     for path in ("/", "/v1/models/fovea", "/v2/health/live", "/v2/health/ready", "/v2/models/fovea/ready"):
         assert server.client.get(path).status_code == 200, path
     server.predict([encoded(picture(0))]).raise_for_status()
+    wait_until(lambda: idle(server))
     shown = server.client.get("/metrics").text
     for name in (
         'vllm:num_requests_running{model_name="fovea"} 0.0',
