@@ -1,5 +1,6 @@
 """Fixtures that tests of every layer share."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,10 @@ import boto3
 import pytest
 
 from pipelines.embedded_s3 import serve_s3
+
+# Before torch is imported, here and in what is started: workers of pytest that wait for each other's threads
+# take twice the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,12 @@
 """Back to the last verified champion: deployed anew from its records, and verified anew."""
 
+from datetime import UTC, datetime
+
 from components.deploy.candidate import Candidate
 from components.deploy.deploy import Verdict, deploy
 from components.deploy.history import champion_before, present_deployment, withdraw
 from components.deploy.parameters import Deployment, DeployParameters
 from fovea.errors import UserError
-from fovea.records import now
 from fovea.steps import RunContext
 from fovea.storage import Storage
 
@@ -30,11 +31,11 @@ def roll_back(service_name: str, artifact_root: str, storage: Storage) -> tuple[
     earlier = champion_before(storage, artifact_root, present)
     asked = earlier.parameters or DeployParameters(service_name=service_name)
     settings = asked.kserve.model_copy(update={"traffic_steps": (), "dry_run": False})
-    decided_at = now()
+    decided_at = datetime.now(UTC)
     verdict, _ = deploy(
         Candidate.from_index(earlier.records, storage),
         asked.model_copy(update={"kserve": settings}),
-        RunContext(artifact_root=artifact_root, run_id=f"rollback-{decided_at:%Y%m%dT%H%M%SZ}"),
+        RunContext(artifact_root=artifact_root, run_id=f"rollback-{decided_at:%Y%m%dT%H%M%S%fZ}"),
         storage,
         # A person's word is the youngest decision.
         decided_at,
