@@ -1,15 +1,22 @@
 """Answers about pictures: batched greedy generation, and parsing. Evaluation and serving share it."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
 from PIL import Image
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from fovea.errors import UserError
+from fovea.field_scores import field_scores
 from fovea.phi3v import Phi3VForCausalLM, Phi3VProcessor
 from fovea.phi3v.modeling import END_OF_ANSWER_IDS
 from fovea.task import FieldValue, Task, product_task
@@ -28,7 +35,9 @@ class Answer:
     """What the model said, and what the task's parser makes of it.
 
     ``completion_tokens`` counts the token that ended the answer; ``finish_reason`` is ``length`` where none
-    did.
+    did. ``scores`` says how likely the model found each field (`fovea.field_scores`); it is None where the
+    answer could not be read. Answers that say the same are equal: scores differ in their last digits with
+    what else was in the batch.
     """
 
     text: str
@@ -37,6 +46,7 @@ class Answer:
     prompt_tokens: int
     completion_tokens: int
     finish_reason: FinishReason
+    scores: dict[str, float] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -201,18 +211,22 @@ class Predictor:
                 eos_token_id=END_OF_ANSWER_IDS,
                 pad_token_id=pad,
             ),
+            logits_processor=LogitsProcessorList([likelihoods := _Likelihoods()]),
             stopping_criteria=StoppingCriteriaList([stops := _Stops(limits, on_step)]),
         )
         rows = output[:, longest:].tolist()
         return [
-            self._read(sample, row[:length])
-            for sample, row, length in zip(samples, rows, stops.lengths, strict=True)
+            self._read(sample, row[:length], logprobs)
+            for sample, row, length, logprobs in zip(
+                samples, rows, stops.lengths, likelihoods.rows(), strict=True
+            )
         ]
 
-    def _read(self, sample: Sample, ids: list[int]) -> Answer:
+    def _read(self, sample: Sample, ids: list[int], logprobs: list[float]) -> Answer:
         end = next((place for place, token in enumerate(ids) if token in END_OF_ANSWER_IDS), None)
-        text: str = self.processor.tokenizer.decode(ids[:end], skip_special_tokens=True)
+        text = self._decode(ids[:end])
         fields, error = self.task.parse(text)
+        spans = self.task.spans(text) if fields is not None else None
         return Answer(
             text=text,
             fields=fields,
@@ -220,7 +234,34 @@ class Predictor:
             prompt_tokens=sample.tokens,
             completion_tokens=len(ids) if end is None else end + 1,
             finish_reason="length" if end is None else "stop",
+            scores=None
+            if spans is None
+            else field_scores(text, spans, ids[:end], logprobs, self._decode, ended=end is not None),
         )
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self.processor.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+class _Likelihoods(LogitsProcessor):  # type: ignore[misc]
+    """Keeps, for each row and step, the log-probability of the most likely token, which greedy search takes.
+
+    It changes nothing of what it is shown, and waits for the device only in the end.
+    """
+
+    def __init__(self) -> None:
+        self._steps: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Take logits (rows, vocabulary), float32, and return them as they are."""
+        # All others relative to the most likely: exact also where that one is all but certain.
+        self._steps.append(-torch.logsumexp(scores - scores.amax(dim=-1, keepdim=True), dim=-1))
+        return scores
+
+    def rows(self) -> list[list[float]]:
+        """Return the log-probabilities of each row's steps."""
+        found: list[list[float]] = torch.stack(self._steps, dim=-1).tolist()
+        return found
 
 
 class _Stops(StoppingCriteria):  # type: ignore[misc]

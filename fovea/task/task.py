@@ -99,6 +99,17 @@ class Task(BaseModel):
                 return ParsedAnswer(None, f"{name}: {error}")
         return ParsedAnswer(fields, None)
 
+    def spans(self, text: str) -> dict[str, tuple[int, int]] | None:
+        """Return where each field stands in an answer: its first character, and the first one after it.
+
+        None where ``text`` does not follow the template; whether the values are allowed is not looked at.
+        """
+        match = self._pattern.fullmatch(text.strip())
+        if match is None:
+            return None
+        before = len(text) - len(text.lstrip())
+        return {name: (before + match.start(name), before + match.end(name)) for name in self.fields}
+
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
         parts = string.Formatter().parse(self.template)

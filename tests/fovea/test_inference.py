@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -74,6 +75,36 @@ def test_answers_of_a_batch_have_limits_of_their_own(noise: Predictor) -> None:
     alone = [noise.generate_batch([sample], limit)[0] for sample, limit in zip(samples, limits, strict=True)]
     assert together == alone
     assert [answer.completion_tokens for answer in together] == limits
+
+
+def test_scores_are_the_log_probabilities_of_a_plain_forward_pass(tuned: Predictor) -> None:
+    samples = [tuned.prepare(tuned.task.prompt(), [picture(number)]) for number in range(5)]
+    told: list[list[int]] = []
+    together = tuned.generate_batch(samples, 30, lambda tokens: told.append(tokens) or [False] * 5)
+    for sample, answer, answered in zip(samples, together, zip(*told, strict=True), strict=True):
+        ids = torch.cat([sample.input_ids, torch.tensor(answered)])[None]
+        with torch.inference_mode():
+            logits = tuned.model(
+                input_ids=ids, pixel_values=sample.pixel_values, image_sizes=sample.image_sizes
+            ).logits[0, sample.tokens - 1 : -1]
+        logprobs = logits.log_softmax(-1)[range(len(answered)), answered]
+        # A word a token: of Product: Wool scarf, Category: SCARVES, Full Price: 120.0 and the end.
+        places = {"product": slice(1, 3), "category": slice(4, 5), "full_price": slice(7, 9)}
+        assert answer.scores == {
+            name: pytest.approx(float(logprobs[place].sum()), abs=1e-5) for name, place in places.items()
+        }
+        assert any(score < -1e-3 for score in answer.scores.values())
+        alone = tuned.generate_batch([sample], 30)[0]
+        assert alone.scores == pytest.approx(answer.scores, abs=1e-5)
+
+
+def test_an_answer_that_was_cut_off_has_scores_of_what_is_whole(tuned: Predictor, noise: Predictor) -> None:
+    sample = tuned.prepare(tuned.task.prompt(), [picture(1)])
+    cut = tuned.generate_batch([sample], len(ANSWER.split()))[0]
+    assert cut.fields is not None
+    assert cut.scores is not None
+    assert set(cut.scores) == {"product", "category"}
+    assert noise.answer([picture(0)], 8)[0].scores is None
 
 
 def test_each_step_is_told_and_may_stop_an_answer(noise: Predictor) -> None:

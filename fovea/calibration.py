@@ -1,0 +1,290 @@
+"""Confidence: from a field's score to the probability that it is right, as it was found on held-out rows.
+
+A score (`fovea.field_scores`) ranks answers, but networks are surer than they are right. So on the validation
+split, whose truths are known, a logistic curve is fitted for each field: P(right) = 1 / (1 + exp(-(slope x +
+intercept))), where x is the score's log-odds (Platt's scaling; J. Platt 1999, with his smoothed targets, so
+that no finite sample makes it certain). Two numbers a field, and rising, are what a few hundred rows can
+bear: isotonic steps fitted to as few say 0 or 1 at both ends.
+
+What right means is said in one place, `is_right`.
+"""
+
+import hashlib
+import math
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fovea.task import CurrencyField, FieldValue, PriceField, Task
+
+MIN_ROWS = 50
+"""Answers that a curve needs at least."""
+MIN_OF_EACH = 5
+"""How many of them must be right, and how many wrong: without both nothing can be told apart."""
+PRICE_TOLERANCE = 0.1
+"""A price is right if it is off by no more than this share of the true one."""
+
+# Beyond, float32 does not tell a probability from 1, nor do a few hundred rows.
+_MOST_LOG_ODDS = 14.0
+_THRESHOLDS = 20
+_ROUNDING = 1e-9
+
+Fields = Mapping[str, FieldValue]
+Float = np.ndarray[tuple[int], np.dtype[np.float64]]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Coverage(_Model):
+    """What is left, and how much of it is right, where answers below a confidence are set aside."""
+
+    threshold: float = Field(ge=0, le=1)
+    coverage: float = Field(ge=0, le=1)
+    """Share of all rows whose confidence is ``threshold`` at least."""
+    accuracy: float = Field(ge=0, le=1)
+    """Share of those that are right."""
+    expected: float = Field(ge=0, le=1)
+    """Their mean confidence, which is the accuracy that the curve promises; it rises with the threshold."""
+    rows: int = Field(ge=1)
+    """How many they are."""
+
+
+class FieldCalibration(_Model):
+    """The curve of one field, or why it has none."""
+
+    slope: float | None = Field(default=None, gt=0)
+    intercept: float | None = None
+    rows: int = Field(ge=0)
+    """Answers with a score that it was fitted on."""
+    right: int = Field(ge=0)
+    reason: str = ""
+    """Why there is no curve; empty where there is one."""
+    table: tuple[Coverage, ...] = ()
+    """Accuracy against coverage on the rows it was fitted on, by rising threshold."""
+
+    @model_validator(mode="after")
+    def _curve_or_reason(self) -> "FieldCalibration":
+        if (self.slope is None) != bool(self.reason) or (self.slope is None) != (self.intercept is None):
+            raise ValueError("a field has either a slope and an intercept, or a reason why not")
+        return self
+
+    def confidence(self, score: float | None) -> float | None:
+        """Return the probability that a field with this score is right; None where that is not known."""
+        if self.slope is None or self.intercept is None or score is None or not score <= 0:
+            return None
+        return _sigmoid(self.slope * log_odds(score) + self.intercept)
+
+
+class Calibration(_Model):
+    """What a model's scores mean, field by field. Belongs to one model, task and way of generating."""
+
+    schema_version: Literal[1] = 1
+    fields: dict[str, FieldCalibration]
+
+    @cached_property
+    def digest(self) -> str:
+        """``sha256:…`` of its JSON."""
+        return "sha256:" + hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no field has a curve."""
+        return all(field.reason for field in self.fields.values())
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Why fields have no curve, by their names."""
+        return {name: field.reason for name, field in self.fields.items() if field.reason}
+
+    def confidence(self, field: str, score: float | None) -> float | None:
+        """Return the probability that ``field`` is right; None where that is not known.
+
+        Raises:
+            KeyError: the task has no such field.
+        """
+        return self.fields[field].confidence(score)
+
+    def confidences(self, scores: Mapping[str, float] | None) -> dict[str, float | None]:
+        """Return the confidence of every field of the task, from the scores of an answer."""
+        known = scores or {}
+        return {name: field.confidence(known.get(name)) for name, field in self.fields.items()}
+
+    def threshold_for(self, field: str, accuracy: float) -> Coverage | None:
+        """Return the lowest confidence from which on ``field`` is to be right as often as wanted.
+
+        None where no confidence is enough, or the field has no curve.
+        """
+        return threshold_for(self.fields[field].table, accuracy)
+
+
+def is_right(task: Task, field: str, truth: Fields, answer: Fields | None) -> bool:
+    """Return whether a field of an answer is right.
+
+    A text, a category and a currency are right if they are the true ones, letter by letter. A price is right
+    if it is within `PRICE_TOLERANCE` of the true one and, where the task states a currency, in that currency.
+    An answer that could not be read (None) is not.
+    """
+    if answer is None or field not in answer:
+        return False
+    if not isinstance(task.fields[field], PriceField):
+        return answer[field] == truth[field]
+    currencies = [name for name, kind in task.fields.items() if isinstance(kind, CurrencyField)]
+    if any(answer.get(name) != truth[name] for name in currencies):
+        return False
+    wanted, said = float(truth[field]), float(answer[field])
+    # 0.1 has no exact binary form: a price that is off by just 10 % counts as within.
+    return abs(said - wanted) <= (PRICE_TOLERANCE + _ROUNDING) * wanted
+
+
+def fit_calibration(
+    task: Task,
+    truths: Sequence[Fields],
+    answers: Sequence[Fields | None],
+    scores: Sequence[Mapping[str, float] | None],
+) -> Calibration:
+    """Fit the curves on rows that the model was neither trained nor is judged on.
+
+    Args:
+        task: Whose fields they are.
+        truths: Of the rows.
+        answers: To the rows; None is one that could not be read.
+        scores: Of the answers' fields (``Answer.scores``).
+
+    Returns:
+        A curve for each field, or why it has none: fewer than `MIN_ROWS` answers with a score, fewer than
+        `MIN_OF_EACH` right or wrong ones, or scores that do not rise with being right.
+
+    Raises:
+        ValueError: the sequences differ in length.
+    """
+    rows = list(zip(truths, answers, scores, strict=True))
+    fitted = {}
+    for name in task.fields:
+        known = [
+            (given[name], is_right(task, name, truth, answer))
+            for truth, answer, given in rows
+            if given is not None and name in given
+        ]
+        fitted[name] = _fit([score for score, _ in known], [right for _, right in known], len(rows))
+    return Calibration(fields=fitted)
+
+
+def coverage_table(
+    confidences: Sequence[float | None], right: Sequence[bool], most: int = _THRESHOLDS
+) -> tuple[Coverage, ...]:
+    """Return accuracy against coverage, by rising threshold.
+
+    Args:
+        confidences: Of all rows; None where there is none, so that the row is never covered.
+        right: Whether the rows' answers are right.
+        most: At so many thresholds, spread evenly over the rows.
+
+    Raises:
+        ValueError: the sequences differ in length.
+    """
+    pairs = zip(confidences, right, strict=True)
+    known = sorted((each, is_so) for each, is_so in pairs if each is not None)
+    values = [each for each, _ in known]
+    # From a confidence on: rows of the same confidence are taken or left together.
+    places = {bisect_left(values, values[len(values) * step // most]) for step in range(most) if values}
+    table = []
+    for place in sorted(places):
+        kept = [is_so for _, is_so in known[place:]]
+        table.append(
+            Coverage(
+                threshold=values[place],
+                coverage=len(kept) / len(confidences),
+                accuracy=sum(kept) / len(kept),
+                expected=min(1.0, sum(values[place:]) / len(kept)),
+                rows=len(kept),
+            )
+        )
+    return tuple(table)
+
+
+def threshold_for(table: Sequence[Coverage], accuracy: float) -> Coverage | None:
+    """Return the row of the lowest threshold whose ``expected`` accuracy reaches ``accuracy``, or None.
+
+    Not the observed one: with few rows it goes up and down, and the highest is the luckiest.
+    """
+    return next((row for row in table if row.expected >= accuracy), None)
+
+
+def log_odds(score: float) -> float:
+    """Return log(p / (1 - p)) of a score log(p), kept within what a model's figures can tell."""
+    if score >= 0:
+        return _MOST_LOG_ODDS
+    return max(-_MOST_LOG_ODDS, min(_MOST_LOG_ODDS, score - math.log(-math.expm1(score))))
+
+
+def _fit(scores: Sequence[float], right: Sequence[bool], rows: int) -> FieldCalibration:
+    counts = {"rows": len(scores), "right": sum(right)}
+    wrong = counts["rows"] - counts["right"]
+    if len(scores) < MIN_ROWS:
+        return FieldCalibration(**counts, reason=f"{len(scores)} answers to fit on, {MIN_ROWS} are needed")
+    if min(counts["right"], wrong) < MIN_OF_EACH:
+        few = f"{counts['right']} right and {wrong} wrong"
+        return FieldCalibration(**counts, reason=f"{few} answers to fit on, {MIN_OF_EACH} of each are needed")
+    slope, intercept = _logistic([log_odds(score) for score in scores], right)
+    if slope <= 0:
+        return FieldCalibration(**counts, reason="answers that it found likelier were not right more often")
+    curve = FieldCalibration(slope=slope, intercept=intercept, **counts)
+    confidences: list[float | None] = [curve.confidence(score) for score in scores]
+    # Rows without an answer are rows, too, that no threshold covers.
+    missing = rows - len(scores)
+    table = coverage_table(confidences + [None] * missing, [*right, *[False] * missing])
+    return curve.model_copy(update={"table": table})
+
+
+def _logistic(log_odds_of: Sequence[float], right: Sequence[bool]) -> tuple[float, float]:
+    """Return slope and intercept of the likeliest logistic curve, by Newton's method.
+
+    The slope is 0 where x does not vary. The targets are Platt's, a little inside of 0 and 1, which keeps the
+    optimum finite for data that a threshold parts without error.
+    """
+    x: Float = np.asarray(log_odds_of, dtype=np.float64)
+    truth = np.asarray(right, dtype=bool)
+    high, low = (truth.sum() + 1) / (truth.sum() + 2), 1 / ((~truth).sum() + 2)
+    target = np.where(truth, high, low)
+    centre, scale = float(x.mean()), float(x.std())
+    if scale < _ROUNDING:
+        return 0.0, 0.0
+    design = np.stack([(x - centre) / scale, np.ones_like(x)], axis=1)
+    found = np.array([0.0, math.log(target.mean() / (1 - target.mean()))])
+    for _ in range(100):
+        probability = 1 / (1 + np.exp(-(design @ found)))
+        gradient = design.T @ (probability - target)
+        weights = np.maximum(probability * (1 - probability), 1e-12)
+        step = np.linalg.solve((design * weights[:, None]).T @ design + 1e-9 * np.eye(2), gradient)
+        found = _descend(design, target, found, step)
+        if np.abs(step).max() < 1e-10:
+            break
+    slope = float(found[0] / scale)
+    return slope, float(found[1] - slope * centre)
+
+
+def _descend(design: np.ndarray, target: Float, start: Float, step: Float) -> Float:
+    """Return the end of a Newton step, halved until the likelihood does not fall."""
+
+    def loss(at: Float) -> float:
+        z = design @ at
+        return float(np.sum(np.logaddexp(0, z) - target * z))
+
+    best = loss(start)
+    for halving in range(30):
+        end: Float = start - step / 2**halving
+        if loss(end) <= best:
+            return end
+    return start
+
+
+def _sigmoid(value: float) -> float:
+    if value >= 0:
+        return 1 / (1 + math.exp(-value))
+    return math.exp(value) / (1 + math.exp(value))
