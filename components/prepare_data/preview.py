@@ -18,7 +18,7 @@ from components.prepare_data.fill import PICTURE_LIMITS, drop_duplicates, fetch_
 from components.prepare_data.parameters import PrepareParameters
 from components.prepare_data.rows import read_rows
 from components.prepare_data.source import PicturePlaces, Source, open_source
-from components.prepare_data.tokens import Tokenizer, count_tokens, crop_grid, fetch_tokenizer
+from components.prepare_data.tokens import Tokenizer, count_tokens, fetch_tokenizer
 from components.prepare_data.workspace import Workspace
 from fovea.errors import UserError
 from fovea.phi3v import Phi3VImageProcessor
@@ -295,7 +295,7 @@ def _lengths(workspace: Workspace, task: Task, num_crops: int) -> tuple[NDArray[
         'SELECT "values", width, height FROM rows JOIN pictures USING (address) WHERE rows.reason IS NULL'
     ):
         side = processor.crop_size
-        columns, rows = crop_grid(width, height, side, num_crops)
+        columns, rows = processor.crop_grid(width, height)
         picture = processor.num_image_tokens(rows * side, columns * side)
         text = len(task.training_text(json.loads(values))) / _CHARACTERS_A_TOKEN
         found.append(picture + round(text))

@@ -5,7 +5,6 @@ Only the tokenizer's files are fetched, and no picture is decoded for it.
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,21 +62,9 @@ class Tokenizer:
 
     def _picture(self, width: int, height: int) -> int:
         side = self._images.crop_size
-        columns, rows = crop_grid(width, height, side, self.num_crops)
+        columns, rows = self._images.crop_grid(width, height, self.num_crops)
         tokens: int = self._images.num_image_tokens(rows * side, columns * side)
         return tokens
-
-
-def crop_grid(width: int, height: int, side: int, num_crops: int) -> tuple[int, int]:
-    """Return into how many (columns, rows) of crops of ``side`` pixels the image processor cuts a picture."""
-    if width < height:
-        columns, rows = crop_grid(height, width, side, num_crops)
-        return rows, columns
-    ratio = width / height
-    scale = 1
-    while (scale + 1) * math.ceil((scale + 1) / ratio) <= num_crops:
-        scale += 1
-    return scale, math.ceil(max(1, int(scale * side / ratio)) / side)
 
 
 def count_tokens(workspace: Workspace, task: Task, tokenizer: Tokenizer) -> None:

@@ -2,7 +2,6 @@
 
 import io
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -55,20 +54,8 @@ def measure(rows: Dataset, processor: Phi3VProcessor, task: Task, num_crops: int
 def _of_picture(encoded: bytes, processor: Phi3VProcessor, num_crops: int) -> tuple[int, int]:
     images = processor.image_processor
     with Image.open(io.BytesIO(encoded)) as picture:
-        columns, rows = crop_grid(*picture.size, images.crop_size, num_crops)
+        columns, rows = images.crop_grid(*picture.size, num_crops)
     return 1 + columns * rows, images.num_image_tokens(rows * images.crop_size, columns * images.crop_size)
-
-
-def crop_grid(width: int, height: int, side: int, num_crops: int) -> tuple[int, int]:
-    """Return into how many (columns, rows) of crops of ``side`` pixels the processor cuts a picture."""
-    if width < height:
-        columns, rows = crop_grid(height, width, side, num_crops)
-        return rows, columns
-    ratio = width / height
-    scale = 1
-    while (scale + 1) * math.ceil((scale + 1) / ratio) <= num_crops:
-        scale += 1
-    return scale, math.ceil(max(1, int(scale * side / ratio)) / side)
 
 
 def fitting(split: str, row_ids: Sequence[str], extents: Sequence[Extent]) -> list[int]:

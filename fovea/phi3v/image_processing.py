@@ -79,6 +79,21 @@ class Phi3VImageProcessor(BaseImageProcessor):  # type: ignore[misc]
         rows, columns = height // self.crop_size, width // self.crop_size
         return (rows * columns + 1) * self.num_img_tokens + 1 + (rows + 1) * side
 
+    def crop_grid(self, width: int, height: int, num_crops: int | None = None) -> tuple[int, int]:
+        """Crops (across, down) that a picture of this width and height is cut into; none is decoded for it.
+
+        Args:
+            width: in pixels.
+            height: in pixels.
+            num_crops: instead of the stored one.
+        """
+        num_crops = self.num_crops if num_crops is None else num_crops
+        if width < height:
+            across, down = self.crop_grid(height, width, num_crops)
+            return down, across
+        fitted_width, fitted_height = fitted_size(width, height, self.crop_size, num_crops)
+        return fitted_width // self.crop_size, math.ceil(fitted_height / self.crop_size)
+
     def preprocess(
         self,
         images: Any,
@@ -181,14 +196,21 @@ def fit(picture: Image.Image, side: int, num_crops: int) -> Image.Image:
     tall = picture.width < picture.height
     if tall:
         picture = picture.transpose(Image.Transpose.TRANSPOSE)
-    ratio = picture.width / picture.height
-    scale = 1
-    while (scale + 1) * math.ceil((scale + 1) / ratio) <= num_crops:
-        scale += 1
-    width = scale * side
-    # A strip that would be thinner than one pixel keeps one row.
-    height = max(1, int(width / ratio))
+    width, height = fitted_size(picture.width, picture.height, side, num_crops)
     picture = picture.resize((width, height), Image.Resampling.BILINEAR)
     padded = Image.new("RGB", (width, math.ceil(height / side) * side), (255, 255, 255))
     padded.paste(picture, (0, (padded.height - height) // 2))
     return padded.transpose(Image.Transpose.TRANSPOSE) if tall else padded
+
+
+def fitted_size(width: int, height: int, side: int, num_crops: int) -> tuple[int, int]:
+    """Width and height in pixels to which a picture that is not taller than wide is resized.
+
+    It is as wide as a whole number of crops of `side` pixels, the most that `num_crops` allows.
+    """
+    ratio = width / height
+    across = 1
+    while (across + 1) * math.ceil((across + 1) / ratio) <= num_crops:
+        across += 1
+    # A strip that would be thinner than one pixel keeps one row.
+    return across * side, max(1, int(across * side / ratio))

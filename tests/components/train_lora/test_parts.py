@@ -16,7 +16,7 @@ import fovea.tracking as tracking
 from components.train_lora import memory
 from components.train_lora.data import AnswerCollator, load_split
 from components.train_lora.job import accumulation
-from components.train_lora.lengths import Extent, crop_grid, fitting, measure
+from components.train_lora.lengths import Extent, fitting, measure
 from components.train_lora.memory import Room, check, estimate
 from components.train_lora.model import target_modules
 from components.train_lora.order import EpochOrder
@@ -25,7 +25,6 @@ from components.train_lora.report import MAX_BYTES, write_report
 from components.train_lora.watch import Watch
 from fovea.errors import UserError
 from fovea.phi3v import Phi3VConfig, Phi3VForCausalLM, Phi3VProcessor
-from fovea.phi3v.image_processing import fit
 from fovea.task import product_task
 from tests.components.train_lora.inputs import write_dataset
 from tests.tiny_model import write_tiny_model
@@ -37,13 +36,6 @@ EXTENTS = [Extent(800, 5)] * 8
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("model"))
-
-
-@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 16))
-def test_the_grid_of_crops_is_that_of_the_image_processor(width: int, height: int, num_crops: int) -> None:
-    side = 4
-    fitted = fit(Image.new("1", (width, height)).convert("L"), side, num_crops)
-    assert crop_grid(width, height, side, num_crops) == (fitted.width // side, fitted.height // side)
 
 
 def test_lengths_are_those_of_the_batches(folder: Path, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ def test_layout(width, height, num_crops, grey):
     rows, columns = padded[0] // SIDE, padded[1] // SIDE
     assert padded == [rows * SIDE, columns * SIDE]
     assert rows * columns <= num_crops
+    assert small.crop_grid(width, height, num_crops) == (columns, rows)
     assert made["pixel_values"].shape == (1 + rows * columns, 3, SIDE, SIDE)
     assert made["num_img_tokens"].tolist() == [(rows * columns + 1) * 4 + 1 + (rows + 1) * 2]
     assert made["pixel_values"].dtype == torch.float32
