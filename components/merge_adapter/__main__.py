@@ -21,7 +21,7 @@ def main(
     verify: Annotated[bool, typer.Option(help="Compare the merged model with base and adapter.")] = True,
 ) -> None:
     """Merge a LoRA adapter into its base model, and register the result."""
-    from components.merge_adapter.merge import merge_adapter_step
+    from components.merge_adapter.step import merge_adapter_step
 
     configure_logging()
     try:

@@ -26,7 +26,7 @@ def merge_adapter(
         registered_model_name: The model in MLflow's registry that gets a new version.
         verify: Compare the merged model's logits with those of base and adapter; takes the model in float32.
     """
-    from components.merge_adapter.merge import merge_adapter_step
+    from components.merge_adapter.step import merge_adapter_step
 
     merge_adapter_step(
         adapter_record=adapter.path,
