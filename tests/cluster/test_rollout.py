@@ -129,7 +129,7 @@ def _seems_ready(service: dict[str, Any], generation: int) -> bool:
 def test_recreate_with_one_gpu(place: Place) -> None:
     place.double.gpus = 1
     assert place.deploy("a").verification.passed
-    refused = place.deploy("b", schedule_seconds=6.0)
+    refused = place.deploy("b", schedule_seconds=2.0)
     assert "or set rollout to recreate" in refused.verification.reason
     outcome = place.deploy("b", rollout="auto", schedule_seconds=6.0)
     assert (outcome.verification.passed, outcome.kind) == (True, "recreate"), outcome.verification.reason
