@@ -1,31 +1,65 @@
+# One image for the pipeline's steps and the server, in two targets: `cpu`, and `cuda`, the last and so the default.
+# `make image` builds one of them with docker, podman or buildah. Give the base by digest in earnest.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
-FROM ${BASE_IMAGE} AS build
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+FROM ${BASE_IMAGE} AS requirements
 WORKDIR /src
-RUN python -m venv /opt/fovea
-COPY pyproject.toml constraints.txt ./
-# The dependencies alone first: they change less often than the code.
-ARG PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
-RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['platform'], 'hatchling', sep='\n')" > requirements.txt \
-    && /opt/fovea/bin/python -m pip install -c constraints.txt -r requirements.txt
-COPY README.md ./
-COPY fovea ./fovea
-RUN /opt/fovea/bin/python -m pip install --no-deps --no-build-isolation . \
-    && /opt/fovea/bin/python -m pip uninstall -y pip hatchling
+COPY pyproject.toml ./
+# Dependencies change less often than code or the version: they are a file, and so a layer, of their own.
+RUN python3 -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['platform'], sep='\n')" > requirements.txt
 
-FROM ${BASE_IMAGE} AS cpu
+FROM ${BASE_IMAGE} AS environment
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+WORKDIR /src
+RUN python3 -m venv /opt/fovea
+COPY constraints.txt ./
+COPY --from=requirements /src/requirements.txt ./
+
+# What both targets are, but for their packages.
+FROM ${BASE_IMAGE} AS base
+ARG VERSION=0.1.0
+ARG REVISION=unknown
 LABEL org.opencontainers.image.title="fovea" \
       org.opencontainers.image.description="Fine-tune and serve Phi-3-Vision on pictures of products" \
-      org.opencontainers.image.licenses="Apache-2.0"
-RUN useradd --uid 10001 --user-group --create-home --home-dir /home/fovea fovea
-COPY --from=build /opt/fovea /opt/fovea
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+# A number, since Kubernetes can tell of a number alone that it is not root. The home may be written by any user's group 0.
+RUN useradd --uid 10001 --gid 0 --create-home --home-dir /home/fovea --shell /usr/sbin/nologin fovea \
+    && chmod 0775 /home/fovea
+ENV PATH=/opt/fovea/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/home/fovea
 WORKDIR /app
+EXPOSE 8080
+CMD ["fovea", "--help"]
+
+FROM environment AS environment-cpu
+# torch without CUDA, which is 0.2 GB instead of 5.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+RUN PIP_EXTRA_INDEX_URL="${TORCH_INDEX}" /opt/fovea/bin/python -m pip install -c constraints.txt -r requirements.txt \
+    && /opt/fovea/bin/python -m pip uninstall -y pip setuptools
+RUN printf '#!/bin/sh\nexec /opt/fovea/bin/python -P -m cli.main "$@"\n' > /opt/fovea/bin/fovea && chmod 0755 /opt/fovea/bin/fovea
+
+FROM base AS cpu
+COPY --from=environment-cpu /opt/fovea /opt/fovea
+COPY fovea ./fovea
 COPY components ./components
 COPY pipelines ./pipelines
 COPY serving ./serving
 COPY cli ./cli
-ENV PATH=/opt/fovea/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 HOME=/home/fovea
-USER 10001:10001
-EXPOSE 8080
-CMD ["python", "-m", "serving", "--help"]
+USER 10001:0
+
+FROM environment AS environment-cuda
+# From PyPI torch brings the CUDA libraries; the node brings the driver.
+RUN /opt/fovea/bin/python -m pip install -c constraints.txt -r requirements.txt \
+    && /opt/fovea/bin/python -m pip uninstall -y pip setuptools
+RUN printf '#!/bin/sh\nexec /opt/fovea/bin/python -P -m cli.main "$@"\n' > /opt/fovea/bin/fovea && chmod 0755 /opt/fovea/bin/fovea
+
+FROM base AS cuda
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+COPY --from=environment-cuda /opt/fovea /opt/fovea
+COPY fovea ./fovea
+COPY components ./components
+COPY pipelines ./pipelines
+COPY serving ./serving
+COPY cli ./cli
+USER 10001:0

@@ -9,7 +9,7 @@ from prometheus_client import REGISTRY
 
 from serving import metrics
 
-FOLDER = Path(__file__).resolve().parents[2] / "manifests" / "monitoring"
+FOLDER = Path(__file__).resolve().parents[2] / "manifests" / "components" / "monitoring"
 
 
 def names() -> set[str]:

@@ -53,12 +53,10 @@ def closed(schema: Any) -> Any:
 
 def test_the_server_has_these_options() -> None:
     assert CONTAINER["command"] == ["python", "-m", "serving"]
-    left_out = [line.strip("# -\n") for line in FILE.read_text().splitlines() if "# - --" in line]
-    arguments = [*CONTAINER["args"], *(f"--{argument}" for argument in left_out)]
-    settings = parse_arguments([*arguments, "--model-uri=s3://bucket/index/merge_adapter/x.json"])
+    settings = parse_arguments([*CONTAINER["args"], "--model-uri=s3://bucket/index/merge_adapter/x.json"])
     assert settings.port == CONTAINER["ports"][0]["containerPort"]
     assert settings.log_format == "json"
-    assert settings.api_keys == Path("/etc/fovea/api-keys")
+    assert settings.api_keys is None
 
 
 def test_the_pod_may_do_little() -> None:
