@@ -57,7 +57,7 @@ def test_same_gradients(model, batch, checkpointing):
         tuned = get_peft_model(net, LoraConfig(**LORA)).train()
         if checkpointing:
             tuned.enable_input_require_grads()
-            tuned.gradient_checkpointing_enable({"use_reentrant": False})
+            tuned.activation_checkpointing_enable({"use_reentrant": False})
         tuned(**batch).loss.backward()
         gradients.append({name: p.grad for name, p in tuned.named_parameters() if p.requires_grad})
     assert gradients[0]

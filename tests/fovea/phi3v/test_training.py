@@ -77,7 +77,7 @@ def test_gradient_checkpointing_changes_nothing(model, batch, reentrant):
         tuned = lora(model).train()
         if checkpointing:
             tuned.enable_input_require_grads()
-            tuned.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            tuned.activation_checkpointing_enable({"use_reentrant": reentrant})
         tuned(**batch).loss.backward()
         gradients.append(
             {name: weight.grad for name, weight in tuned.named_parameters() if weight.requires_grad}
@@ -94,7 +94,7 @@ def test_full_gradients_with_checkpointing(model, batch):
     for checkpointing in (False, True):
         whole = copy.deepcopy(model).train()
         if checkpointing:
-            whole.gradient_checkpointing_enable({"use_reentrant": False})
+            whole.activation_checkpointing_enable({"use_reentrant": False})
         whole(**batch).loss.backward()
         gradients.append({name: weight.grad for name, weight in whole.named_parameters()})
     for name, gradient in gradients[0].items():
@@ -109,7 +109,7 @@ def test_no_graph_through_what_is_frozen(model, batch, checkpointing):
     tuned = lora(model).train()
     if checkpointing:
         tuned.enable_input_require_grads()
-        tuned.gradient_checkpointing_enable({"use_reentrant": False})
+        tuned.activation_checkpointing_enable({"use_reentrant": False})
     embedding = tuned.get_base_model().model.vision_embed_tokens
     tracked = []
     for module in (embedding.img_processor["vision_model"], embedding.img_projection):
