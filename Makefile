@@ -19,7 +19,7 @@ PIP_FLAGS ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint unit prove benchmark benchmark-gpu serve doctor compile constraints clean
+.PHONY: help install run test lint unit prove benchmark benchmark-gpu serve doctor compile openapi constraints clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ doctor: $(STAMP) ## what is here, what is missing, what to do
 
 compile: $(STAMP) ## pipelines/finetune.yaml, after the graph or a component's interface has changed
 	$(BIN)/fovea compile --out pipelines/finetune.yaml
+
+openapi: $(STAMP) ## docs/openapi.json, after the server's schemas or routes have changed
+	$(BIN)/python -P -m serving.publish > .openapi.part && mv .openapi.part docs/openapi.json
 
 constraints: $(STAMP) ## constraints.txt from what is installed, and what builds the project
 	$(BIN)/python -m pip install -q -c constraints.txt hatchling editables
