@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from fovea.calibration import Calibration
 from fovea.errors import UserError
 from fovea.task import Task
 
@@ -190,35 +191,65 @@ class GenerationParameters(_Model):
     dtype: str
 
 
-class Metrics(_Model):
-    """How good a model's answers are. All figures are fractions; a failed parse counts as wrong.
+class Interval(_Model):
+    """Where a figure lies at 95 %, both ends included."""
 
-    ``price_median_ape`` is the median of |predicted - true| / true over all samples; an answer without a
-    price counts as 1.0 (100 %).
+    low: float
+    high: float
+
+
+class Metrics(_Model):
+    """How good answers are, by `fovea.metrics`; over all rows, a failed parse counts as wrong.
+
+    Figures are fractions, but for ``price_mean_absolute_error``, which is in currency. A relative price error
+    is |predicted - true| / true; an answer without a price counts as 1.0 (100 %), and as an absolute error of
+    the whole price. ``intervals`` are by the figures' names.
     """
 
     samples: int
     products: int
     parse_rate: float
     title_exact: float
+    title_f1: float
     category_accuracy: float
+    category_macro_f1: float
     price_median_ape: float
-    price_within_10pct: float
+    price_mean_ape: float
+    price_within_10_percent: float
+    price_mean_absolute_error: float
+    intervals: dict[str, Interval] = {}
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Counts and figures by name, without the intervals."""
+        return self.model_dump(exclude={"intervals"})
 
 
 class EvaluationRecord(Record):
-    """A model's figures on a split; the payload is ``predictions.parquet``."""
+    """A model's figures on a split.
+
+    The payload: ``predictions-00000.parquet`` and on, in the order of the split; where there are baselines,
+    ``baselines.parquet`` with what came of each row, by baseline.
+    """
 
     kind: Literal["evaluation"] = "evaluation"
-    subject: str
     model_digest: Digest
     dataset_digest: Digest
     task_digest: Digest
     split: str
     generation: GenerationParameters
     metrics: Metrics
+    """Over all rows."""
+    parsed: Metrics | None = None
+    """Over the rows whose answer could be read; None where there are none."""
     shuffled: Metrics | None
-    """The same with the pictures shuffled among the products, where that was asked for."""
+    """Over all rows, with the pictures shuffled among the products; None where there is one product only."""
+    slices: dict[str, dict[str, Metrics]] = {}
+    """Over the rows of a slice: by ``category`` and ``price_band``, then by its name."""
+    baselines: dict[str, Metrics] = {}
+    """What the trivial answers reach on the same rows; a base model's evaluation has them."""
+    calibration: Calibration | None = None
+    """Of the confidences, from the validation split; None where it was not asked for."""
     chance_category_accuracy: float
     """What always answering the split's most frequent category would reach."""
 

@@ -114,7 +114,7 @@ def finetune(
         min_rows: The fewest rows each split must have.
         validation_fraction: Share of the products held out to watch the training.
         test_fraction: Share of the products held out for the evaluation.
-        seed: Of the split, the training and the shuffling.
+        seed: Of the split and the training.
         split_name: Runs of the same split_name, seed and shares keep every product in the split it was in.
         recheck_hours: Pictures fetched less long ago are taken from the picture store without asking.
         num_crops: Crops a picture is cut into at most, 1 to 16, in training, evaluation and serving. The
@@ -171,9 +171,9 @@ def finetune(
         )
         model = merged.outputs["model"]
         asking = {"dataset": dataset, "split": "test", "batch_size": generation_batch_size}
-        of_base = _task(evaluate, given, model=base, subject="base", shuffle_pictures=False, **asking)
+        of_base = _task(evaluate, given, model=base, subject="base", **asking)
         of_base.set_display_name("evaluate-base")
-        of_tuned = _task(evaluate, given, model=model, subject="tuned", shuffle_pictures=True, **asking)
+        of_tuned = _task(evaluate, given, model=model, subject="tuned", **asking)
         of_tuned.set_display_name("evaluate-tuned")
         judged = _task(
             gate,

@@ -62,8 +62,8 @@ def choose_examples(
     dataset, evaluation = records.get("prepare_data"), records.get("evaluate_tuned")
     if not isinstance(dataset, DatasetRecord) or not isinstance(evaluation, EvaluationRecord):
         return [], []
-    folder = storage.download(evaluation, cache, pattern="predictions.parquet")
-    rows = parquet.read_table(folder / "predictions.parquet").to_pylist()
+    folder = storage.download(evaluation, cache, pattern="predictions-*.parquet")
+    rows = parquet.read_table(sorted(folder.glob("predictions-*.parquet"))).to_pylist()
     task = dataset.task
     first = rows[:count]
     wrong = [row for row in rows[count:] if not all(field.right for field in _fields(row, task))]

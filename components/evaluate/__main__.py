@@ -20,10 +20,6 @@ def main(
     max_samples: Annotated[int, typer.Option(help="Rows to take; 0 for all.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Pictures in one batch of generation.")] = 16,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens an answer may have.")] = 64,
-    shuffle_pictures: Annotated[
-        bool, typer.Option(help="Measure also with other products' pictures.")
-    ] = True,
-    seed: Annotated[int, typer.Option(help="Of the shuffling.")] = 0,
     num_crops: Annotated[int, typer.Option(help="Crops of a picture at most; 0 for the model's own.")] = 0,
 ) -> None:
     """Ask a model about every picture of a split, and measure what it answers."""
@@ -42,8 +38,6 @@ def main(
             max_samples=max_samples,
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
-            shuffle_pictures=shuffle_pictures,
-            seed=seed,
             num_crops=num_crops,
         )
     except UserError as error:

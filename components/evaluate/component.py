@@ -18,8 +18,6 @@ def evaluate(
     max_samples: int = 0,
     batch_size: int = 16,
     max_new_tokens: int = 64,
-    shuffle_pictures: bool = True,
-    seed: int = 0,
     num_crops: int = 0,
 ) -> None:
     """Ask a model about every picture of a split by free generation, and measure what it answers.
@@ -36,8 +34,6 @@ def evaluate(
         max_samples: Rows to take; 0 for all.
         batch_size: Pictures in one batch of generation.
         max_new_tokens: Tokens an answer may have.
-        shuffle_pictures: Measure also with other products' pictures.
-        seed: Of the shuffling.
         num_crops: Crops a picture is cut into at most; 0 for what the model's record says.
     """
     from components.evaluate.evaluate import evaluate_step, figures
@@ -53,8 +49,6 @@ def evaluate(
         max_samples=max_samples,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
-        shuffle_pictures=shuffle_pictures,
-        seed=seed,
         num_crops=num_crops,
     )
     for name, value in figures(record).items():

@@ -1,6 +1,7 @@
 """The work of evaluate: ask the model about every picture of a split, and measure what it answers."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,13 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from components.evaluate.metrics import Roles, majority_share, measure
 from components.evaluate.predictions import write_predictions
 from components.evaluate.rows import Split
 from components.evaluate.shuffle import shuffle_among_products
 from fovea import tracking
 from fovea.errors import UserError
 from fovea.inference import Answer, Predictor
+from fovea.metrics import Outcomes, Roles, measure, slices
 from fovea.records import (
     DatasetRecord,
     EvaluationRecord,
@@ -27,7 +28,7 @@ from fovea.steps import Attempt, RunContext, parse_parameters, reporting_failure
 from fovea.storage import Storage
 
 STEP = "evaluate"
-VERSION = 1
+VERSION = 2
 
 logger = logging.getLogger("fovea")
 
@@ -45,8 +46,6 @@ class EvaluateParameters(BaseModel):
     max_samples: int = Field(default=0, ge=0)
     batch_size: int = Field(default=16, ge=1, le=4096)
     max_new_tokens: int = Field(default=64, ge=1, le=4096)
-    shuffle_pictures: bool = True
-    seed: int = Field(default=0, ge=0, lt=2**32)
     num_crops: int = Field(default=0, ge=0, le=64)
 
 
@@ -91,7 +90,7 @@ def evaluate_step(
             task=task,
             version=VERSION,
             context=context,
-            parameters={**asked.model_dump(), **generation.model_dump()},
+            parameters=_shaping(asked, generation),
             parents={"model": model.digest, "dataset": dataset.digest},
             work=lambda attempt: _evaluate(attempt, model, dataset, asked, generation),
             storage=storage,
@@ -102,12 +101,16 @@ def evaluate_step(
 
 def figures(record: EvaluationRecord) -> dict[str, float]:
     """Return an evaluation's figures by name, those with shuffled pictures as ``shuffled_…``."""
-    shuffled = record.shuffled.model_dump() if record.shuffled else {}
-    return {
-        **record.metrics.model_dump(),
-        **{f"shuffled_{name}": value for name, value in shuffled.items()},
-        "chance_category_accuracy": record.chance_category_accuracy,
-    }
+    shuffled = record.shuffled.figures if record.shuffled else {}
+    return {**record.metrics.figures, **{f"shuffled_{name}": value for name, value in shuffled.items()}}
+
+
+def _shaping(asked: EvaluateParameters, generation: GenerationParameters) -> dict[str, Any]:
+    """Return what an evaluation depends on, beside the model and the data.
+
+    Not what the model is in a comparison, and not how many answers are made at once.
+    """
+    return {**generation.model_dump(), **asked.model_dump(include={"split", "max_samples"})}
 
 
 def _check(model: ModelRecord, dataset: DatasetRecord, asked: EvaluateParameters) -> None:
@@ -136,31 +139,39 @@ def _evaluate(
     predictor = Predictor.load(weights, task=task, dtype=generation.dtype, num_crops=generation.num_crops)
     answers = _answers(attempt, predictor, split, asked)
     products = [row.product_id for row in split.rows]
-    shown = shuffle_among_products(products, asked.seed) if asked.shuffle_pictures else None
-    if asked.shuffle_pictures and shown is None:
+    shown = shuffle_among_products(products)
+    if shown is None:
         logger.warning("%s: the split has one product, there are no pictures to shuffle", attempt.task)
     write_predictions(attempt.payload, task, split.rows, answers, shown)
 
     truths = [row.truth for row in split.rows]
     fields = [answer.fields for answer in answers]
-    metrics = measure(task, truths, fields, products)
+    row_ids = [row.row_id for row in split.rows]
+    outcomes = Outcomes.of(task, truths, fields, products, row_ids)
+    metrics = measure(outcomes)
     # The question is the same for every row and generation is greedy, so what the model says of another
     # product's picture is what it said of that picture when it came to it.
-    shuffled = measure(task, truths, [fields[other] for other in shown], products) if shown else None
+    shuffled = (
+        measure(Outcomes.of(task, truths, [fields[other] for other in shown], products)) if shown else None
+    )
     own: dict[str, Any] = {
-        "subject": asked.subject,
         "model_digest": model.digest,
         "dataset_digest": dataset.digest,
         "task_digest": task.digest,
         "split": asked.split,
         "generation": generation,
         "metrics": metrics,
+        "parsed": measure(outcomes.take(outcomes.parsed)) if outcomes.parsed.any() else None,
         "shuffled": shuffled,
-        "chance_category_accuracy": majority_share(task, truths),
+        "slices": {
+            kind: {name: measure(outcomes.take(mask)) for name, mask in masks.items()}
+            for kind, masks in slices(outcomes).items()
+        },
+        "chance_category_accuracy": max(Counter(outcomes.category_truth.tolist()).values()) / len(outcomes),
     }
     run = tracking.Run.of(model.mlflow)
-    run.log_metrics(metrics.model_dump(), prefix=f"{asked.split}/")
-    run.log_metrics(shuffled.model_dump() if shuffled else {}, prefix=f"{asked.split}/shuffled/")
+    run.log_metrics(metrics.figures, prefix=f"{asked.split}/")
+    run.log_metrics(shuffled.figures if shuffled else {}, prefix=f"{asked.split}/shuffled/")
     logger.info(
         "%s: of %d rows %.1f %% can be read, %.1f %% have the right category, median price error %.1f %%",
         attempt.task,

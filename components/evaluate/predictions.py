@@ -10,19 +10,19 @@ from components.evaluate.rows import Row
 from fovea.inference import Answer
 from fovea.task import PriceField, Task
 
-FILE = "predictions.parquet"
+FILES = "predictions-*.parquet"
+_ROWS_A_FILE = 20_000
 
 
 def write_predictions(
     folder: Path, task: Task, rows: Sequence[Row], answers: Sequence[Answer], shown: Sequence[int] | None
 ) -> None:
-    """Write ``predictions.parquet``, a row for each row of the split.
+    """Write ``predictions-00000.parquet`` and on, a row for each row of the split and in its order.
 
     Columns: ``row_id``, ``product_id``, ``text`` (the answer), ``parse_error`` (null where it could be read);
     ``true_FIELD`` and ``predicted_FIELD`` for each field of the task (null where the answer could not be
-    read); ``prompt_tokens``, ``completion_tokens``, ``finish_reason``; ``shuffled_row_id`` and
-    ``shuffled_text``: whose picture was shown instead, and what the model said to it (null where pictures
-    were not shuffled).
+    read); ``prompt_tokens``, ``completion_tokens``, ``finish_reason``; ``shuffled_row_id``: whose picture is
+    shown instead when pictures are shuffled (null where they cannot be).
     """
     columns: dict[str, pa.Array] = {
         "row_id": pa.array([row.row_id for row in rows], pa.string()),
@@ -41,8 +41,8 @@ def write_predictions(
         "shuffled_row_id": pa.array(
             [rows[other].row_id for other in shown] if shown else [None] * len(rows), pa.string()
         ),
-        "shuffled_text": pa.array(
-            [answers[other].text for other in shown] if shown else [None] * len(rows), pa.string()
-        ),
     }
-    parquet.write_table(pa.table(columns), folder / FILE, compression="zstd")
+    table = pa.table(columns)
+    for number, start in enumerate(range(0, len(rows), _ROWS_A_FILE)):
+        part = table.slice(start, _ROWS_A_FILE)
+        parquet.write_table(part, folder / f"predictions-{number:05}.parquet", compression="zstd")

@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 
 
-def shuffle_among_products(products: Sequence[str], seed: int) -> list[int] | None:
+def shuffle_among_products(products: Sequence[str], seed: int = 0) -> list[int] | None:
     """Return for each row the row whose picture it is shown instead.
 
     Products are arranged in a random circle and each takes the pictures of the next, its rows in turn. It

@@ -30,18 +30,11 @@ from fovea.records import (
     write_record,
 )
 from fovea.task import product_task
+from tests.some_metrics import some_metrics
 
 DIGEST = f"sha256:{'a' * 64}"
 BASE = ModelReference(digest=DIGEST, record_uri="s3://fovea/index/base.json")
-METRICS = Metrics(
-    samples=2,
-    products=2,
-    parse_rate=1.0,
-    title_exact=0.5,
-    category_accuracy=0.5,
-    price_median_ape=0.1,
-    price_within_10pct=0.5,
-)
+METRICS = some_metrics(samples=2, products=2, intervals={"parse_rate": {"low": 0.5, "high": 1.0}})
 
 
 def made(**changes: Any) -> dict[str, Any]:
@@ -88,7 +81,6 @@ RECORDS: list[Record] = [
     ),
     EvaluationRecord(
         **made(),
-        subject="base",
         model_digest=DIGEST,
         dataset_digest=DIGEST,
         task_digest=DIGEST,
@@ -96,6 +88,8 @@ RECORDS: list[Record] = [
         generation=GenerationParameters(max_new_tokens=64, num_crops=1, dtype="float32"),
         metrics=METRICS,
         shuffled=None,
+        slices={"category": {"BAGS": METRICS}},
+        baselines={"majority_category": METRICS},
         chance_category_accuracy=0.2,
     ),
     Decision(

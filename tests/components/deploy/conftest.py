@@ -19,7 +19,6 @@ from fovea.records import (
     Decision,
     EvaluationRecord,
     GenerationParameters,
-    Metrics,
     ModelRecord,
     Record,
     Split,
@@ -27,6 +26,7 @@ from fovea.records import (
 )
 from fovea.steps import RunContext, run_step
 from fovea.task import FieldValue, product_task
+from tests.some_metrics import some_metrics
 from tests.tiny_model import write_tiny_model
 
 ANSWER = "Product: Wool|Silk scarf,|bag, Category: SCARVES,|BAGS, Full Price: 120.0|340.0"
@@ -76,21 +76,12 @@ def evaluate(
     context: RunContext, model: Record, dataset: DatasetRecord, answers: list[str]
 ) -> EvaluationRecord:
     """Commit an evaluation whose answers are ``answers``."""
-    metrics = Metrics(
-        samples=ROWS,
-        products=ROWS,
-        parse_rate=1.0,
-        title_exact=0.5,
-        category_accuracy=0.5,
-        price_median_ape=0.1,
-        price_within_10pct=0.5,
-    )
+    metrics = some_metrics(samples=ROWS, products=ROWS)
 
     def work(attempt: Any) -> dict[str, Any]:
         table = pa.table({"row_id": [f"row-{n}" for n in range(len(answers))], "text": answers})
-        pq.write_table(table, attempt.payload / "predictions.parquet")
+        pq.write_table(table, attempt.payload / "predictions-00000.parquet")
         return {
-            "subject": "tuned",
             "model_digest": model.digest,
             "dataset_digest": dataset.digest,
             "task_digest": dataset.task.digest,

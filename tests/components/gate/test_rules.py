@@ -19,6 +19,7 @@ from components.gate.rules import (
 )
 from fovea.records import EvaluationRecord, GenerationParameters, Metrics, now
 from fovea.steps import plain_line
+from tests.some_metrics import some_metrics
 
 BASE, TUNED, OTHER = (f"sha256:{digit * 64}" for digit in "abc")
 RULES = default_rules(Limits())
@@ -27,14 +28,12 @@ BAD = {
     "title_exact": 0.0,
     "category_accuracy": 0.05,
     "price_median_ape": 1.0,
-    "price_within_10pct": 0.0,
 }
 GOOD = {
     "parse_rate": 1.0,
     "title_exact": 0.8,
     "category_accuracy": 0.95,
     "price_median_ape": 0.07,
-    "price_within_10pct": 0.7,
 }
 
 
@@ -43,7 +42,8 @@ def evaluation(
 ) -> EvaluationRecord:
     figures = dict(GOOD if subject == "tuned" else BAD)
     figures |= {name: changes.pop(name) for name in list(changes) if name in figures}
-    metrics = Metrics(samples=changes.pop("samples", 300), products=changes.pop("products", 250), **figures)
+    counts = {name: changes.pop(name) for name in ("samples", "products") if name in changes}
+    metrics = some_metrics(**counts, **figures)
     shuffled = (
         None
         if shuffled_category is None
@@ -59,7 +59,6 @@ def evaluation(
         "parents": {},
         "created_at": now(),
         "run_id": "run",
-        "subject": subject,
         "model_digest": TUNED if subject == "tuned" else BASE,
         "dataset_digest": OTHER,
         "task_digest": OTHER,
