@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from components.deploy.parameters import Deployment
+    from fovea.records import EvaluationRecord
     from pipelines.state import State
 
 
@@ -37,23 +39,41 @@ def serve(
     from serving.server import serve as serve_model
 
     with interruptible():
-        folder, digest = _locate(model, service, state)
-        serve_model(ServerSettings(model=str(folder), digest=digest, name=service, port=port, host=host))
+        folder, digest, evaluation = _locate(model, service, state)
+        serve_model(
+            ServerSettings(
+                model=str(folder),
+                digest=digest,
+                evaluation=evaluation,
+                name=service,
+                port=port,
+                host=host,
+            )
+        )
 
 
-def _locate(model: str | None, service: str, state: Path) -> tuple[Path, str]:
-    """Return the folder and digest of the model to serve; what lies in S3 is downloaded."""
+def _locate(
+    model: str | None, service: str, state: Path
+) -> "tuple[Path, str, EvaluationRecord | str | None]":
+    """Return the folder and digest of the model to serve; what lies in S3 is downloaded.
+
+    And the record of its evaluation, which confidences come from: of the deployed one.
+    """
     from pipelines.local import ARTIFACT_ROOT
     from pipelines.state import State
-    from serving.location import locate_model
+    from serving.location import find_evaluation, locate_model
 
     place = State(state.absolute())
     is_local = model is None or (model.startswith(f"{ARTIFACT_ROOT}/") and not _names_s3())
     if not is_local:
-        return locate_model(str(model))
+        return *locate_model(str(model)), None
     with _local_s3(place):
-        uri = model or _deployed(ARTIFACT_ROOT, service)
-        return locate_model(uri, place.cache)
+        if model is not None:
+            return *locate_model(model, place.cache), None
+        deployed = _deployed(ARTIFACT_ROOT, service)
+        folder, digest = locate_model(deployed.model.record_uri, place.cache)
+        evaluation = deployed.records.get("evaluation") if deployed.calibration_digest else None
+        return folder, digest, find_evaluation(evaluation, digest) if evaluation else None
 
 
 @contextmanager
@@ -96,8 +116,8 @@ def _local_s3(place: "State") -> Iterator[None]:
         yield
 
 
-def _deployed(artifact_root: str, service: str) -> str:
-    """Return the record's URI of the model that a service was last deployed with."""
+def _deployed(artifact_root: str, service: str) -> "Deployment":
+    """Return the last deployment of a service."""
     from components.deploy.deploy import deployment_uri
     from components.deploy.parameters import Deployment
     from fovea.errors import UserError
@@ -109,4 +129,4 @@ def _deployed(artifact_root: str, service: str) -> str:
         raise UserError(
             f"no run has deployed the service {service!r} here; type `fovea run` first, or give --model"
         )
-    return Deployment.model_validate_json(storage.read_bytes(uri)).model.record_uri
+    return Deployment.model_validate_json(storage.read_bytes(uri))

@@ -95,7 +95,12 @@ class Calibration(_Model):
     @property
     def is_empty(self) -> bool:
         """Whether no field has a curve."""
-        return all(field.reason for field in self.fields.values())
+        return not self.known
+
+    @property
+    def known(self) -> frozenset[str]:
+        """The fields that have a curve."""
+        return frozenset(name for name, field in self.fields.items() if not field.reason)
 
     @property
     def reasons(self) -> dict[str, str]:

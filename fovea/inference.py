@@ -254,8 +254,7 @@ class _Likelihoods(LogitsProcessor):  # type: ignore[misc]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Take logits (rows, vocabulary), float32, and return them as they are."""
-        # All others relative to the most likely: exact also where that one is all but certain.
-        self._steps.append(-torch.logsumexp(scores - scores.amax(dim=-1, keepdim=True), dim=-1))
+        self._steps.append(scores.log_softmax(dim=-1).amax(dim=-1))
         return scores
 
     def rows(self) -> list[list[float]]:

@@ -260,10 +260,26 @@ class RuleResult(_Model):
     name: str
     description: str
     value: float | None
+    """The figure; of a comparison the gain, above 0 where the model is better; of a condition 1 or 0."""
     comparison: Literal[">=", "<=", ">", "<"]
+    """Of the value, or of a comparison's gain at the lower end of its interval, to the limit."""
     limit: float | None
     passed: bool
     reason: str
+    metric: str = ""
+    """Empty for a condition, as are the next two."""
+    slice: str = ""
+    against: str = ""
+    own: float | None = None
+    """Of a comparison, the model's figure."""
+    compared: float | None = None
+    """And the one it is compared with."""
+    interval: Interval | None = None
+    """Where the value lies at 95 %."""
+    samples: int | None = None
+    """How many rows it rests on."""
+    inputs: dict[str, Digest] = {}
+    """Digests of the evaluations it looks at."""
 
 
 class Decision(Record):
@@ -274,6 +290,9 @@ class Decision(Record):
     passed: bool
     reason: str
     rules: tuple[RuleResult, ...]
+    base_passed: bool = False
+    """Whether the same rules would let the base pass: then they ask for nothing."""
+    base_reason: str = ""
 
 
 AnyRecord = Annotated[

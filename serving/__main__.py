@@ -29,6 +29,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> ServerSettings:
         dest="record",
         help="with --model-dir: the record that the folder's files are checked against",
     )
+    parser.add_argument(
+        "--evaluation",
+        metavar="URI|FILE",
+        help="the record of the model's evaluation, which confidences come from; without it none are given",
+    )
     parser.add_argument("--model-name", default=default.name, help="the name callers use (%(default)s)")
     parser.add_argument(
         "--http-port", type=int, default=default.port, help="0 takes a free one (%(default)s)"

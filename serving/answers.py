@@ -1,33 +1,54 @@
-"""What every protocol says of an answer: its fields, and those left out that the model is not sure of."""
+"""What every protocol says of an answer: its fields, how sure they are, and those left out that are not."""
 
+from collections.abc import Mapping
+
+from fovea.calibration import Calibration
 from fovea.inference import Answer
 from serving.errors import RequestError
-from serving.schemas import FieldValues
+from serving.schemas import Confidences, FieldValues
 
 
-def confidences(answer: Answer) -> dict[str, float] | None:
-    """Return how sure the model is of each field; None where that is not known."""
-    return None
+def confidences(calibration: Calibration | None, answer: Answer) -> Confidences | None:
+    """Return how sure each field is, null where that is not known; None where it is known of none.
+
+    Args:
+        calibration: of the model, on the question that was asked; None where there is none.
+        answer: the answer.
+    """
+    if calibration is None or answer.fields is None:
+        return None
+    return calibration.confidences(answer.scores)
 
 
-def check_confidence(min_confidence: float) -> None:
+def check_confidence(calibration: Calibration | None, min_confidence: float) -> None:
     """Refuse a least confidence where there are none to hold against it, before anything is generated.
 
     Raises:
-        RequestError: it is above 0, and the model was not calibrated.
+        RequestError: it is above 0, and the model was not calibrated for what is asked.
     """
-    if min_confidence > 0:
+    if min_confidence > 0 and calibration is None:
         raise RequestError(
-            "min_confidence: this model gives no confidences; leave it out", param="min_confidence"
+            "min_confidence: this model gives no confidences for this question; leave it out",
+            param="min_confidence",
         )
 
 
-def fields_of(answer: Answer, min_confidence: float) -> FieldValues | None:
-    """Return the fields, null where the confidence is below ``min_confidence``."""
+def fields_of(
+    answer: Answer, sure: Mapping[str, float | None] | None, min_confidence: float
+) -> FieldValues | None:
+    """Return the fields, null where the confidence is below ``min_confidence`` or not known.
+
+    Args:
+        answer: the answer.
+        sure: its confidences.
+        min_confidence: 0 leaves all fields.
+    """
     if answer.fields is None:
         return None
-    sure = confidences(answer) or {}
+    if not min_confidence:
+        return dict(answer.fields)
+    known = {name: value or 0.0 for name, value in (sure or {}).items()}
     return {
-        name: value if sure.get(name, 1.0) >= min_confidence else None
+        name: value if known.get(name, 0.0) >= min_confidence else None
         for name, value in answer.fields.items()
     }

@@ -13,8 +13,11 @@ from fastapi.responses import JSONResponse
 from starlette.middleware.cors import CORSMiddleware
 from transformers.utils.logging import disable_progress_bar
 
+from fovea.calibration import Calibration
+from fovea.errors import UserError
 from fovea.inference import Predictor
 from fovea.platform import load_platform
+from fovea.records import EvaluationRecord
 from serving.access import ApiKeys, KeyCheck
 from serving.batching import BatchLimits
 from serving.errors import add_error_handlers
@@ -33,18 +36,30 @@ from serving.v2 import v2_router
 logger = logging.getLogger("serving")
 
 
-def run(settings: ServerSettings, folder: Path, digest: str, listener: socket.socket) -> None:
-    """Load the model in ``folder`` and serve it on ``listener`` until the process is told to stop."""
+def run(
+    settings: ServerSettings,
+    folder: Path,
+    digest: str,
+    listener: socket.socket,
+    evaluation: EvaluationRecord | None = None,
+) -> None:
+    """Load the model in ``folder`` and serve it on ``listener`` until the process is told to stop.
+
+    Raises:
+        UserError: the model cannot be loaded, or the evaluation asked it something else.
+    """
     disable_progress_bar()
     # Of kserve's own use of FastAPI, once for each route.
     warnings.simplefilter("ignore", FastAPIDeprecationWarning)
     fetcher = _fetcher(settings)
     keys = ApiKeys(settings.api_keys) if settings.api_keys else None
     logger.info("loading %s", digest)
+    predictor = Predictor.load(folder, device=settings.device, dtype=settings.dtype)
     served = ServedModel(
         name=settings.name,
         digest=digest,
-        predictor=Predictor.load(folder, device=settings.device, dtype=settings.dtype),
+        predictor=predictor,
+        calibration=_calibration(evaluation, predictor),
         limits=BatchLimits(
             max_batch_size=settings.max_batch_size,
             max_waiting=settings.max_waiting,
@@ -93,6 +108,27 @@ def build(
             allow_headers=["authorization", "content-type", "x-api-key", "x-request-id", "x-request-timeout"],
             expose_headers=["retry-after", "x-request-id"],
         )
+
+
+def _calibration(evaluation: EvaluationRecord | None, predictor: Predictor) -> Calibration | None:
+    """Return what confidences come from, None where there is nothing; say which fields have none and why."""
+    if evaluation is None:
+        logger.info("without an evaluation's record (--evaluation) no confidences are given")
+        return None
+    if (evaluation.task_digest, evaluation.generation.num_crops) != (
+        predictor.task.digest,
+        predictor.num_crops,
+    ):
+        raise UserError(
+            "the evaluation asked this model another task, or at other num_crops; evaluate it again"
+        )
+    found = evaluation.calibration
+    for name, reason in found.reasons.items() if found else ():
+        logger.info("no confidence is given of %s: %s", name, reason)
+    if found is None or found.is_empty:
+        logger.info("the evaluation has no calibration, so no confidences are given")
+        return None
+    return found
 
 
 def _fetcher(settings: ServerSettings) -> PictureFetcher | None:

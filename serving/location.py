@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fovea.errors import UserError
 from fovea.progress import Progress
-from fovea.records import ModelRecord, sha256_digest
+from fovea.records import EvaluationRecord, ModelRecord, read_record, sha256_digest
 from fovea.storage import Storage, sha256_file
 
 logger = logging.getLogger("serving")
@@ -46,6 +46,30 @@ def locate_model(model: str, cache: Path | None = None, record: str | None = Non
         for path in paths
     ]
     return folder, sha256_digest({"files": files})
+
+
+def find_evaluation(evaluation: EvaluationRecord | str, digest: str) -> EvaluationRecord:
+    """Return the record of a model's evaluation.
+
+    Args:
+        evaluation: the record, or its URI or file.
+        digest: of the model.
+
+    Raises:
+        UserError: there is no such record, or it is of another model.
+    """
+    if isinstance(evaluation, EvaluationRecord):
+        found = evaluation
+    elif evaluation.startswith("s3://"):
+        found = EvaluationRecord.from_json(Storage().read_bytes(evaluation), source=evaluation)
+    else:
+        found = read_record(evaluation, EvaluationRecord)
+    if found.model_digest != digest:
+        raise UserError(
+            f"the evaluation is of model {found.model_digest}, not of {digest} that is served; give the one "
+            "of this model, and of a folder the model's record with --model-record"
+        )
+    return found
 
 
 def _checked(folder: Path, source: str) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
+from fovea.calibration import Calibration
 from fovea.inference import Answer, Predictor, Sample
 from fovea.pictures import PictureLimits
 from serving import metrics
@@ -46,6 +47,7 @@ class ServedModel:
         name: what callers ask for.
         digest: the model's.
         predictor: the model.
+        calibration: what its confidences come from; None where it gives none.
         limits: of the batches.
         workers: threads that decode pictures and cut them into crops.
         fetcher: of pictures by address; None where they are not fetched.
@@ -59,6 +61,7 @@ class ServedModel:
     workers: int = 4
     fetcher: PictureFetcher | None = None
     max_request_seconds: float = 60.0
+    calibration: Calibration | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
@@ -71,6 +74,10 @@ class ServedModel:
     def task(self) -> TaskName:
         """The task that the model was tuned for."""
         return TaskName(name=self.predictor.task.name, version=self.predictor.task.version)
+
+    def calibration_for(self, prompt: str) -> Calibration | None:
+        """Return what confidences come from, for the question they were calibrated on; None for others."""
+        return self.calibration if prompt == self.predictor.task.prompt() else None
 
     async def answer(self, questions: Sequence[Question], seconds: float) -> list[Answer | RequestError]:
         """Answer questions; one that cannot be answered fails alone, with its own error in its place.

@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from fovea.calibration import Calibration
 from fovea.inference import Answer
 from fovea.task import PriceField
 from serving.answers import check_confidence, confidences, fields_of
@@ -79,8 +80,9 @@ def openai_router(served: ServedModel) -> APIRouter:
         asked = await read_body(request, ChatRequest)
         _check_model(served, asked.model)
         _refuse_what_is_not_offered(asked, served)
-        check_confidence(asked.min_confidence)
         prompt, pictures = chat_prompt(asked.messages, served.predictor.task.question)
+        calibration = served.calibration_for(prompt)
+        check_confidence(calibration, asked.min_confidence)
         note(request, pictures=len(pictures))
         question = Question(prompt, pictures, asked.max_new_tokens)
         seconds = seconds_for(request, served)
@@ -88,11 +90,11 @@ def openai_router(served: ServedModel) -> APIRouter:
             pieces = served.stream(question, seconds)
             # Whatever refuses the request does so before the first piece, with its own status.
             first = await unless_gone(request, _next(pieces))
-            events = _events(_Reply(served, asked), first, pieces)
+            events = _events(_Reply(served, asked, calibration), first, pieces)
             return StreamingResponse(events, media_type="text/event-stream", headers=_NO_BUFFER)
         answer = await unless_gone(request, served.answer_one(question, seconds))
         note(request, tokens=answer.completion_tokens)
-        return JSONResponse(_Reply(served, asked).whole(answer).model_dump())
+        return JSONResponse(_Reply(served, asked, calibration).whole(answer).model_dump())
 
     return router
 
@@ -209,9 +211,10 @@ def _types(schema: dict[str, Any]) -> list[Any]:
 class _Reply:
     """Writes the answer to one request, whole or in pieces."""
 
-    def __init__(self, served: ServedModel, asked: ChatRequest) -> None:
+    def __init__(self, served: ServedModel, asked: ChatRequest, calibration: Calibration | None) -> None:
         self._served = served
         self._asked = asked
+        self._calibration = calibration
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
 
@@ -259,7 +262,7 @@ class _Reply:
     def _content(self, answer: Answer) -> dict[str, str | None]:
         if self.is_text:
             return {"content": answer.text}
-        fields = fields_of(answer, self._asked.min_confidence)
+        fields = self._fields(answer)
         if isinstance(self._asked.response_format, JsonSchemaFormat):
             if fields is None:
                 return {"content": None, "refusal": answer.parse_error}
@@ -267,10 +270,14 @@ class _Reply:
             return {"content": _json({name: fields[name] for name in named})}
         return {"content": _json(fields if fields is not None else {"parse_error": answer.parse_error})}
 
+    def _fields(self, answer: Answer) -> FieldValues | None:
+        sure = confidences(self._calibration, answer)
+        return fields_of(answer, sure, self._asked.min_confidence)
+
     def _extra(self, answer: Answer) -> FoveaExtra:
         return FoveaExtra(
-            fields=fields_of(answer, self._asked.min_confidence),
-            confidence=confidences(answer),
+            fields=self._fields(answer),
+            confidence=confidences(self._calibration, answer),
             parse_error=answer.parse_error,
             text=answer.text,
             model_digest=self._served.digest,

@@ -8,12 +8,22 @@ from pydantic import BaseModel, ConfigDict, Field
 from serving.errors import RequestError
 
 FieldValues = dict[str, str | float | None]
+Confidences = dict[str, Annotated[float, Field(ge=0.0, le=1.0)] | None]
 FinishReason = Literal["stop", "length"]
 MaxNewTokens = Annotated[int, Field(ge=1, le=1024)]
 Confidence = Annotated[float, Field(ge=0.0, le=1.0)]
 
 DEFAULT_MAX_NEW_TOKENS = 64
 MAX_INSTANCES = 32
+
+_CONFIDENCE = (
+    "The probability that each field is right, as far as held-out products told; null for a field that it is "
+    "not known of. Null altogether where the model was not calibrated, for other questions than the task's, "
+    "and for an answer that does not follow the task."
+)
+_MIN_CONFIDENCE = (
+    "A field whose confidence is lower or not known is null. Refused above 0 without confidences."
+)
 
 
 class _Strict(BaseModel):
@@ -78,9 +88,7 @@ class PredictParameters(_Strict):
     """How to answer. Answers are always the model's most likely ones (greedy)."""
 
     max_new_tokens: MaxNewTokens = DEFAULT_MAX_NEW_TOKENS
-    min_confidence: Confidence = Field(
-        default=0.0, description="A field whose confidence is lower is null. Not above 0 without confidences."
-    )
+    min_confidence: Confidence = Field(default=0.0, description=_MIN_CONFIDENCE)
 
 
 class PredictRequest(_Strict):
@@ -98,10 +106,7 @@ class Prediction(BaseModel):
     """
 
     fields: FieldValues | None
-    confidence: dict[str, float] | None = Field(
-        default=None,
-        description="How sure the model is of each field; null where it was not calibrated.",
-    )
+    confidence: Confidences | None = Field(default=None, description=_CONFIDENCE)
     parse_error: str | None
     text: str | None
     finish_reason: FinishReason | None
@@ -299,9 +304,7 @@ class ChatRequest(_Open):
     max_tokens: MaxNewTokens | None = None
     max_completion_tokens: MaxNewTokens | None = None
     response_format: ResponseFormat | None = None
-    min_confidence: Confidence = Field(
-        default=0.0, description="A field whose confidence is lower is null. Not above 0 without confidences."
-    )
+    min_confidence: Confidence = Field(default=0.0, description=_MIN_CONFIDENCE)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     n: int | None = 1
@@ -341,7 +344,7 @@ class FoveaExtra(BaseModel):
     """What this project adds to OpenAI's response: the answer's fields and which model gave them."""
 
     fields: FieldValues | None
-    confidence: dict[str, float] | None = None
+    confidence: Confidences | None = Field(default=None, description=_CONFIDENCE)
     parse_error: str | None
     text: str
     model_digest: str

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fovea.errors import UserError
-from serving.location import locate_model
+from fovea.records import EvaluationRecord
+from serving.location import find_evaluation, locate_model
 from serving.logs import LogFormat, configure_logging
 
 logger = logging.getLogger("serving")
@@ -30,6 +31,8 @@ class ServerSettings:
             local folder.
         digest: of the model in a local folder, where it is known already; else it is made of the files'.
         record: the URI or file of the record that a local folder's files are checked against.
+        evaluation: the record of the model's evaluation, or its URI or file: confidences come from what it
+            found. None gives none.
         name: the name that callers use.
         port: 0 takes a free one.
         host: ``0.0.0.0`` lets other machines in.
@@ -51,6 +54,7 @@ class ServerSettings:
     model: str
     digest: str | None = None
     record: str | None = None
+    evaluation: EvaluationRecord | str | None = None
     name: str = "fovea"
     port: int = 8080
     host: str = "127.0.0.1"
@@ -85,10 +89,11 @@ def serve(settings: ServerSettings) -> None:
         folder = Path(settings.model)
         if digest is None:
             folder, digest = locate_model(settings.model, record=settings.record)
+        evaluation = find_evaluation(settings.evaluation, digest) if settings.evaluation else None
         # Only now the imports and the model that take seconds: what is wrong so far is known at once.
         from serving.application import run
 
-        run(settings, folder, digest, listener)
+        run(settings, folder, digest, listener, evaluation)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -68,7 +68,7 @@ async def predictions(
     Raises:
         RequestError: there is an answer to none.
     """
-    check_confidence(min_confidence)
+    check_confidence(served.calibration, min_confidence)
     prompt = served.predictor.task.prompt()
     note(request, pictures=len(pictures))
     asked = [Question(prompt, [picture], max_new_tokens) for picture in pictures]
@@ -91,9 +91,10 @@ def _prediction(served: ServedModel, found: Answer | RequestError, min_confidenc
             error=str(found),
             **which,
         )
+    sure = confidences(served.calibration, found)
     return Prediction(
-        fields=fields_of(found, min_confidence),
-        confidence=confidences(found),
+        fields=fields_of(found, sure, min_confidence),
+        confidence=sure,
         parse_error=found.parse_error,
         text=found.text,
         finish_reason=found.finish_reason,

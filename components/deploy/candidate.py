@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from fovea.calibration import Calibration
 from fovea.records import (
     DatasetRecord,
     Decision,
@@ -60,6 +61,16 @@ class Candidate:
         return {
             name: index_uri(artifact_root, record.step, record.input_key) for name, record in records.items()
         }
+
+    def calibration_uri(self, artifact_root: str) -> str:
+        """Return where what confidences come from lies, which is the evaluation's record; empty for none."""
+        return self.record_uris(artifact_root)["evaluation"] if self.calibration else ""
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What confidences come from; None where no field could be calibrated."""
+        found = self.evaluation.calibration
+        return None if found is None or found.is_empty else found
 
     @property
     def task(self) -> Task:

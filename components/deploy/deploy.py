@@ -182,12 +182,14 @@ def _on_this_machine(
         task=candidate.task,
         max_new_tokens=generation.max_new_tokens,
         dtype=generation.dtype,
+        calibration=candidate.calibration,
     )
     server = LocalServer(
         model_uri=candidate.record_uris(artifact_root)["model"],
         name=asked.service_name,
         port=asked.port,
         dtype=generation.dtype,
+        evaluation_uri=candidate.calibration_uri(artifact_root),
     )
     try:
         with server.running(asked.timeout_seconds) as address:
@@ -212,6 +214,7 @@ def _document(
         model=ModelReference(digest=model.digest, record_uri=records["model"]),
         decision_digest=candidate.decision.digest,
         evaluation_digest=candidate.evaluation.digest,
+        calibration_digest=candidate.calibration.digest if candidate.calibration else "",
         dtype=candidate.evaluation.generation.dtype,
         probes=found.asked,
         agreed=found.agreed,

@@ -51,6 +51,7 @@ class KServeTarget:
                 max_new_tokens=generation.max_new_tokens,
                 dtype=generation.dtype,
                 max_answer_seconds=settings.max_answer_seconds,
+                calibration=candidate.calibration,
             ),
             settings.max_error_rate,
         )
@@ -59,6 +60,7 @@ class KServeTarget:
             digest=candidate.decision.model_digest,
             record_uri=candidate.record_uris(artifact_root)["model"],
             dtype=generation.dtype,
+            evaluation_uri=candidate.calibration_uri(artifact_root),
         )
         lease = Lease(
             self.cluster, asked.service_name, self.run_id, self.decided_at, seconds=settings.lease_seconds

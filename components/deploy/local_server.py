@@ -34,12 +34,14 @@ class LocalServer:
         name: the name callers use.
         port: 0 takes a free one.
         dtype: what the model computes in.
+        evaluation_uri: URI of its evaluation's record, which confidences come from; empty for none.
     """
 
     model_uri: str
     name: str
     port: int = 0
     dtype: str = "auto"
+    evaluation_uri: str = ""
 
     @contextmanager
     def running(self, timeout: float) -> Iterator[str]:
@@ -74,6 +76,8 @@ class LocalServer:
             "--dtype": self.dtype,
             "--address-file": str(address_file),
         }
+        if self.evaluation_uri:
+            options["--evaluation"] = self.evaluation_uri
         pairs = [part for option in options.items() for part in option]
         return [sys.executable, "-m", "serving", *pairs, "--exit-with-parent"]
 

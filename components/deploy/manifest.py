@@ -29,12 +29,14 @@ class Served:
         digest: of the model, as the gate's decision names it.
         record_uri: where the model's record lies; the server fetches the files and checks them against it.
         dtype: what the server computes in.
+        evaluation_uri: where the record of its evaluation lies, which confidences come from; empty for none.
     """
 
     service: str
     digest: str
     record_uri: str
     dtype: str
+    evaluation_uri: str = ""
 
 
 def predictor(served: Served, asked: KServeParameters) -> dict[str, Any]:
@@ -48,7 +50,11 @@ def predictor(served: Served, asked: KServeParameters) -> dict[str, Any]:
             "name": "kserve-container",
             "modelFormat": {"name": "fovea"},
             "runtime": asked.runtime,
-            "args": [f"--model-uri={served.record_uri}", f"--dtype={served.dtype}"],
+            "args": [
+                f"--model-uri={served.record_uri}",
+                f"--dtype={served.dtype}",
+                *([f"--evaluation={served.evaluation_uri}"] if served.evaluation_uri else []),
+            ],
             "resources": _resources(asked),
             **_probes(served.service, asked),
         },

@@ -62,6 +62,8 @@ class Deployment(BaseModel):
     model: ModelReference
     decision_digest: str
     evaluation_digest: str
+    calibration_digest: str = ""
+    """Of what its confidences come from, which stands in the evaluation's record; empty where it has none."""
     dtype: str
     """The type that the model was verified in."""
     probes: int

@@ -11,6 +11,7 @@ import httpx
 import pyarrow.parquet as pq
 
 from components.deploy.parameters import Example
+from fovea.calibration import Calibration
 from fovea.errors import UserError
 from fovea.records import DatasetRecord, EvaluationRecord
 from fovea.storage import Storage
@@ -51,6 +52,8 @@ class Expectation:
     dtype: str
     max_answer_seconds: float = math.inf
     """The 95th percentile of the answers about a single picture."""
+    calibration: Calibration | None = None
+    """What its confidences must come from; None where it must give none."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,9 @@ def load_probes(
     Raises:
         UserError: a picture that was evaluated is not in the dataset, or none was.
     """
-    folder = storage.download(evaluation, pattern="predictions.parquet")
-    predictions = pq.read_table(folder / "predictions.parquet", columns=["row_id", "text"]).slice(0, count)
+    folder = storage.download(evaluation, pattern="predictions-*.parquet")
+    files = sorted(folder.glob("predictions-*.parquet"))
+    predictions = pq.read_table(files, columns=["row_id", "text"]).slice(0, count)
     texts: dict[str, str] = dict(
         zip(predictions["row_id"].to_pylist(), predictions["text"].to_pylist(), strict=True)
     )
@@ -103,7 +107,7 @@ def load_probes(
     missing = [row_id for row_id in texts if row_id not in found]
     if missing or not texts:
         raise UserError(
-            f"{evaluation.uri}predictions.parquet: "
+            f"{evaluation.uri}: "
             + (f"row {missing[0]} is not in the dataset" if missing else "holds no prediction")
             + "; evaluate the model on this dataset again"
         )
@@ -161,6 +165,7 @@ class _Served:
     fields: dict[str, FieldValue] | None
     model_digest: str
     task: dict[str, Any]
+    confidence: dict[str, float | None] | None
     seconds: float
 
 
@@ -173,7 +178,15 @@ def _predict(client: httpx.Client, probes: Sequence[Probe], expected: Expectatio
         }
         response, seconds = _post(client, PREDICT_PATH.format(name=expected.name), body)
         answers += [
-            _Served("V1", item["text"], item["fields"], item["model_digest"], item["task"], seconds)
+            _Served(
+                "V1",
+                item["text"],
+                item["fields"],
+                item["model_digest"],
+                item["task"],
+                item.get("confidence"),
+                seconds,
+            )
             for item in response["predictions"]
         ]
     if len(answers) != len(probes):
@@ -197,6 +210,7 @@ def _chat(client: httpx.Client, probe: Probe, expected: Expectation) -> _Served:
         extra["fields"],
         extra["model_digest"],
         extra["task"],
+        extra.get("confidence"),
         seconds,
     )
 
@@ -216,6 +230,10 @@ def _compare(
         stranger = _stranger(answer, expected)
         if stranger is not None:
             return Verification(False, stranger)
+    for protocol in (predicted, chatted):
+        other = _other_confidences(protocol, expected)
+        if other is not None:
+            return Verification(False, other)
     example = Example(
         row_id=probes[0].row_id,
         text=chatted[0].text,
@@ -255,6 +273,18 @@ def _stranger(answer: _Served, expected: Expectation) -> str | None:
     if answer.task != task:
         return f"{answer.protocol} answers task {answer.task}, not {task}"
     return None
+
+
+def _other_confidences(answers: Sequence[_Served], expected: Expectation) -> str | None:
+    """Say how the answers' confidences are not of the fields that the evaluation calibrated."""
+    known = expected.calibration.known if expected.calibration else frozenset()
+    if not any(answer.fields for answer in answers):
+        return None
+    given = {name for each in answers for name, sure in (each.confidence or {}).items() if sure is not None}
+    if given == known:
+        return None
+    said, wanted = (", ".join(sorted(names)) or "no field" for names in (given, known))
+    return f"the server gives confidences of {said}, the evaluation calibrated {wanted}"
 
 
 def _agrees(answer: _Served, probe: Probe, task: Task) -> bool:

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from kserve.model_repository import ModelRepository
 from starlette.testclient import TestClient
 
+from fovea.calibration import Calibration, FieldCalibration
 from fovea.inference import Answer, OnStep, Predictor, Sample
 from fovea.platform import FetchProfile
 from serving.access import ApiKeys
@@ -21,6 +22,13 @@ from serving.pictures import PictureFetcher
 from serving.server import ServerSettings
 
 DIGEST = "sha256:" + "0" * 64
+CALIBRATION = Calibration(
+    fields={
+        "product": FieldCalibration(rows=10, right=4, reason="10 answers to fit on, 50 are needed"),
+        "category": FieldCalibration(slope=0.5, intercept=0.2, rows=200, right=150),
+        "full_price": FieldCalibration(slope=2.0, intercept=-0.5, rows=200, right=120),
+    }
+)
 
 
 class Controlled(Predictor):
@@ -56,6 +64,7 @@ def application(
     keys: ApiKeys | None = None,
     profile: FetchProfile | None = None,
     settings: dict[str, Any] | None = None,
+    calibration: Calibration | None = None,
 ) -> Iterator[TestClient]:
     """Serve ``predictor`` for the block; give what asks it."""
     asked = ServerSettings(model="", **(settings or {}))
@@ -66,6 +75,7 @@ def application(
         limits=limits or BatchLimits(),
         fetcher=PictureFetcher(profile, PICTURE_LIMITS, seconds=5) if profile else None,
         max_request_seconds=asked.request_seconds,
+        calibration=calibration,
     )
     models = ModelRepository()
     models.update(KServeModel(served))

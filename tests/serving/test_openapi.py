@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 from serving.publish import published
 from tests.serving.conftest import REPOSITORY, encoded, picture
-from tests.serving.in_process import application, load
+from tests.serving.in_process import CALIBRATION, application, load
 
 GOOD = encoded(picture(1))
 FAULTS = {500, 502, 503}
@@ -25,7 +25,7 @@ Json = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def client(model_folder: Path) -> Iterator[TestClient]:
-    with application(load(model_folder)) as found:
+    with application(load(model_folder), calibration=CALIBRATION) as found:
         yield found
 
 

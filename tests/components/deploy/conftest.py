@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from components.deploy.deploy import deploy_step
+from fovea.calibration import Calibration, FieldCalibration
 from fovea.inference import Answer, Predictor
 from fovea.pictures import PictureLimits, decode_picture, encode_jpeg
 from fovea.records import (
@@ -32,6 +33,13 @@ from tests.tiny_model import write_tiny_model
 ANSWER = "Product: Wool|Silk scarf,|bag, Category: SCARVES,|BAGS, Full Price: 120.0|340.0"
 TRUTH: dict[str, FieldValue] = {"product": "Wool scarf", "category": "SCARVES", "full_price": 125.0}
 ROWS = 5
+CALIBRATION = Calibration(
+    fields={
+        "product": FieldCalibration(rows=0, right=0, reason="0 answers to fit on"),
+        "category": FieldCalibration(slope=1.0, intercept=0.5, rows=100, right=60),
+        "full_price": FieldCalibration(slope=0.5, intercept=0.0, rows=100, right=60),
+    }
+)
 
 
 def picture(number: int) -> Image.Image:
@@ -90,6 +98,7 @@ def evaluate(
             "metrics": metrics,
             "shuffled": None,
             "chance_category_accuracy": 0.3,
+            "calibration": CALIBRATION,
         }
 
     parents = {"model": model.digest, "answers": str(answers)}

@@ -40,6 +40,10 @@ def test_a_model_that_answers_as_evaluated_is_deployed(world: World, answers: li
     document = Deployment.model_validate_json(text)
     assert document.model == ModelReference(digest=world.model.digest, record_uri=record_uri(world))
     assert document.decision_digest == world.decision.digest
+    # It was started on the evaluation's calibration, and asked for the confidences.
+    calibration = world.evaluation.calibration
+    assert calibration is not None
+    assert document.calibration_digest == calibration.digest
     assert (document.probes, document.agreed, document.run_id) == (ROWS, ROWS, "run-1")
     example = document.example
     assert (example.row_id, example.text, example.answer) == ("row-0", answers[0].text, answers[0].fields)

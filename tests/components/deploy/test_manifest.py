@@ -28,7 +28,7 @@ from components.kserve_parameters import KServeParameters
 from fovea.task import product_task
 
 DIGEST = "sha256:" + "1" * 64
-SERVED = Served("shop", DIGEST, "s3://models/a.json", "bfloat16")
+SERVED = Served("shop", DIGEST, "s3://models/a.json", "bfloat16", "s3://models/evaluation.json")
 
 
 def test_a_whole_manifest() -> None:
@@ -41,7 +41,11 @@ def test_a_whole_manifest() -> None:
     manifest = inference_service("shop", "ns", new, canary_entry(new, 0, 0))
     assert manifest["metadata"]["annotations"] == {"serving.kserve.io/deploymentMode": "Standard"}
     stable, (canary,) = manifest["spec"]["predictor"], manifest["spec"]["canary"]
-    assert stable["model"]["args"] == ["--model-uri=s3://models/a.json", "--dtype=bfloat16"]
+    assert stable["model"]["args"] == [
+        "--model-uri=s3://models/a.json",
+        "--dtype=bfloat16",
+        "--evaluation=s3://models/evaluation.json",
+    ]
     assert stable["model"]["resources"]["limits"] == {"memory": "24Gi", "nvidia.com/gpu": "1"}
     assert stable["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     assert (stable["serviceAccountName"], stable["nodeSelector"]) == ("reader", {"pool": "gpu"})
@@ -54,11 +58,17 @@ def test_a_whole_manifest() -> None:
 
 def test_the_name_follows_from_what_pods_are_made_of_alone() -> None:
     def name(digest: str = DIGEST, **asked: Any) -> str:
-        served = Served("shop", digest, "s3://models/a.json", "float32")
+        served = Served("shop", digest, "s3://models/a.json", "float32", asked.pop("evaluation_uri", ""))
         return str(predictor(served, KServeParameters(**asked))["name"])
 
     assert name() == name(replicas=3, max_replicas=5, rollout="recreate", traffic_steps=[5])
-    assert len({name(), name(digest="sha256:" + "2" * 64), name(memory="8Gi"), name(gpus=0)}) == 4
+    others = [
+        name(digest="sha256:" + "2" * 64),
+        name(memory="8Gi"),
+        name(gpus=0),
+        name(evaluation_uri="s3://a"),
+    ]
+    assert len({name(), *others}) == 5
     assert len(deployment_name("x" * 40, name())) <= 63
 
 

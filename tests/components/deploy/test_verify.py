@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from components.deploy.verify import Expectation, Probe, Verification, verify
+from fovea.calibration import Calibration, FieldCalibration
 from fovea.task import product_task
 
 TASK = product_task()
@@ -33,7 +34,12 @@ def answer(picture: str) -> dict[str, Any]:
     return {"text": text, "fields": TASK.parse(text).fields, "model_digest": DIGEST, "task": task}
 
 
-def served(change_v1: Change, change_chat: Change, dtype: str = "float32") -> Verification:
+def served(
+    change_v1: Change,
+    change_chat: Change,
+    dtype: str = "float32",
+    calibration: Calibration | None = None,
+) -> Verification:
     """Verify a stand-in for the server whose answers may be changed."""
 
     def respond(request: httpx.Request) -> httpx.Response:
@@ -49,7 +55,7 @@ def served(change_v1: Change, change_chat: Change, dtype: str = "float32") -> Ve
         return httpx.Response(200, json=content)
 
     with httpx.Client(transport=httpx.MockTransport(respond), base_url="http://server") as client:
-        return verify(client, PROBES, Expectation("fovea", DIGEST, TASK, 32, dtype))
+        return verify(client, PROBES, Expectation("fovea", DIGEST, TASK, 32, dtype, calibration=calibration))
 
 
 def unchanged(one: dict[str, Any]) -> None:
@@ -77,6 +83,28 @@ def test_wrong_answers(protocol: str, wrong: dict[str, Any], reason: str) -> Non
     assert not result.passed
     assert reason in result.reason
     assert protocol in result.reason
+
+
+CALIBRATION = Calibration(
+    fields={
+        "category": FieldCalibration(slope=1.0, intercept=0.0, rows=100, right=50),
+        "product": FieldCalibration(rows=0, right=0, reason="0 answers to fit on"),
+    }
+)
+
+
+def test_confidences_are_of_the_fields_that_were_calibrated() -> None:
+    def sure(**fields: float | None) -> Change:
+        return lambda one: {**one, "confidence": fields}
+
+    right, other = sure(category=0.9, product=None), sure(category=0.9, product=0.8)
+    assert served(right, right, calibration=CALIBRATION).passed
+    for change in (unchanged, other):
+        for changes in ((change, right), (right, change)):
+            result = served(*changes, calibration=CALIBRATION)
+            assert not result.passed
+            assert "the evaluation calibrated category" in result.reason
+    assert "calibrated no field" in served(right, right).reason
 
 
 def change_some(count: int) -> Change:

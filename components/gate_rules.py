@@ -1,0 +1,209 @@
+"""The gate's rules as people write them: a small YAML, validated before anything costs money.
+
+    defaults: true            # the rules the gate has anyway; false leaves only its conditions and these
+    rules:
+      - name: bags            # of a default rule: takes its place
+        metric: category_accuracy
+        slice: category=BAGS
+        at_least: 0.85
+      - name: cheap_prices
+        metric: price_median_ape
+        slice: price_band=1
+        against: champion
+        margin: 0.02          # worse by less than this, surely; without it: surely better
+
+`preflight` reads them, and the gate judges by them.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from fovea.errors import UserError
+from fovea.metrics import METRICS
+from fovea.steps import parse_parameters
+from fovea.storage import Storage
+
+COUNTS = ("samples", "products")
+"""Figures that say how much the others rest on."""
+RELIANCE = "picture_reliance"
+"""The fall in category accuracy when the model is shown other products' pictures."""
+FIGURES = (*METRICS, RELIANCE, *COUNTS)
+"""What a rule can ask for."""
+SLICES = ("category", "price_band")
+"""What a rule can be narrowed to."""
+BASELINES = ("majority_category", "category_median_price", "nearest_neighbour")
+"""The trivial answers that every evaluation of a base model holds."""
+OPPONENTS = ("base", "champion", *(f"baseline:{name}" for name in BASELINES))
+"""What a rule can compare the model with."""
+CONDITIONS = (
+    "records_readable",
+    "evaluated_this_model",
+    "compared_with_its_base",
+    "differs_from_base",
+    "differs_from_champion",
+    "comparable",
+)
+"""What holds for every judgement, whatever the rules say; no rule can have such a name."""
+
+_MOST_CHARACTERS = 64 * 1024
+_MOST_RULES = 200
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, values: Any) -> Any:
+        unknown = set(values) - set(cls.model_fields) if isinstance(values, Mapping) else ()
+        if unknown:
+            raise ValueError(
+                f"unknown: {', '.join(map(str, unknown))}; there are {_listed(cls.model_fields)}"
+            )
+        return values
+
+
+class RuleSpec(_Strict):
+    """A figure of the model, against a limit or against somebody else's on the same rows.
+
+    One of ``at_least``, ``at_most`` and ``against`` says which.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,59}$")]
+    metric: str
+    """One of `FIGURES`."""
+    slice: str = ""
+    """``category=NAME`` or ``price_band=NUMBER``, 1 for the cheapest quarter; empty for all rows."""
+    at_least: float | None = None
+    at_most: float | None = None
+    against: str = ""
+    """One of `OPPONENTS`: the model must be surely better, the 95 % interval of its gain above 0."""
+    margin: Annotated[float, Field(ge=0)] = 0.0
+    """With ``against``: the interval need only be above ``-margin``. In the metric's own unit."""
+    min_samples: Annotated[int, Field(ge=1)] = 30
+    """Rows that the rule must rest on."""
+    description: Annotated[str, Field(max_length=200)] = ""
+
+    @field_validator("metric")
+    @classmethod
+    def _known_metric(cls, value: str) -> str:
+        if value not in FIGURES:
+            raise ValueError(f"unknown metric {value[:60]!r}; there are {_listed(FIGURES)}")
+        return value
+
+    @field_validator("slice")
+    @classmethod
+    def _known_slice(cls, value: str) -> str:
+        kind, _, name = value.partition("=")
+        if value and (kind not in SLICES or not name):
+            raise ValueError(
+                f"unknown slice {value[:60]!r}; there are {_listed(f'{kind}=…' for kind in SLICES)}"
+            )
+        return value
+
+    @field_validator("against")
+    @classmethod
+    def _known_opponent(cls, value: str) -> str:
+        if value and value not in OPPONENTS:
+            raise ValueError(f"unknown opponent {value[:60]!r}; there are {_listed(OPPONENTS)}")
+        return value
+
+    @field_validator("name")
+    @classmethod
+    def _no_condition(cls, value: str) -> str:
+        if value in CONDITIONS:
+            raise ValueError(f"{value} is one of the gate's own conditions, which no rule can replace")
+        return value
+
+    @model_validator(mode="after")
+    def _one_question(self) -> Self:
+        asked = [self.at_least is not None, self.at_most is not None, bool(self.against)]
+        if sum(asked) != 1:
+            raise ValueError("give one of at_least, at_most and against")
+        if self.margin and not self.against:
+            raise ValueError("margin goes with against")
+        if self.against and self.metric not in METRICS:
+            raise ValueError(f"{self.metric} cannot be compared; use {_listed(METRICS)}")
+        return self
+
+    @property
+    def comparison(self) -> Literal[">=", "<=", ">"]:
+        """How the value must stand to the limit; of a comparison, the lower end of the gain."""
+        if self.against:
+            return ">"
+        return "<=" if self.at_most is not None else ">="
+
+    @property
+    def limit(self) -> float:
+        """What the value must reach; of a comparison, what the gain must surely be above."""
+        if self.against:
+            return -self.margin
+        return self.at_least if self.at_least is not None else self.at_most or 0.0
+
+
+class GateRules(_Strict):
+    """Rules beside, or instead of, those that the gate has by default."""
+
+    defaults: bool = True
+    rules: Annotated[tuple[RuleSpec, ...], Field(max_length=_MOST_RULES)] = ()
+
+    @model_validator(mode="after")
+    def _rules_with_names(self) -> Self:
+        names = [rule.name for rule in self.rules]
+        if len(set(names)) != len(names):
+            raise ValueError("two rules have the same name")
+        if not self.defaults and not self.rules:
+            raise ValueError("without the default rules there must be others")
+        return self
+
+    def with_defaults(self, defaults: tuple[RuleSpec, ...]) -> tuple[RuleSpec, ...]:
+        """Return the rules to judge by: a default one makes way for one of its name."""
+        named = {rule.name: rule for rule in (*(defaults if self.defaults else ()), *self.rules)}
+        return tuple(named.values())
+
+
+def read_rules(given: str, storage: Storage | None = None) -> GateRules:
+    """Return the rules that a parameter gives: YAML, or the ``s3://…`` URI of one; empty for the defaults.
+
+    Raises:
+        UserError: there is no such document, or it holds something that is not known: the message names the
+            choices.
+    """
+    if not given.strip():
+        return GateRules()
+    if given.startswith("s3://"):
+        data = (storage or Storage()).read_bytes(given)
+        return parse_rules(data.decode(errors="replace"), given)
+    return parse_rules(given, "gate_rules")
+
+
+def parse_rules(text: str, source: str) -> GateRules:
+    """Read rules from YAML.
+
+    Raises:
+        UserError: it is no YAML of rules; ``source`` says in the message where it came from.
+    """
+    if len(text) > _MOST_CHARACTERS:
+        raise UserError(f"{source}: has {len(text)} characters, at most {_MOST_CHARACTERS} are allowed")
+    try:
+        # Few characters with references to references can stand for gigabytes.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise UserError(f"{source}: references (*name) are not allowed; write the rules out")
+        document = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{source}: is not YAML ({reason})") from error
+    if not isinstance(document, dict):
+        raise UserError(f"{source}: must be a mapping with {_listed(GateRules.model_fields)}")
+    try:
+        found: GateRules = parse_parameters(GateRules, document)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    return found
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(names)
