@@ -2,9 +2,12 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from pipelines.submit import Submission
 
 _TOKEN = "KF_PIPELINES_TOKEN"  # noqa: S105 - a variable's name
 _POD_TOKEN = Path("/var/run/secrets/kubeflow/pipelines/token")
@@ -15,6 +18,14 @@ def submit(
         str,
         typer.Option(
             help="The address of Kubeflow Pipelines' API.", metavar="URL", envvar="KF_PIPELINES_ENDPOINT"
+        ),
+    ],
+    cluster: Annotated[
+        Path,
+        typer.Option(
+            help="What the platform decides: image, GPUs, resources, Secrets.",
+            metavar="FILE",
+            envvar="FOVEA_CLUSTER",
         ),
     ],
     settings: Annotated[
@@ -29,7 +40,7 @@ def submit(
     ] = "",
     service_account: Annotated[
         str, typer.Option(help="The Kubernetes service account that the run's pods have.")
-    ] = "",
+    ] = "fovea-pipeline",
     token_file: Annotated[
         Path | None, typer.Option(help="A file with a bearer token, read anew for every request.")
     ] = None,
@@ -39,34 +50,48 @@ def submit(
     wait: Annotated[
         bool, typer.Option("--wait", help="Follow the run; end with 1 if it does not succeed.")
     ] = False,
+    look: Annotated[
+        int, typer.Option(help="Rows of the table to look at, to reckon the hours; 0 for none.", min=0)
+    ] = 20,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it will need, and start nothing.")
+    ] = False,
 ) -> None:
-    """Start a run on Kubeflow Pipelines, and print its link.
+    """Start a run on Kubeflow Pipelines, and print what it will need and its link.
 
     The settings are checked first. The pipeline is uploaded unless this very version is there already.
+    Besides a run's settings there are gpus, evaluation_gpus, gpu_type, gpu_node_selector, gpu_tolerations.
     A token comes from --token-file, from the variable KF_PIPELINES_TOKEN, or, in a pod, from its projected
     volume.
 
-    Example: fovea submit --endpoint http://localhost:8888 --settings mine.yaml
+    Example: fovea submit --endpoint http://localhost:8888 --cluster cluster.yaml --settings mine.yaml
 
-    Example: fovea submit --set source=s3://feeds/products.csv --cron "0 0 3 * * 1"
+    Example: fovea submit --set source=s3://feeds/products.csv --set gpus=2 --cron "0 0 3 * * 1"
     """
     from fovea.errors import UserError
-    from pipelines.settings import read_overrides, read_settings, validate_settings
-    from pipelines.submit import Endpoint, Pipelines, Submission
+    from pipelines.cluster import read_cluster_settings
+    from pipelines.submit import Endpoint, Pipelines, prepare
 
-    if wait and cron:
-        raise UserError("--wait follows one run and --cron starts many; leave one of them out")
-    given = {**(read_settings(settings) if settings else {}), **read_overrides(overrides or [])}
-    parameters = validate_settings(given)
+    if wait and (cron or dry_run):
+        raise UserError("--wait follows one run, which --cron and --dry-run do not start; leave one out")
+    submission = prepare(
+        read_cluster_settings(cluster),
+        settings,
+        overrides or [],
+        run_name=name,
+        service_account=service_account,
+        cron=cron,
+    )
+    _print_needs(submission, look)
+    if dry_run:
+        return
     token = os.environ.get(_TOKEN)
     if token_file is None and not token and _POD_TOKEN.is_file():
         token_file = _POD_TOKEN
     pipelines = Pipelines(
         Endpoint(host=endpoint, namespace=namespace, token=token or None, token_file=token_file)
     )
-    submitted = pipelines.submit(
-        Submission(run_name=name, parameters=parameters, service_account=service_account, cron=cron)
-    )
+    submitted = pipelines.submit(submission)
     print(f"{'Uploaded' if submitted.uploaded else 'Found'} version {submitted.version} of the pipeline")
     print(f"{'Recurring run' if cron else 'Run'}: {submitted.link}")
     if wait:
@@ -74,3 +99,14 @@ def submit(
         for task, state in pipelines.follow(submitted.identity):
             print(f"  {task}: {state.lower()}", flush=True)
         raise typer.Exit(0 if state == "SUCCEEDED" else 1)
+
+
+def _print_needs(submission: "Submission", rows: int) -> None:
+    from pipelines.needs import describe, describe_training, needs_of
+
+    lines = describe(needs_of(submission.parameters, submission.placement, submission.cluster))
+    if rows:
+        lines += describe_training(submission.parameters, rows)
+    print("What it will need")
+    for line in lines:
+        print(f"  {line}", flush=True)

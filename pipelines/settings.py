@@ -1,15 +1,17 @@
 """A run's settings: the pipeline's parameters, from a YAML file and ``key=value`` overrides, checked."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from components.flow.parameters import FinetuneParameters
 from fovea.errors import UserError
+
+Settings = TypeVar("Settings", bound=BaseModel)
 
 SAMPLE_SETTINGS = Path(__file__).with_name("sample.yaml")
 """The settings of the run on the sample catalogue and the sample model."""
@@ -25,8 +27,12 @@ def default_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     return read_settings(SAMPLE_SETTINGS) if is_sample else {}
 
 
-def read_settings(path: Path) -> dict[str, Any]:
+def read_settings(path: Path, others: Collection[str] = ()) -> dict[str, Any]:
     """Read a YAML file of settings; its keys are checked, its values not yet.
+
+    Args:
+        path: The file.
+        others: Names that are settings here, too.
 
     Raises:
         UserError: the file cannot be read, is no mapping, or has a key that is no setting.
@@ -44,12 +50,16 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: must hold lines of 'name: value'")
     for key in content:
-        _check_key(str(key), str(path))
+        _check_key(str(key), str(path), others)
     return {str(key): value for key, value in content.items()}
 
 
-def read_overrides(overrides: Sequence[str]) -> dict[str, str]:
+def read_overrides(overrides: Sequence[str], others: Collection[str] = ()) -> dict[str, str]:
     """Read ``key=value`` overrides; of two for the same key the last one holds.
+
+    Args:
+        overrides: As they were given.
+        others: Names that are settings here, too.
 
     Raises:
         UserError: an override is not of this form, or names no setting.
@@ -59,7 +69,7 @@ def read_overrides(overrides: Sequence[str]) -> dict[str, str]:
         key, equals, value = override.partition("=")
         if not equals:
             raise UserError(f"--set {override}: write it as --set name=value")
-        _check_key(key.strip(), f"--set {override}")
+        _check_key(key.strip(), f"--set {override}", others)
         values[key.strip()] = value.strip()
     return values
 
@@ -70,8 +80,17 @@ def validate_settings(values: Mapping[str, Any]) -> FinetuneParameters:
     Raises:
         UserError: names every setting that is wrong, its value and what is allowed.
     """
+    return validate(FinetuneParameters, values)
+
+
+def validate(model: type[Settings], values: Mapping[str, Any]) -> Settings:
+    """Check values of any settings.
+
+    Raises:
+        UserError: names every setting that is wrong, its value and what is allowed.
+    """
     try:
-        return FinetuneParameters.model_validate(dict(values))
+        return model.model_validate(dict(values))
     except ValidationError as error:
         raise UserError("wrong settings: " + "; ".join(map(_explain, error.errors()))) from error
 
@@ -88,8 +107,8 @@ def _lower(message: str) -> str:
     return message[:1].lower() + message[1:]
 
 
-def _check_key(key: str, where: str) -> None:
-    names = list(FinetuneParameters.model_fields)
+def _check_key(key: str, where: str, others: Collection[str]) -> None:
+    names = [*FinetuneParameters.model_fields, *others]
     if key in names:
         return
     close = difflib.get_close_matches(key, names, n=3, cutoff=0.6)

@@ -4,12 +4,11 @@ This speaks to the API through `kfp_server_api`, which `kfp.Client` wraps: the w
 the user's, prints, and waits half a minute with stack traces where nothing answers.
 """
 
-import hashlib
 import json
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,10 @@ from pydantic import BaseModel, ConfigDict, SecretStr
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from components.flow.parameters import FinetuneParameters
-from fovea import __version__
 from fovea.errors import UserError
-from pipelines.compile import compile_pipeline
+from pipelines.cluster import FIXED, ClusterSettings, Placement
+from pipelines.compile import compile_for_cluster, version_of
+from pipelines.settings import read_overrides, read_settings, validate, validate_settings
 
 PIPELINE = "fovea-finetune"
 
@@ -55,10 +55,48 @@ class Submission(BaseModel):
 
     run_name: str
     parameters: FinetuneParameters
+    cluster: ClusterSettings
+    placement: Placement
     service_account: str = ""
     """The Kubernetes service account of the run's pods; empty for the installation's default."""
     cron: str = ""
     """For a recurring run: when, in six fields of which the first is seconds. Empty for one run now."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the pipeline's parameters, all of them."""
+        return {**self.parameters.model_dump(mode="json", exclude=set(FIXED)), **self.placement.arguments()}
+
+
+def prepare(
+    cluster: ClusterSettings, settings: Path | None, overrides: Sequence[str], **others: Any
+) -> Submission:
+    """Return a submission from settings as people give them, above the platform's defaults.
+
+    Args:
+        cluster: The platform's settings.
+        settings: A YAML file of settings.
+        overrides: Settings as ``name=value``.
+        others: The other fields of `Submission`.
+
+    Raises:
+        UserError: names what is wrong.
+    """
+    names = Placement.model_fields.keys()
+    given = {
+        **cluster.defaults,
+        **cluster.placement.arguments(),
+        **(read_settings(settings, names) if settings else {}),
+        **read_overrides(overrides, names),
+    }
+    for name, value in FIXED.items():
+        if given.setdefault(name, value) != value:
+            raise UserError(f"{name} = {given[name]!r}: on a cluster it is {value}; leave it out")
+    return Submission(
+        parameters=validate_settings({name: given[name] for name in given if name not in names}),
+        placement=validate(Placement, {name: given[name] for name in names}),
+        cluster=cluster,
+        **others,
+    )
 
 
 @dataclass(frozen=True)
@@ -93,17 +131,15 @@ class Pipelines:
         Raises:
             UserError: the endpoint refuses, or cannot be reached.
         """
-        content = compile_pipeline()
-        version = f"{__version__}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+        content = compile_for_cluster(submission.cluster)
+        version = version_of(content)
         reference, uploaded = self._version(content, version)
         # A name of its own, by which a run is known again whose confirmation was lost on the way.
         common = {
             "display_name": f"{submission.run_name} {uuid.uuid4().hex[:6]}",
             "experiment_id": self._experiment(submission.parameters.experiment),
             "pipeline_version_reference": reference,
-            "runtime_config": api.V2beta1RuntimeConfig(
-                parameters=submission.parameters.model_dump(mode="json")
-            ),
+            "runtime_config": api.V2beta1RuntimeConfig(parameters=submission.arguments()),
             "service_account": submission.service_account or None,
         }
         if submission.cron:

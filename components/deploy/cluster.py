@@ -19,6 +19,9 @@ FIELD_MANAGER = "fovea"
 CREDENTIALS = Path("/var/run/secrets/fovea/kubernetes")
 """Where a Secret with the deployer's token is mounted: token, ca.crt and namespace."""
 
+API_KEYS = Path("/var/run/secrets/fovea/api-keys")
+"""Where a Secret with the server's API keys is mounted, if the server asks for one."""
+
 _POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _PLURALS = {
     "inferenceservices": "/apis/serving.kserve.io/v1beta1",

@@ -8,10 +8,14 @@ from dataclasses import dataclass
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from components.deploy import cluster
 from components.deploy.verify import PREDICT_PATH, Expectation, Probe, Verification, percentile, verify
 from fovea.progress import Progress
 
 logger = logging.getLogger("fovea")
+
+_KEY = "deployer"
+"""Which of the server's API keys is this step's."""
 
 _PAUSE_SECONDS = 1.0
 _REQUESTS = "fovea_http_requests"
@@ -95,8 +99,14 @@ class HeldOutQuestions:
 
 
 def _client(address: str, seconds: float) -> httpx.Client:
-    # Proxies of the environment are for the outside.
-    return httpx.Client(base_url=address, timeout=seconds, trust_env=False)
+    # The address is inside the cluster: no proxy leads there.
+    return httpx.Client(base_url=address, timeout=seconds, trust_env=False, headers=_authorisation())
+
+
+def _authorisation() -> dict[str, str]:
+    # Read anew each time: keys are changed under a running pod.
+    path = cluster.API_KEYS / _KEY
+    return {"Authorization": f"Bearer {path.read_text().strip()}"} if path.is_file() else {}
 
 
 def _served(client: httpx.Client) -> tuple[float, float]:

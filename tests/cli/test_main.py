@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from cli import main
 from fovea import __version__
@@ -60,6 +61,25 @@ def test_compile_writes_the_pipeline(tmp_path: Path) -> None:
 
     assert fovea("compile", "--out", "mine.yaml", cwd=tmp_path).returncode == 0
     assert (tmp_path / "mine.yaml").read_text() == PIPELINE_FILE.read_text()
+
+
+def test_compile_for_a_cluster(tmp_path: Path) -> None:
+    cluster = Path(main.__file__).parents[1] / "manifests" / "overlays" / "production" / "cluster.yaml"
+    options = (
+        "--cluster",
+        str(cluster),
+        "--minimal",
+        "--kubernetes",
+        "--namespace",
+        "shop",
+        "--out",
+        "a.yaml",
+    )
+    made = fovea("compile", *options, cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert (tmp_path / "a.yaml").read_text().count("namespace: shop") == 2
+    for wrong in (("--minimal",), ("--cluster", str(cluster), "--namespace", "shop")):
+        assert "give --" in CliRunner().invoke(main.app, ["compile", *wrong]).exception.args[0]
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from fovea.errors import UserError
-from pipelines.compile import compile_pipeline
+from pipelines.cluster import ClusterSettings
+from pipelines.compile import compile_for_cluster
 from pipelines.settings import validate_settings
-from pipelines.submit import Endpoint, Pipelines, Submission
+from pipelines.submit import Endpoint, Pipelines, Submission, prepare
 from tests.pipelines.kfp_server import KfpServer, serve_kfp
 
 PARAMETERS = validate_settings(
@@ -18,9 +20,27 @@ PARAMETERS = validate_settings(
         "source": "s3://feeds/products.csv",
         "experiment": "shoes",
         "epochs": 2,
+        "deploy_target": "kserve",
     }
 )
-SUBMISSION = Submission(run_name="nightly", parameters=PARAMETERS, service_account="fovea-pipeline")
+CLUSTER = ClusterSettings(
+    image="registry.example/fovea@sha256:" + "1" * 64,
+    gpu_tolerations=({"key": "gpu", "operator": "Exists"},),  # type: ignore[arg-type]
+    defaults={"artifact_root": "s3://models/fovea", "experiment": "shoes"},
+)
+SUBMISSION = Submission(
+    run_name="nightly",
+    parameters=PARAMETERS,
+    cluster=CLUSTER,
+    placement=CLUSTER.placement,
+    service_account="fovea-pipeline",
+)
+COMPILED = compile_for_cluster(CLUSTER)
+
+
+@pytest.fixture(autouse=True)
+def compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.submit.compile_for_cluster", lambda settings: COMPILED)
 
 
 @pytest.fixture
@@ -38,14 +58,20 @@ def test_a_run_of_this_very_pipeline(kfp: KfpServer) -> None:
     (run,), (version,), (pipeline,) = kfp.runs, kfp.versions, kfp.pipelines
     assert submitted.link == f"{kfp.host}/#/runs/details/{run['run_id']}"
     assert submitted.uploaded
-    assert compile_pipeline().encode() in kfp.uploads[0]
+    assert COMPILED.encode() in kfp.uploads[0]
     assert run["display_name"].startswith("nightly ")
     assert run["service_account"] == "fovea-pipeline"
     assert run["pipeline_version_reference"] == {
         "pipeline_id": pipeline["pipeline_id"],
         "pipeline_version_id": version["pipeline_version_id"],
     }
-    assert run["runtime_config"]["parameters"] == PARAMETERS.model_dump(mode="json")
+    parameters = run["runtime_config"]["parameters"]
+    inputs = next(yaml.safe_load_all(COMPILED))["root"]["inputDefinitions"]["parameters"]
+    assert parameters.keys() == inputs.keys()
+    assert parameters["epochs"] == 2
+    # Text, since KFP reads nothing from a number here.
+    assert parameters["gpus"] == "1"
+    assert parameters["gpu_tolerations"] == [{"key": "gpu", "operator": "Exists"}]
     assert [experiment["display_name"] for experiment in kfp.experiments] == ["shoes"]
     assert {kfp.experiments[0]["namespace"], pipeline["namespace"]} == {"team"}
 
@@ -131,3 +157,37 @@ def test_an_endpoint_that_stays_out_of_order(kfp: KfpServer) -> None:
     with pytest.raises(UserError, match="this account may not do that"):
         pipelines(kfp).submit(SUBMISSION)
     assert not kfp.runs
+
+
+def test_settings_stand_above_the_platforms(tmp_path: Path) -> None:
+    settings = tmp_path / "mine.yaml"
+    settings.write_text(
+        "base_model: s3://models/b.json\nsource: s3://a.csv\nexperiment: mine\nkserve: {gpus: 0}\ngpus: 4\n"
+    )
+    selector = '{"pool": "a100"}'
+    submission = prepare(
+        CLUSTER, settings, ["gpus=2", f"gpu_node_selector={selector}", "seed=7"], run_name="a"
+    )
+    arguments = submission.arguments()
+    assert (arguments["artifact_root"], arguments["experiment"]) == ("s3://models/fovea", "mine")
+    assert (arguments["gpus"], arguments["seed"]) == ("2", 7)
+    assert arguments["gpu_node_selector"] == {"pool": "a100"}
+    assert arguments["gpu_tolerations"] == [{"key": "gpu", "operator": "Exists"}]
+    assert arguments["kserve"] == '{"gpus": 0}'
+    assert "deploy_target" not in arguments
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("deploy_target=local", "deploy_target = 'local': on a cluster it is kserve"),
+        ("gpus=many", "gpus = 'many'"),
+        ("gpu=1", "there is no setting 'gpu'; did you mean gpus"),
+        ("gpu_tolerations=[{effect: Never}]", "gpu_tolerations.0.effect"),
+    ],
+)
+def test_wrong_settings_are_named(override: str, told: str) -> None:
+    given = ["base_model=s3://models/b.json", "source=s3://a.csv", override]
+    with pytest.raises(UserError) as error:
+        prepare(CLUSTER, None, given, run_name="a")
+    assert told in str(error.value)
