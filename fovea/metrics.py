@@ -20,7 +20,7 @@ import pyarrow.parquet as parquet
 from numpy.typing import NDArray
 
 from fovea.errors import UserError
-from fovea.records import Interval, Metrics
+from fovea.records import Confusion, Interval, Metrics
 from fovea.task import FieldValue, Task
 
 Fields = Mapping[str, FieldValue]
@@ -34,7 +34,10 @@ WITHOUT_PRICE = 1.0
 NO_CATEGORY = ""
 """The category of an answer that could not be read; no category has this name."""
 OTHER = "(other)"
-"""The slice of all categories that are too rare to have one of their own."""
+"""All categories that are too rare to stand for themselves."""
+UNREADABLE = "(unreadable)"
+"""What answers without a category are shown as."""
+BASELINES = "baselines.parquet"
 
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -367,8 +370,7 @@ def slices(outcomes: Outcomes) -> dict[str, dict[str, Mask]]:
     ``category``: the 30 most frequent, and `OTHER` for the rest. ``price_band``: four, cut at the quartiles
     of the true prices, each without its upper end but for the last; fewer where prices are few.
     """
-    counts = Counter(outcomes.category_truth.tolist())
-    frequent = sorted(counts, key=lambda name: (-counts[name], name))[:_MOST_CATEGORIES]
+    frequent = _frequent(outcomes.category_truth)
     categories = {name: outcomes.category_truth == name for name in frequent}
     rest = ~np.isin(outcomes.category_truth, frequent)
     if rest.any():
@@ -383,6 +385,68 @@ def _price_bands(prices: Array) -> Iterator[tuple[str, Mask]]:
         last = high == edges[-1]
         inside = (prices >= low) & ((prices <= high) if last else (prices < high))
         yield f"{low:.2f} to {high:.2f}", inside
+
+
+def with_intervals(metrics: Metrics) -> dict[str, float]:
+    """Return counts and figures by name, and the ends of a figure's interval as ``…_low`` and ``…_high``."""
+    ends = {
+        f"{name}_{end}": value
+        for name, interval in metrics.intervals.items()
+        for end, value in interval.model_dump().items()
+    }
+    return metrics.figures | ends
+
+
+def confusion(outcomes: Outcomes) -> Confusion:
+    """Return how often each category was answered with which: the 30 most frequent, and the rest as one.
+
+    `OTHER` also stands for answers that name no category of the split; `UNREADABLE` for answers without one.
+    """
+    frequent = _frequent(outcomes.category_truth)
+    places = {name: place for place, name in enumerate([*frequent, OTHER])}
+    places[NO_CATEGORY] = len(places)
+    rows = np.zeros((len(places), len(places)), int)
+    pairs = zip(outcomes.category_truth.tolist(), outcomes.category_answer.tolist(), strict=True)
+    for truth, answer in pairs:
+        rows[places.get(truth, len(frequent)), places.get(answer, len(frequent))] += 1
+    shown = [place for place in range(len(places)) if rows[place].any() or rows[:, place].any()]
+    names = (*frequent, OTHER, UNREADABLE)
+    return Confusion(
+        categories=tuple(names[place] for place in shown),
+        rows=tuple(tuple(rows[place, shown].tolist()) for place in shown),
+    )
+
+
+def _frequent(categories: Text) -> list[str]:
+    """Return the most frequent categories, of equally frequent ones the first by name."""
+    counts = Counter(categories.tolist())
+    return sorted(counts, key=lambda name: (-counts[name], name))[:_MOST_CATEGORIES]
+
+
+def write_baselines(baselines: Mapping[str, Outcomes], folder: Path) -> None:
+    """Write ``baselines.parquet``: the columns of `Outcomes.to_table`, and ``baseline``, its name."""
+    tables = [
+        outcomes.to_table().append_column("baseline", [[name] * len(outcomes)])
+        for name, outcomes in baselines.items()
+    ]
+    parquet.write_table(pa.concat_tables(tables), folder / BASELINES, compression="zstd")
+
+
+def read_baselines(path: Path) -> dict[str, Outcomes]:
+    """Read what `write_baselines` wrote, by the baselines' names.
+
+    Raises:
+        UserError: it cannot be read, or holds other columns.
+    """
+    try:
+        table = parquet.read_table(path)
+        names = np.asarray(table["baseline"].to_pylist(), np.str_)
+        every = Outcomes.from_table(table)
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}: no baselines can be read ({type(error).__name__}: {error}); evaluate the base again"
+        ) from error
+    return {name: every.take(names == name) for name in dict.fromkeys(names.tolist())}
 
 
 def read_outcomes(paths: Collection[Path], task: Task, *, shuffled: bool = False) -> Outcomes:

@@ -225,6 +225,13 @@ class Metrics(_Model):
         return self.model_dump(exclude={"intervals"})
 
 
+class Confusion(_Model):
+    """Which categories were answered with which: ``rows[truth][answer]``, both by ``categories``."""
+
+    categories: tuple[str, ...]
+    rows: tuple[tuple[int, ...], ...]
+
+
 class EvaluationRecord(Record):
     """A model's figures on a split.
 
@@ -248,6 +255,7 @@ class EvaluationRecord(Record):
     """Over the rows of a slice: by ``category`` and ``price_band``, then by its name."""
     baselines: dict[str, Metrics] = {}
     """What the trivial answers reach on the same rows; a base model's evaluation has them."""
+    confusion: Confusion | None = None
     calibration: Calibration | None = None
     """Of the confidences, from the validation split; None where it was not asked for."""
     chance_category_accuracy: float
@@ -295,6 +303,17 @@ class Decision(Record):
     base_reason: str = ""
 
 
+class AbsentRecord(_Model):
+    """In a record's place where there is none, and that is no fault: such as a champion before the first."""
+
+    kind: Literal["absent"] = "absent"
+    reason: str
+
+    def to_json(self) -> str:
+        """Return it as an indented JSON document."""
+        return self.model_dump_json(indent=2) + "\n"
+
+
 AnyRecord = Annotated[
     DatasetRecord | ModelRecord | AdapterRecord | EvaluationRecord | Decision, Field(discriminator="kind")
 ]
@@ -311,16 +330,32 @@ def read_record(path: str | Path, record_type: type[R]) -> R:
     Raises:
         UserError: the file cannot be read, or holds no such record.
     """
+    return record_type.from_json(_read(path), source=str(path))
+
+
+def read_optional_record(path: str | Path, record_type: type[R]) -> R | AbsentRecord:
+    """Read a record from a local file, or what stands in its place.
+
+    Raises:
+        UserError: the file cannot be read, or holds neither.
+    """
+    text = _read(path)
     try:
-        text = Path(path).read_bytes()
+        return AbsentRecord.model_validate_json(text)
+    except ValidationError:
+        return record_type.from_json(text, source=str(path))
+
+
+def _read(path: str | Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); give the JSON file a step wrote"
         ) from error
-    return record_type.from_json(text, source=str(path))
 
 
-def write_record(record: Record, path: str | Path) -> None:
+def write_record(record: Record | AbsentRecord, path: str | Path) -> None:
     """Write a record to a local file, making its folder where needed."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(record.to_json())

@@ -1,4 +1,4 @@
-"""The KFP contract of evaluate."""
+"""The KFP contracts of evaluate."""
 
 from kfp import dsl
 
@@ -11,6 +11,7 @@ def evaluate(
     dataset: dsl.Input[dsl.Dataset],
     evaluation: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
+    confusion: dsl.Output[dsl.ClassificationMetrics],
     artifact_root: str,
     run_id: str,
     subject: str = "tuned",
@@ -19,24 +20,31 @@ def evaluate(
     batch_size: int = 16,
     max_new_tokens: int = 64,
     num_crops: int = 0,
+    calibration_samples: int = 500,
+    neighbour_samples: int = 10_000,
 ) -> None:
     """Ask a model about every picture of a split by free generation, and measure what it answers.
 
     Args:
-        model: Record of the model.
+        model: Record of the model, or of its absence.
         dataset: Record of the dataset, whose task is asked.
-        evaluation: Record of the evaluation.
+        evaluation: Record of the evaluation; of the model's absence where there is none.
         metrics: Its figures, for the KFP UI.
+        confusion: Which categories were answered with which, for the KFP UI.
         artifact_root: s3://bucket/prefix that payloads and records lie under.
         run_id: The run's ID.
-        subject: What the model is in this comparison, such as base or tuned.
+        subject: What the model is in this comparison, such as base, champion or tuned.
         split: The split to ask about.
         max_samples: Rows to take; 0 for all.
         batch_size: Pictures in one batch of generation.
         max_new_tokens: Tokens an answer may have.
         num_crops: Crops a picture is cut into at most; 0 for what the model's record says.
+        calibration_samples: Rows of the validation split that a tuned model's confidences are calibrated on;
+            0 for none.
+        neighbour_samples: Training pictures among which a base model's evaluation looks for the nearest.
     """
-    from components.evaluate.evaluate import evaluate_step, figures
+    from components.evaluate.step import evaluate_step, figures
+    from fovea.records import EvaluationRecord
 
     record = evaluate_step(
         model_record=model.path,
@@ -50,6 +58,12 @@ def evaluate(
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         num_crops=num_crops,
+        calibration_samples=calibration_samples,
+        neighbour_samples=neighbour_samples,
     )
-    for name, value in figures(record).items():
-        metrics.log_metric(name, value)
+    if isinstance(record, EvaluationRecord):
+        for name, value in figures(record).items():
+            metrics.log_metric(name, value)
+        if record.confusion is not None:
+            rows = [list(row) for row in record.confusion.rows]
+            confusion.log_confusion_matrix(list(record.confusion.categories), rows)

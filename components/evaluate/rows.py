@@ -41,6 +41,7 @@ class Split:
         Raises:
             UserError: the split is not there, has no rows or lacks a column.
         """
+        self.name = name
         self._files = sorted(folder.glob(f"{name}-*.parquet"))
         columns = ["row_id", "product_id", *task.fields]
         try:
@@ -59,13 +60,17 @@ class Split:
             if taken
         ]
 
-    def pictures(self, batch: int) -> Iterator[list[Image.Image]]:
+    def pictures(self, batch: int, first: int = 0) -> Iterator[list[Image.Image]]:
         """Yield the rows' pictures, decoded, at most ``batch`` at a time and in the rows' order.
+
+        Args:
+            batch: how many at most.
+            first: the row to begin with.
 
         Raises:
             UserError: a picture cannot be decoded.
         """
-        number = 0
+        number, passed = 0, 0
         for path in self._files:
             with parquet.ParquetFile(path) as file:
                 for table in file.iter_batches(batch_size=batch, columns=["row_id", "image"]):
@@ -73,6 +78,9 @@ class Split:
                         record for place, record in enumerate(table.to_pylist(), number) if self._taken[place]
                     ]
                     number += table.num_rows
+                    skipped = min(len(taken), first - passed)
+                    passed += skipped
+                    taken = taken[skipped:]
                     if taken:
                         yield [_decode(record["row_id"], record["image"]["bytes"]) for record in taken]
 

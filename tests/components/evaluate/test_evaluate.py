@@ -1,22 +1,43 @@
 import inspect
 import io
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import boto3
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from components.evaluate import evaluate as step
+from components.evaluate import step, work
 from components.evaluate.component import evaluate
-from components.evaluate.evaluate import EvaluateParameters, evaluate_step, figures
+from components.evaluate.parameters import EvaluateParameters
+from components.evaluate.parts import Parts
 from components.evaluate.rows import Split
+from components.evaluate.step import evaluate_step, figures
+from fovea.calibration import Calibration, FieldCalibration
 from fovea.errors import UserError
 from fovea.inference import Predictor
-from fovea.records import DatasetRecord, EvaluationRecord, ModelRecord, Record, now, read_record, write_record
+from fovea.metrics import measure, read_baselines, read_outcomes
+from fovea.records import (
+    AbsentRecord,
+    DatasetRecord,
+    EvaluationRecord,
+    FileEntry,
+    ModelRecord,
+    ModelReference,
+    Record,
+    now,
+    read_optional_record,
+    read_record,
+    write_record,
+)
 from fovea.records import Split as SplitSize
 from fovea.storage import Storage
 from fovea.task import Task, product_task
@@ -53,10 +74,25 @@ def picture(seed: int) -> bytes:
 
 
 def write_dataset(folder: Path, rows: int = 9) -> Path:
-    """A test split of ``rows`` rows in two files: products of three rows, each with a truth of its own."""
+    """A test split of ``rows`` rows in two files, four rows to train on, and three for validation.
+
+    Products have three rows, each product a truth of its own.
+    """
     folder.mkdir(parents=True)
+    test = rows_of(0, rows)
+    parts = {"test-00000": test[:5], "test-00001": test[5:]}
+    # The pictures of rows 0, 3, 6 and 7.
+    parts |= {"train-00000": [rows_of(number, number + 1)[0] for number in (7, 6, 3, 0)]}
+    parts |= {"validation-00000": rows_of(20, 23)}
+    for name, part in parts.items():
+        if part:
+            Dataset.from_list(part, features=PICTURE).to_parquet(folder / f"{name}.parquet")
+    return folder
+
+
+def rows_of(start: int, stop: int) -> list[dict[str, Any]]:
     records = []
-    for number in range(rows):
+    for number in range(start, stop):
         product, category, price = TRUTHS[number // 3 % 3]
         records.append(
             {
@@ -69,9 +105,7 @@ def write_dataset(folder: Path, rows: int = 9) -> Path:
                 "currency": "USD",
             }
         )
-    for number, part in enumerate(filter(None, (records[:5], records[5:]))):
-        Dataset.from_list(part, features=PICTURE).to_parquet(folder / f"test-{number:05}.parquet")
-    return folder
+    return records
 
 
 @pytest.fixture(scope="module")
@@ -85,18 +119,39 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
+Uploaded = dict[str, tuple[str, tuple[FileEntry, ...]]]
+
+
+@pytest.fixture(scope="module")
+def uploaded(s3_server: dict[str, str], folders: dict[str, Path]) -> Uploaded:
+    """Where the folders lie in S3, and their files."""
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in s3_server.items():
+            environment.setenv(name, value)
+        boto3.Session().client("s3").create_bucket(Bucket="evaluated")
+        storage = Storage()
+        return {
+            name: (f"s3://evaluated/{name}/", storage.upload_folder(folder, f"s3://evaluated/{name}/"))
+            for name, folder in folders.items()
+        }
+
+
 class Inputs:
     """Records in files, and a call of the step."""
 
-    def __init__(self, root: str, folders: dict[str, Path], folder: Path) -> None:
-        self.root, self.folder, self.storage = root, folder, Storage()
-        uri = f"{root}/dataset/"
+    def __init__(self, root: str, uploaded: Uploaded, folder: Path) -> None:
+        self.root, self.uploaded, self.folder, self.storage = root, uploaded, folder, Storage()
+        uri, files = uploaded["dataset"]
         self.dataset = DatasetRecord(
             step="prepare_data",
             uri=uri,
-            files=self.storage.upload_folder(folders["dataset"], uri),
+            files=files,
             task=product_task(),
-            splits={"test": SplitSize(rows=9, products=3)},
+            splits={
+                "test": SplitSize(rows=9, products=3),
+                "train": SplitSize(rows=4, products=3),
+                "validation": SplitSize(rows=3, products=2),
+            },
             dropped={},
             currency="USD",
             categories={"BAGS": 3, "SHOES": 3, "BELTS": 3},
@@ -104,17 +159,18 @@ class Inputs:
             **MADE,
         )
         write_record(self.dataset, folder / "dataset.json")
-        self.folders = folders
 
-    def use(self, name: str, task: Task | None = None) -> ModelRecord:
-        uri = f"{self.root}/{name}/"
+    def use(self, name: str, task: Task | None = None, *, tuned: bool = False) -> ModelRecord:
+        base = ModelReference(digest=f"sha256:{'b' * 64}", record_uri="s3://fovea/base.json")
+        uri, files = self.uploaded[name]
         record = ModelRecord(
             step="import_model",
             uri=uri,
-            files=self.storage.upload_folder(self.folders[name], uri),
+            files=files,
             architecture="Phi3VForCausalLM",
             num_crops=4,
             task=task,
+            base=base if tuned else None,
             **MADE,
         )
         write_record(record, self.folder / "model.json")
@@ -129,6 +185,7 @@ class Inputs:
             run_id=run_id,
             **{"max_new_tokens": 20, "batch_size": 2, **parameters},
         )
+        assert isinstance(record, EvaluationRecord)
         assert read_record(self.folder / "evaluation.json", EvaluationRecord) == record
         return record
 
@@ -137,10 +194,22 @@ class Inputs:
         rows: list[dict[str, Any]] = parquet.read_table(folder / "predictions-00000.parquet").to_pylist()
         return rows
 
+    def kept(self) -> list[str]:
+        """Return the names of the parts that unfinished evaluations have left."""
+        return [uri.rpartition("/")[2] for uri in self.storage.list(f"{self.root}/checkpoints/")]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
 
 @pytest.fixture
-def inputs(s3: str, folders: dict[str, Path], tmp_path: Path) -> Inputs:
-    return Inputs(s3, folders, tmp_path)
+def inputs(
+    s3: str, uploaded: Uploaded, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Inputs:
+    monkeypatch.setenv("FOVEA_CACHE", str(cache))
+    return Inputs(s3, uploaded, tmp_path)
 
 
 def test_a_model_that_does_not_look_is_found_out(inputs: Inputs) -> None:
@@ -169,6 +238,9 @@ def test_a_model_that_does_not_look_is_found_out(inputs: Inputs) -> None:
     # Whatever it is shown, it is as right as before.
     assert record.shuffled == record.metrics
     assert record.chance_category_accuracy == pytest.approx(1 / 3)
+    assert record.confusion is not None
+    assert record.confusion.categories == ("BAGS", "BELTS", "SHOES")
+    assert record.confusion.rows == ((3, 0, 0), (3, 0, 0), (3, 0, 0))
     rows = inputs.predictions(record)
     assert [row["row_id"] for row in rows] == [f"row-{number}" for number in range(9)]
     assert rows[3] | {"shuffled_row_id": None} == {
@@ -186,28 +258,62 @@ def test_a_model_that_does_not_look_is_found_out(inputs: Inputs) -> None:
         "completion_tokens": 9,
         "finish_reason": "stop",
         "shuffled_row_id": None,
+        **{f"confidence_{name}": None for name in product_task().fields},
+        **{f"score_{name}": rows[3][f"score_{name}"] for name in product_task().fields},
     }
+    assert all(rows[3][f"score_{name}"] <= 0 for name in product_task().fields)
     assert figures(record)["shuffled_parse_rate"] == 1.0
+    assert figures(record)["category_accuracy_high"] == 1.0
+    folder = inputs.storage.download(record)
+    again = read_outcomes([folder / "predictions-00000.parquet"], product_task())
+    assert measure(again) == record.metrics
 
 
-def test_answers_to_shuffled_pictures_are_what_generation_gives(inputs: Inputs) -> None:
-    inputs.use("noise")
+def test_baselines_come_with_the_evaluation_of_a_base(inputs: Inputs) -> None:
+    inputs.use("constant")
     record = inputs.evaluate()
-    assert record.metrics.parse_rate == 0.0
-    assert record.metrics.price_median_ape == 1.0
-    rows = inputs.predictions(record)
-    texts = {row["row_id"]: row["text"] for row in rows}
-    assert len(set(texts.values())) > 3  # it does look
-    split = Split(inputs.folders["dataset"], "test", product_task())
-    pictures = [picture for batch in split.pictures(100) for picture in batch]
-    numbers = [int(row["shuffled_row_id"].removeprefix("row-")) for row in rows]
-    predictor = Predictor.load(inputs.folders["noise"], task=product_task())
-    real = predictor.answer([pictures[number] for number in numbers], max_new_tokens=20, batch_size=4)
-    assert [answer.text for answer in real] == [texts[row["shuffled_row_id"]] for row in rows]
-    for row in rows:
-        assert row["parse_error"]
-        assert row["predicted_category"] is None
-        assert row["product_id"] != f"product-{int(row['shuffled_row_id'].removeprefix('row-')) // 3}"
+    assert [*record.baselines] == ["majority_category", "category_median_price", "nearest_neighbour"]
+    constant = record.baselines["majority_category"]
+    # BAGS, Red Bag; of the prices 50, 50, 100 and 125 the median is 75.
+    assert (constant.category_accuracy, constant.title_exact) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
+    assert constant.price_median_ape == pytest.approx(0.4)
+    folder = inputs.storage.download(record)
+    found = read_baselines(folder / "baselines.parquet")["nearest_neighbour"]
+    right = dict(zip(found.row_ids.tolist(), found.title_exact.tolist(), strict=True))
+    # These rows' very pictures were among those to train on.
+    assert all(right[f"row-{number}"] for number in (0, 3, 6, 7))
+    assert measure(found) == record.baselines["nearest_neighbour"]
+    median_price = read_baselines(folder / "baselines.parquet")["category_median_price"]
+    assert median_price.category_answer.tolist() == found.category_answer.tolist()
+    inputs.use("constant", tuned=True)
+    assert inputs.evaluate().baselines == {}
+
+
+def test_confidences_are_calibrated_on_the_validation_split(
+    inputs: Inputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    field = FieldCalibration(slope=1.0, intercept=0.5, rows=3, right=1)
+
+    def fit(*given: Any) -> Calibration:
+        seen.append(given)
+        return Calibration(fields=dict.fromkeys(product_task().fields, field))
+
+    monkeypatch.setattr(work, "fit_calibration", fit)
+    inputs.use("constant", tuned=True)
+    record = inputs.evaluate()
+    (task, truths, answers, scores) = seen[0]
+    assert task == product_task()
+    assert [truth["product"] for truth in truths] == ["Red Bag", "Boot", "Boot"]
+    assert [answer["product"] for answer in answers] == ["Red Bag"] * 3
+    assert all(score.keys() == product_task().fields.keys() for score in scores)
+    assert record.calibration is not None
+    row = inputs.predictions(record)[0]
+    assert row["confidence_category"] == field.confidence(row["score_category"])
+    assert inputs.evaluate(calibration_samples=2).input_key != record.input_key
+    assert len(seen[1][1]) == 2
+    assert inputs.evaluate(calibration_samples=0).calibration is None
+    assert len(seen) == 2
 
 
 def test_an_evaluation_is_reused_by_another_run_and_not_by_other_parameters(
@@ -220,17 +326,115 @@ def test_an_evaluation_is_reused_by_another_run_and_not_by_other_parameters(
     assert b'"reused":true' in report
     keys = {first.input_key}
     monkeypatch.setattr(
-        step,
-        "_evaluate",
-        lambda *_: first.model_dump(
-            include=EvaluationRecord.model_fields.keys() - Record.model_fields.keys()
-        ),
+        work.Evaluation,
+        "run",
+        lambda _: first.model_dump(include=EvaluationRecord.model_fields.keys() - Record.model_fields.keys()),
     )
-    for change in ({"max_samples": 5}, {"max_new_tokens": 21}, {"num_crops": 1}):
+    # Whoever asks and however many at once, it is the same evaluation.
+    for same in ({"subject": "champion"}, {"batch_size": 3}, {"calibration_samples": 7}):
+        assert inputs.evaluate(**same) == first
+    for change in ({"max_samples": 5}, {"max_new_tokens": 21}, {"num_crops": 1}, {"neighbour_samples": 2}):
         keys.add(inputs.evaluate(subject="base", **change).input_key)
-    monkeypatch.setattr(step.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(step, "has_gpu", lambda: True)
     keys.add(inputs.evaluate(subject="base").input_key)
-    assert len(keys) == 5
+    assert len(keys) == 6
+
+
+def test_where_there_is_no_model_there_is_no_evaluation(inputs: Inputs) -> None:
+    write_record(AbsentRecord(reason="nothing is deployed yet"), inputs.folder / "model.json")
+    absent = evaluate_step(
+        model_record=inputs.folder / "model.json",
+        dataset_record=inputs.folder / "dataset.json",
+        evaluation_record=inputs.folder / "evaluation.json",
+        artifact_root=inputs.root,
+        run_id="run-1",
+        subject="champion",
+    )
+    assert absent == read_optional_record(inputs.folder / "evaluation.json", EvaluationRecord)
+    assert absent == AbsentRecord(reason="nothing is deployed yet")
+
+
+KILLED = """
+import os, signal, sys
+from components.evaluate import parts
+from components.evaluate.step import evaluate_step
+
+save, saved = parts.Parts.save, []
+
+def save_and_die(self, *given):
+    save(self, *given)
+    saved.append(given)
+    if len(saved) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+parts.Parts.save = save_and_die
+folder, root = sys.argv[1:]
+evaluate_step(
+    model_record=f"{folder}/model.json", dataset_record=f"{folder}/dataset.json",
+    evaluation_record=f"{folder}/evaluation.json", artifact_root=root, run_id="run-1",
+    max_new_tokens=12, batch_size=1,
+)
+"""
+
+
+def test_an_evaluation_that_was_killed_goes_on_where_it_was(
+    inputs: Inputs, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs.use("noise", tuned=True)
+    command = [sys.executable, "-c", KILLED, str(inputs.folder), inputs.root]
+    assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
+    assert len(inputs.kept()) == 4
+    asked: list[int] = []
+    answer = Predictor.answer
+
+    def count(self: Predictor, images: Any, **given: Any) -> Any:
+        asked.append(len(images))
+        return answer(self, images, **given)
+
+    monkeypatch.setattr(Predictor, "answer", count)
+    record = inputs.evaluate(batch_size=1, max_new_tokens=12)
+    # Of the nine rows and of three for the calibration, five were answered before.
+    assert sum(asked) == 9 + 3 - 5
+    assert inputs.kept() == []
+    assert (record.metrics.parse_rate, record.metrics.price_median_ape) == (0.0, 1.0)
+
+    rows = inputs.predictions(record)
+    split = Split(folders["dataset"], "test", product_task())
+    pictures = [picture for batch in split.pictures(100) for picture in batch]
+    predictor = Predictor.load(folders["noise"], task=product_task())
+    texts = [each.text for each in answer(predictor, pictures, max_new_tokens=12, batch_size=4)]
+    assert [row["text"] for row in rows] == texts
+    assert len(set(texts)) > 3  # it does look
+    for row in rows:
+        # What is said of a shuffled picture is taken from where it was asked about.
+        assert row["parse_error"]
+        assert row["predicted_category"] is None
+        assert row["product_id"] != f"product-{int(row['shuffled_row_id'].removeprefix('row-')) // 3}"
+
+
+def test_a_part_is_trusted_only_if_it_is_what_its_record_says(
+    inputs: Inputs, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = [f"row-{number}" for number in range(9)]
+    key = "a" * 64
+    parts = Parts(inputs.storage, inputs.root, key)
+    for start in (0, 4, 7):
+        parts.save(pa.table({"row_id": names[start : start + 3 + (start == 0)]}), "test", start)
+    assert [len(table) for table in parts.load("test", names)] == [4, 3, 2]
+    # Other rows than those that were answered, and another evaluation's.
+    assert parts.load("test", names[::-1]) == []
+    assert parts.load("validation", names) == []
+    prefix = f"{inputs.root}/checkpoints/evaluate/"
+    for uri in list(inputs.storage.list(f"{prefix}{key}/")):
+        inputs.storage.write_bytes(uri.replace(key, "b" * 64), inputs.storage.read_bytes(uri))
+    assert Parts(inputs.storage, inputs.root, "b" * 64).load("test", names) == []
+    broken = [uri for uri in inputs.storage.list(f"{prefix}{key}/test-00000004") if uri.endswith("parquet")]
+    inputs.storage.write_bytes(broken[0], b"PAR1")
+    assert [len(table) for table in parts.load("test", names)] == [4]
+    assert "not those that its record names" in caplog.text
+    # Another attempt's answers to the same rows do as well, and how many they are is their own matter.
+    parts.save(pa.table({"row_id": names[4:5]}), "test", 4)
+    assert [len(table) for table in parts.load("test", names)] == [4, 1]
 
 
 def test_crops_are_the_models_unless_told(inputs: Inputs) -> None:
@@ -261,8 +465,8 @@ def test_what_cannot_be_evaluated_is_refused(inputs: Inputs) -> None:
     with pytest.raises(UserError, match="was tuned for task product-catalogue 2"):
         inputs.evaluate()
     inputs.use("constant")
-    with pytest.raises(UserError, match="no 'validation' split"):
-        inputs.evaluate(split="validation")
+    with pytest.raises(UserError, match="no 'holdout' split"):
+        inputs.evaluate(split="holdout")
     for wrong in ({"batch_size": 0}, {"subject": "../x"}, {"split": "*"}, {"temperature": 1.0}):
         with pytest.raises(UserError, match=next(iter(wrong))):
             inputs.evaluate(**wrong)
@@ -272,16 +476,19 @@ def test_pictures_are_read_in_batches(tmp_path: Path) -> None:
     folder = write_dataset(tmp_path / "dataset")
     split = Split(folder, "test", product_task())
     assert [len(batch) for batch in split.pictures(3)] == [3, 2, 3, 1]
+    assert [len(batch) for batch in split.pictures(3, first=4)] == [1, 3, 1]
+    assert [len(batch) for batch in split.pictures(3, first=9)] == []
     some = Split(folder, "test", product_task(), max_samples=4)
     sizes = [image.size for batch in some.pictures(3) for image in batch]
     numbers = [int(row.row_id.removeprefix("row-")) for row in some.rows]
+    assert [image.size for batch in some.pictures(2, first=1) for image in batch] == sizes[1:]
     assert sizes == [Image.open(io.BytesIO(picture(number))).size for number in numbers]
 
 
 def test_a_damaged_split_is_refused(tmp_path: Path) -> None:
     folder = write_dataset(tmp_path / "dataset")
-    with pytest.raises(UserError, match="no validation split"):
-        Split(folder, "validation", product_task())
+    with pytest.raises(UserError, match="no holdout split"):
+        Split(folder, "holdout", product_task())
     records = parquet.read_table(folder / "test-00000.parquet")
     records = records.set_column(2, "image", [[{"bytes": b"<html>", "path": None}] * len(records)])
     parquet.write_table(records, folder / "test-00000.parquet")
@@ -312,7 +519,7 @@ def tracked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         def log_metrics(self, values: dict[str, float], prefix: str) -> None:
             logged.append((prefix, values))
 
-    monkeypatch.setattr(step.tracking.Run, "of", lambda reference: Run())
+    monkeypatch.setattr(work.tracking.Run, "of", lambda reference: Run())
     return logged
 
 
@@ -320,7 +527,10 @@ def test_figures_go_to_the_models_run(inputs: Inputs, tracked: list[Any]) -> Non
     inputs.use("constant")
     record = inputs.evaluate()
     assert [prefix for prefix, _ in tracked] == ["test/", "test/shuffled/"]
-    assert tracked[0][1] == record.metrics.figures
+    assert tracked[0][1].items() > record.metrics.figures.items()
+    # What a champion reaches on later data is not what its own run reached.
+    inputs.evaluate(subject="champion", max_samples=5)
+    assert len(tracked) == 2
 
 
 def test_the_components_defaults_are_the_steps() -> None:

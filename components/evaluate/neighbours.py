@@ -1,0 +1,75 @@
+"""Which training picture is nearest to each picture, by what the model's own vision tower sees."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from components.evaluate.rows import Split
+from fovea.inference import Predictor
+
+Vectors = NDArray[np.float32]
+Progress = Callable[[int, int], None]
+
+_THREADS = 8
+
+
+def nearest(
+    predictor: Predictor, training: Split, asked: Split, batch_size: int, progress: Progress
+) -> list[int]:
+    """Return for each row of ``asked`` the row of ``training`` whose picture is nearest, by cosine.
+
+    A picture's vector is the mean of its patches' features, of the whole picture in one crop: one pass of the
+    tower. What all training pictures have in common is taken off first, since it is most of any vector and
+    tells nothing apart. In memory are the vectors of ``training``, 4 bytes a feature, and some pictures.
+    """
+    total = len(training.rows) + len(asked.rows)
+
+    def report(done: int) -> None:
+        progress(done, total)
+
+    known = np.concatenate(list(_vectors(predictor, training, batch_size, 0, report)))
+    mean = known.mean(0)
+    known = _unit(known - mean)
+    found = [
+        np.argmax(_unit(some - mean) @ known.T, axis=1)
+        for some in _vectors(predictor, asked, batch_size, len(known), report)
+    ]
+    return [int(place) for place in np.concatenate(found)]
+
+
+def _vectors(
+    predictor: Predictor, split: Split, batch_size: int, done: int, report: Callable[[int], None]
+) -> Iterator[Vectors]:
+    """Yield vectors (some rows, features) in the order of the split."""
+    processor = predictor.processor.image_processor
+    tower = predictor.model.model.vision_embed_tokens.img_processor["vision_model"]
+
+    def whole(picture: Image.Image) -> torch.Tensor:
+        # With one crop allowed the global view is the picture itself; it comes first.
+        view: torch.Tensor = processor.crops(picture.convert("RGB"), 1)[0][0]
+        return view
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for pictures in split.pictures(batch_size):
+            views = torch.stack(list(pool.map(whole, pictures)))
+            done += len(pictures)
+            yield _mean_patch(tower, views.to(predictor.model.device, predictor.model.dtype))
+            report(done)
+
+
+@torch.inference_mode()
+def _mean_patch(tower: Any, views: torch.Tensor) -> Vectors:
+    """Crops (n, 3, side, side) to vectors (n, features)."""
+    vectors: Vectors = tower(views).float().mean(1).cpu().numpy()
+    return vectors
+
+
+def _unit(vectors: Vectors) -> Vectors:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    units: Vectors = vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
+    return units

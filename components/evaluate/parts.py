@@ -1,0 +1,107 @@
+"""Answers in S3 while an evaluation goes on, so that one that was killed goes on where it was.
+
+checkpoints/evaluate/{input key}/{split}-{first row}-{attempt}.parquet   some rows' answers
+checkpoints/evaluate/{input key}/{split}-{first row}-{attempt}.json      their record, written last
+"""
+
+import hashlib
+import io
+import logging
+import uuid
+from collections.abc import Sequence
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fovea.errors import UserError
+from fovea.records import Sha256
+from fovea.storage import Storage, join_uri
+
+logger = logging.getLogger("fovea")
+
+
+class Part(BaseModel):
+    """The record of some consecutive rows' answers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    input_key: Sha256
+    split: str
+    first_row: int
+    rows: int
+    sha256: Sha256
+
+
+class Parts:
+    """What an evaluation has answered so far, found by its inputs."""
+
+    def __init__(self, storage: Storage, artifact_root: str, input_key: str) -> None:
+        self._storage = storage
+        self._input_key = input_key
+        self._prefix = join_uri(artifact_root, "checkpoints", "evaluate", input_key) + "/"
+
+    def save(self, table: pa.Table, split: str, first_row: int) -> None:
+        """Keep answers: the table has a column ``row_id``."""
+        buffer = io.BytesIO()
+        parquet.write_table(table, buffer, compression="zstd")
+        data = buffer.getvalue()
+        part = Part(
+            input_key=self._input_key,
+            split=split,
+            first_row=first_row,
+            rows=len(table),
+            sha256=hashlib.sha256(data).hexdigest(),
+        )
+        # Another attempt at the same time has names of its own.
+        name = f"{self._prefix}{split}-{first_row:08d}-{uuid.uuid4().hex[:8]}"
+        self._storage.write_bytes(f"{name}.parquet", data)
+        self._storage.write_bytes(f"{name}.json", part.model_dump_json().encode())
+
+    def load(self, split: str, row_ids: Sequence[str]) -> list[pa.Table]:
+        """Return the answers to the first of these rows, without a gap; none where there are none.
+
+        What is broken, or was made of other inputs, is passed over: it is answered again.
+        """
+        tables: list[pa.Table] = []
+        done = 0
+        for uri in self._storage.list(f"{self._prefix}{split}-"):
+            if not uri.endswith(".json"):
+                continue
+            try:
+                table = self._read(uri, split, done, row_ids)
+            except (UserError, ValidationError, pa.ArrowException, KeyError) as error:
+                logger.warning("evaluate: passed over what was answered before: %s", _line(error))
+                continue
+            if table is not None:
+                tables.append(table)
+                done += len(table)
+        return tables
+
+    def remove_all(self) -> None:
+        """Let go of all parts: the evaluation is there now."""
+        try:
+            uris = list(self._storage.list(self._prefix))
+            # The records first: what has none is no part.
+            self._storage.delete(sorted(uris, key=lambda uri: not uri.endswith(".json")))
+        except UserError as error:
+            logger.warning("evaluate: parts that are not needed any more stay: %s", error)
+
+    def _read(self, uri: str, split: str, first_row: int, row_ids: Sequence[str]) -> pa.Table | None:
+        """Return the part that begins at ``first_row``; None where this one does not."""
+        part = Part.model_validate_json(self._storage.read_bytes(uri))
+        if part.first_row != first_row:
+            return None
+        data = self._storage.read_bytes(f"{uri.removesuffix('.json')}.parquet")
+        if part.input_key != self._input_key or hashlib.sha256(data).hexdigest() != part.sha256:
+            raise UserError(f"{uri}: its answers are not those that its record names")
+        table = parquet.read_table(io.BytesIO(data))
+        if table["row_id"].to_pylist() != list(row_ids[first_row : first_row + part.rows]):
+            raise UserError(f"{uri}: is about other rows of the {split} split")
+        return table
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,182 @@
+"""The work of evaluate: ask the model about every picture of a split, and measure what it answers."""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components.evaluate.baselines import trivial_answers
+from components.evaluate.neighbours import nearest
+from components.evaluate.parameters import EvaluateParameters
+from components.evaluate.parts import Parts
+from components.evaluate.predictions import answers_from, answers_table, write_predictions
+from components.evaluate.rows import Split
+from components.evaluate.shuffle import shuffle_among_products
+from fovea import tracking
+from fovea.calibration import Calibration, fit_calibration
+from fovea.inference import Answer, Predictor
+from fovea.metrics import Fields, Outcomes, confusion, measure, slices, with_intervals, write_baselines
+from fovea.records import DatasetRecord, GenerationParameters, ModelRecord
+from fovea.steps import Attempt
+from fovea.task import Task
+
+logger = logging.getLogger("fovea")
+
+_TRAINING, _VALIDATION = "train", "validation"
+# Pictures in memory at once, in batches: enough to put those of like length together. As many rows at most
+# are lost where an evaluation is killed.
+_BATCHES_AHEAD = 4
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation: of which model, on what, and how."""
+
+    attempt: Attempt
+    model: ModelRecord
+    dataset: DatasetRecord
+    asked: EvaluateParameters
+    generation: GenerationParameters
+    parts: Parts
+
+    def run(self) -> Mapping[str, Any]:
+        """Write the payload, and return the record's own fields."""
+        attempt, task = self.attempt, self.dataset.task
+        data = self._fetch_data()
+        weights = attempt.storage.download(self.model, progress=attempt.progress("fetching the model"))
+        predictor = Predictor.load(
+            weights, task=task, dtype=self.generation.dtype, num_crops=self.generation.num_crops
+        )
+        split = Split(data, self.asked.split, task, self.asked.max_samples)
+        answers = self._answer(predictor, split)
+        calibration = None if self.model.base is None else self._calibrate(predictor, data)
+        baselines = self._baselines(predictor, data, split) if self.model.base is None else {}
+        shown = shuffle_among_products([row.product_id for row in split.rows])
+        if shown is None:
+            logger.warning("%s: the split has one product, there are no pictures to shuffle", attempt.task)
+        write_predictions(attempt.payload, task, split.rows, answers, shown, calibration)
+        own = self._measured(split, answers, shown) | {
+            "baselines": {name: measure(outcomes) for name, outcomes in baselines.items()},
+            "calibration": calibration,
+        }
+        self._track(own)
+        return own
+
+    def _fetch_data(self) -> Path:
+        wanted = {self.asked.split, _TRAINING if self.model.base is None else _VALIDATION}
+        for split in sorted(wanted & self.dataset.splits.keys()):
+            folder = self.attempt.storage.download(
+                self.dataset,
+                pattern=f"{split}-*.parquet",
+                progress=self.attempt.progress(f"fetching the {split} split"),
+            )
+        return folder
+
+    def _answer(self, predictor: Predictor, split: Split) -> list[Answer]:
+        """Return the answers to the rows of a split, some of which an earlier attempt may have got."""
+        progress = self.attempt.progress(f"answering the {split.name} split")
+        task, rows = self.dataset.task, split.rows
+        kept = self.parts.load(split.name, [row.row_id for row in rows])
+        answers = [answer for table in kept for answer in answers_from(table, task)]
+        if answers:
+            logger.info("%s: %d of %d rows were answered before", self.attempt.task, len(answers), len(rows))
+
+        def report(done: int, _: int) -> None:
+            progress(len(answers) + done, len(rows))
+
+        for pictures in split.pictures(_BATCHES_AHEAD * self.asked.batch_size, first=len(answers)):
+            some = predictor.answer(
+                pictures,
+                max_new_tokens=self.asked.max_new_tokens,
+                batch_size=self.asked.batch_size,
+                progress=report,
+            )
+            asked = rows[len(answers) : len(answers) + len(some)]
+            self.parts.save(answers_table(task, asked, some), split.name, len(answers))
+            answers += some
+        return answers
+
+    def _calibrate(self, predictor: Predictor, data: Path) -> Calibration | None:
+        if not self.asked.calibration_samples or _VALIDATION not in self.dataset.splits:
+            return None
+        split = Split(data, _VALIDATION, self.dataset.task, self.asked.calibration_samples)
+        answers = self._answer(predictor, split)
+        calibration = fit_calibration(
+            self.dataset.task,
+            [row.truth for row in split.rows],
+            [answer.fields for answer in answers],
+            [answer.scores for answer in answers],
+        )
+        for field, reason in calibration.reasons.items():
+            logger.warning("%s: %s has no calibrated confidence: %s", self.attempt.task, field, reason)
+        return calibration
+
+    def _baselines(self, predictor: Predictor, data: Path, split: Split) -> Mapping[str, Outcomes]:
+        """Return what comes of each row under each baseline, and write it down."""
+        task = self.dataset.task
+        training = Split(data, _TRAINING, task)
+        pictured = Split(data, _TRAINING, task, self.asked.neighbour_samples)
+        progress = self.attempt.progress("looking for the nearest training picture")
+        places = nearest(predictor, pictured, split, self.asked.batch_size, progress)
+        answers = trivial_answers(
+            task, [row.truth for row in training.rows], [pictured.rows[place].truth for place in places]
+        )
+        outcomes = {name: _outcomes(task, split, given) for name, given in answers.items()}
+        write_baselines(outcomes, self.attempt.payload)
+        return outcomes
+
+    def _measured(
+        self, split: Split, answers: Sequence[Answer], shown: Sequence[int] | None
+    ) -> dict[str, Any]:
+        task = self.dataset.task
+        fields = [answer.fields for answer in answers]
+        outcomes = _outcomes(task, split, fields)
+        # The question is the same for every row and generation is greedy, so what the model says of another
+        # product's picture is what it said of that picture when it came to it.
+        shuffled = _outcomes(task, split, [fields[other] for other in shown]) if shown else None
+        return {
+            "model_digest": self.model.digest,
+            "dataset_digest": self.dataset.digest,
+            "task_digest": task.digest,
+            "split": self.asked.split,
+            "generation": self.generation,
+            "metrics": measure(outcomes),
+            "parsed": measure(outcomes.take(outcomes.parsed)) if outcomes.parsed.any() else None,
+            "shuffled": measure(shuffled) if shuffled is not None else None,
+            "slices": {
+                kind: {name: measure(outcomes.take(mask)) for name, mask in masks.items()}
+                for kind, masks in slices(outcomes).items()
+            },
+            "confusion": confusion(outcomes),
+            "chance_category_accuracy": max(Counter(outcomes.category_truth.tolist()).values())
+            / len(outcomes),
+        }
+
+    def _track(self, own: Mapping[str, Any]) -> None:
+        """Log the figures to the model's run, unless it is judged once more beside another."""
+        metrics, shuffled, attempt = own["metrics"], own["shuffled"], self.attempt
+        if self.asked.subject == EvaluateParameters().subject:
+            run = tracking.Run.of(self.model.mlflow)
+            run.log_metrics(with_intervals(metrics), prefix=f"{self.asked.split}/")
+            run.log_metrics(shuffled.figures if shuffled else {}, prefix=f"{self.asked.split}/shuffled/")
+        logger.info(
+            "%s: of %d rows %.1f %% can be read, %.1f %% have the right category, median price error %.1f %%",
+            attempt.task,
+            metrics.samples,
+            100 * metrics.parse_rate,
+            100 * metrics.category_accuracy,
+            100 * metrics.price_median_ape,
+        )
+
+
+def _outcomes(task: Task, split: Split, answers: Sequence[Fields | None]) -> Outcomes:
+    rows = split.rows
+    return Outcomes.of(
+        task,
+        [row.truth for row in rows],
+        answers,
+        [row.product_id for row in rows],
+        [row.row_id for row in rows],
+    )
