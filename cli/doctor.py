@@ -3,13 +3,14 @@
 import os
 import shutil
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
+
+from pipelines.findings import Finding
 
 _CONSTRAINTS = Path(__file__).resolve().parents[1] / "constraints.txt"
 _NEEDED_DISK = 4e9
@@ -21,31 +22,54 @@ _NEEDED_PACKAGES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at: whether it is right, what was found, and what to do where it is not."""
-
-    level: Literal["ok", "note", "missing"]
-    what: str
-    found: str
-    remedy: str = ""
-
-
 def doctor(
     state: Annotated[Path, typer.Option(help="The folder of local runs.", metavar="DIR")] = Path(".fovea"),
+    cluster: Annotated[
+        Path | None,
+        typer.Option(
+            help="Look at a cluster instead, for runs with these settings of the platform.", metavar="FILE"
+        ),
+    ] = None,
+    namespace: Annotated[
+        str, typer.Option(help="With --cluster: where runs will be; else the context's.")
+    ] = "",
+    artifact_root: Annotated[
+        str, typer.Option(help="With --cluster: where runs will keep their artifacts.", metavar="URI")
+    ] = "",
 ) -> None:
     """Look at what a run needs: what is here, what is missing, what to do. Ends with 1 if something is.
 
     Example: fovea doctor
+
+    Example: fovea doctor --cluster cluster.yaml --namespace shop --artifact-root s3://models/fovea
     """
-    findings = [*_python(), *_packages(), *_rclone(), *_room(state), *_port(), *_state(state), *_platform()]
+    if cluster is not None:
+        _report(_on_a_cluster(cluster, namespace, artifact_root))
+    else:
+        _report([*_python(), *_packages(), *_rclone(), *_room(state), *_port(), *_state(state), *_platform()])
+
+
+def _on_a_cluster(settings: Path, namespace: str, artifact_root: str) -> Iterator[Finding]:
+    from components.deploy.cluster import Cluster
+    from pipelines.cluster import read_cluster_settings
+    from pipelines.examine import Examination
+
+    yield from Examination(
+        Cluster.connect(namespace), read_cluster_settings(settings), artifact_root
+    ).findings()
+
+
+def _report(findings: Iterable[Finding]) -> None:
+    """Print findings as they come; end with 1 where something is missing."""
+    missing = []
     colours = {"ok": typer.colors.GREEN, "note": typer.colors.YELLOW, "missing": typer.colors.RED}
     for finding in findings:
         typer.secho(f"{finding.level:8}", fg=colours[finding.level], nl=False)
         typer.echo(f"{finding.what:18}{finding.found}")
         if finding.remedy:
             typer.echo(f"{'':26}→ {finding.remedy}")
-    missing = [finding.what for finding in findings if finding.level == "missing"]
+        if finding.level == "missing" and finding.what not in missing:
+            missing.append(finding.what)
     if missing:
         typer.secho(f"missing: {', '.join(missing)}", fg=typer.colors.RED, err=True)
         raise typer.Exit(1)

@@ -1,5 +1,6 @@
 """A namespace of a real API server, with a double of KServe's controller in it, and a way to roll out."""
 
+import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from kubernetes import client, config
 
 from components.deploy.cluster import Cluster
@@ -21,6 +23,7 @@ from components.kserve_parameters import KServeParameters
 from fovea.task import product_task
 from tests.cluster.api_server import api_server
 from tests.cluster.kserve_double import Behaviour, KServeDouble
+from tests.manifests.kustomize import Object, build
 
 TASK = product_task()
 SERVICE = "shop"
@@ -76,6 +79,54 @@ def admin(kubeconfig: Path) -> Any:
 def alice(kubeconfig: Path) -> Any:
     """A client that may do what a test grants."""
     return config.new_client_from_config(str(kubeconfig), "alice")
+
+
+NOT_HERE = {"PodMonitor", "PrometheusRule", "LocalQueue", "CronJob"}
+"""Kinds that this API server does not know: others' definitions, and what is younger than it."""
+
+
+@dataclass
+class Installed:
+    """A kustomization in a namespace."""
+
+    namespace: str
+    objects: tuple[Object, ...]
+
+
+@pytest.fixture(scope="session")
+def install(kubeconfig: Path, admin: Any) -> Iterator[Callable[[str], Installed]]:
+    """Install a kustomization into a namespace of its own, once, as people do."""
+    core = client.CoreV1Api(admin)
+    done: dict[str, Installed] = {}
+
+    def apply(name: str) -> Installed:
+        if name not in done:
+            namespace = f"fovea-{name.replace('/', '-')}-{uuid.uuid4().hex[:6]}"
+            core.create_namespace({"metadata": {"name": namespace}})
+            done[name] = Installed(namespace, build(name))
+            _apply(kubeconfig, done[name])
+        return done[name]
+
+    yield apply
+    for each in done.values():
+        core.delete_namespace(each.namespace)
+
+
+def _apply(kubeconfig: Path, installed: Installed) -> None:
+    known = [each for each in installed.objects if each["kind"] not in NOT_HERE]
+    command = ["kubectl", "--kubeconfig", kubeconfig, "apply", "--server-side", "--filename=-"]
+    applied = subprocess.run(
+        [*command, "--namespace", installed.namespace],
+        input=yaml.safe_dump_all(known),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert applied.returncode == 0, applied.stderr
+    assert len(applied.stdout.splitlines()) == len(known)
+
+
+Install = Callable[[str], Installed]
 
 
 @pytest.fixture

@@ -1,68 +1,19 @@
 """The manifests on a real API server: it takes every object, and every account may do its part alone."""
 
 import base64
-import subprocess
 import time
-import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from kubernetes import client
 
 from components.deploy import cluster
 from components.deploy.cluster import Cluster, ClusterError
-from tests.manifests.kustomize import Object, build, by_kind
+from tests.cluster.conftest import Install
+from tests.manifests.kustomize import Object, by_kind
 
-NOT_HERE = {"PodMonitor", "PrometheusRule", "LocalQueue", "CronJob"}
-"""Kinds that this API server does not know: others' definitions, and what is younger than it."""
-
-
-@dataclass
-class Installed:
-    """A kustomization in a namespace."""
-
-    namespace: str
-    objects: tuple[Object, ...]
-
-
-@pytest.fixture(scope="module")
-def install(kubeconfig: Path, admin: Any) -> Iterator[Callable[[str], Installed]]:
-    """Install a kustomization into a namespace of its own, once, as people do."""
-    core = client.CoreV1Api(admin)
-    done: dict[str, Installed] = {}
-
-    def apply(name: str) -> Installed:
-        if name not in done:
-            namespace = f"fovea-{name.replace('/', '-')}-{uuid.uuid4().hex[:6]}"
-            core.create_namespace({"metadata": {"name": namespace}})
-            done[name] = Installed(namespace, build(name))
-            _apply(kubeconfig, done[name])
-        return done[name]
-
-    yield apply
-    for each in done.values():
-        core.delete_namespace(each.namespace)
-
-
-def _apply(kubeconfig: Path, installed: Installed) -> None:
-    known = [each for each in installed.objects if each["kind"] not in NOT_HERE]
-    command = ["kubectl", "--kubeconfig", kubeconfig, "apply", "--server-side", "--filename=-"]
-    applied = subprocess.run(
-        [*command, "--namespace", installed.namespace],
-        input=yaml.safe_dump_all(known),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert applied.returncode == 0, applied.stderr
-    assert len(applied.stdout.splitlines()) == len(known)
-
-
-Install = Callable[[str], Installed]
 PRODUCTION, DEV = "overlays/production", "overlays/dev"
 
 

@@ -1,0 +1,66 @@
+"""What a cluster's nodes have, and what is free of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from kubernetes.utils import parse_quantity  # type: ignore[import-untyped]
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """The nodes that take pods, and what their pods ask for."""
+
+    nodes: list[dict[str, Any]]
+    requested: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """By node: what its pods' containers request."""
+
+    @classmethod
+    def read(cls, nodes: Mapping[str, Any] | None, pods: Mapping[str, Any] | None) -> "Nodes":
+        """Take nodes and pods as the API server lists them."""
+        requested: dict[str, list[dict[str, Any]]] = {}
+        for pod in (pods or {}).get("items", []):
+            if (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed"):
+                requests = [
+                    each.get("resources", {}).get("requests") or {} for each in pod["spec"]["containers"]
+                ]
+                requested.setdefault(pod["spec"].get("nodeName", ""), []).extend(requests)
+        usable = [
+            each for each in (nodes or {}).get("items", []) if not each.get("spec", {}).get("unschedulable")
+        ]
+        return cls(usable, requested)
+
+    def free(self, resource: str, selector: Mapping[str, str], tolerations: list[Any]) -> dict[str, int]:
+        """Return how much of a countable resource is free, by the nodes that have it and take such a pod."""
+        found = {}
+        for node in self.nodes:
+            name, labels = node["metadata"]["name"], node["metadata"].get("labels") or {}
+            total = int((node.get("status", {}).get("allocatable") or {}).get(resource, 0))
+            taints = (node.get("spec") or {}).get("taints") or []
+            if (
+                total
+                and selector.items() <= labels.items()
+                and all(_tolerated(t, tolerations) for t in taints)
+            ):
+                used = sum(int(each.get(resource, 0)) for each in self.requested.get(name, []))
+                found[name] = total - used
+        return found
+
+    def largest(self, resource: str) -> float:
+        """Return the most of a resource that a node has."""
+        return max(
+            (
+                float(parse_quantity((node.get("status", {}).get("allocatable") or {}).get(resource, "0")))
+                for node in self.nodes
+            ),
+            default=0.0,
+        )
+
+
+def _tolerated(taint: Mapping[str, str], tolerations: list[dict[str, Any]]) -> bool:
+    return taint.get("effect") == "PreferNoSchedule" or any(
+        (not each["key"] or each["key"] == taint["key"])
+        and (not each["effect"] or each["effect"] == taint["effect"])
+        and (each["operator"] == "Exists" or each["value"] == taint.get("value", ""))
+        for each in tolerations
+    )
