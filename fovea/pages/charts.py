@@ -37,17 +37,21 @@ class Histogram:
     label: str
 
 
-def histogram(series: Mapping[str, NDArray[np.float64]]) -> Histogram | None:
+def histogram(
+    series: Mapping[str, NDArray[np.float64]], edges: NDArray[np.float64] | None = None
+) -> Histogram | None:
     """Return the histogram of the values of several series, upon one another; None where there is no value.
 
-    Values are finite; where they are all positive and far apart, the axis is logarithmic.
+    Values are finite; where they are all positive and far apart, the axis is logarithmic. ``edges`` of the
+    columns, evenly spaced and around all values, may be given.
     """
     every = np.concatenate([np.empty(0), *series.values()])
     if not every.size:
         return None
     low, high = float(every.min()), float(every.max())
-    logarithmic = low > 0 and high / low >= _LOGARITHMIC_FROM
-    edges = np.geomspace(low, high, _MOST_COLUMNS + 1) if logarithmic else _even_edges(low, high)
+    logarithmic = edges is None and low > 0 and high / low >= _LOGARITHMIC_FROM
+    if edges is None:
+        edges = np.geomspace(low, high, _MOST_COLUMNS + 1) if logarithmic else _even_edges(low, high)
     # Rounding must leave neither the smallest nor the largest value outside.
     edges[0], edges[-1] = min(edges[0], low), max(edges[-1], high)
     counts = {name: np.histogram(values, edges)[0] for name, values in series.items()}

@@ -1,0 +1,398 @@
+"""The report of an evaluation: the verdict, a model beside its opponents, and what it says of pictures."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from components.evaluate import report_examples, report_plots
+from components.evaluate.report_rows import read_rows, shown
+from fovea.metrics import BASELINES, LOWER_IS_BETTER, OTHER, Outcomes, read_baselines
+from fovea.pages import render_page
+from fovea.pages.plots import Axis, Mark, amount, mark, percent
+from fovea.records import DatasetRecord, Decision, EvaluationRecord, Interval, Metrics, RuleResult
+from fovea.storage import Storage
+
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+MAX_BYTES = 5_000_000
+"""No report is larger, whatever the model answered."""
+
+_PICTURE_BYTES = 3_000_000
+
+METRICS = {
+    "category_accuracy": "Category right",
+    "category_macro_f1": "Category, mean F1",
+    "title_exact": "Title right, letter by letter",
+    "title_f1": "Title, F1 of its words",
+    "price_median_ape": "Price, median error",
+    "price_mean_ape": "Price, mean error",
+    "price_within_10_percent": "Price within 10 %",
+    "price_mean_absolute_error": "Price, mean error in money",
+    "parse_rate": "Answers that can be read",
+}
+"""The figures in the order of the report, as people call them."""
+
+HEADLINES = ("category_accuracy", "price_median_ape", "title_exact", "parse_rate")
+_IN_SLICES = (
+    "category_accuracy",
+    "title_exact",
+    "title_f1",
+    "price_median_ape",
+    "price_within_10_percent",
+    "price_mean_absolute_error",
+    "parse_rate",
+)
+_NO_FRACTIONS = {"samples", "products", "price_mean_absolute_error"}
+_SLICES = {"category": "By category", "price_band": "By price"}
+_BASELINES = {
+    "majority_category": "most frequent",
+    "category_median_price": "typical of category",
+    "nearest_neighbour": "nearest picture",
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Who is compared: a model or a trivial answer. ``kind`` is its colour."""
+
+    name: str
+    kind: str
+    metrics: Metrics
+    parsed: Metrics | None = None
+    trivial: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure as text, its interval, and whether no other model's is better."""
+
+    text: str
+    interval: str
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A figure of each subject, on one axis."""
+
+    name: str
+    lower_is_better: bool
+    axis: Axis
+    rows: tuple[tuple[Subject, Mark, Cell], ...]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A figure of each model over a slice's rows."""
+
+    name: str
+    samples: int
+    marks: tuple[Mark, ...]
+    cells: tuple[Cell | None, ...]
+
+
+@dataclass(frozen=True)
+class SliceTable:
+    """The slices by one figure, the worst first."""
+
+    metric: str
+    name: str
+    axis: Axis
+    rows: tuple[Slice, ...]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule of the gate, written for people."""
+
+    passed: bool
+    description: str
+    reason: str
+    value: str
+    interval: str
+    compared: str
+    limit: str
+
+
+def write_report(
+    path: Path,
+    *,
+    decision: Decision | None,
+    base: EvaluationRecord,
+    champion: EvaluationRecord | None,
+    tuned: EvaluationRecord,
+    dataset: DatasetRecord,
+    storage: Storage,
+) -> Path:
+    """Write the report of a model's evaluation: one HTML file of at most `MAX_BYTES`, without any script.
+
+    Args:
+        path: The file to write.
+        decision: The gate's verdict on the model; None where it has not judged.
+        base: The evaluation of the model it was tuned from, which has the trivial baselines.
+        champion: That of the model that answers in production; None where there is none.
+        tuned: That of the model itself, the challenger.
+        dataset: What all were asked about.
+        storage: Where predictions and pictures lie.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        UserError: an evaluation's payload or the dataset's pictures are missing or cannot be read.
+    """
+    if champion is not None and champion.model_digest == base.model_digest:
+        champion = None
+    report = _Report(decision, base, champion, tuned, dataset, storage)
+    budget = _PICTURE_BYTES
+    while True:
+        page = report.render(budget).encode()
+        if len(page) <= MAX_BYTES or not budget:
+            break
+        budget = budget // 2 if budget > _PICTURE_BYTES // 8 else 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(page)
+    return path
+
+
+class _Report:
+    """Gathers what the page shows."""
+
+    def __init__(
+        self,
+        decision: Decision | None,
+        base: EvaluationRecord,
+        champion: EvaluationRecord | None,
+        tuned: EvaluationRecord,
+        dataset: DatasetRecord,
+        storage: Storage,
+    ) -> None:
+        self._decision, self._base, self._tuned = decision, base, tuned
+        self._dataset, self._storage = dataset, storage
+        self._models = {"challenger": tuned, "champion": champion, "base": base}
+        self._rows = {
+            name: read_rows(record, dataset.task, storage)
+            for name, record in self._models.items()
+            if record is not None
+        }
+        self._baselines = _read_baselines(base, storage)
+
+    def render(self, budget: int) -> str:
+        answered = self._rows["challenger"]
+        return render_page(
+            TEMPLATE,
+            decision=self._decision,
+            rules=[written(rule) for rule in self._decision.rules] if self._decision else [],
+            tuned=self._tuned,
+            dataset=self._dataset,
+            currency=self._dataset.currency or "",
+            models={name: record for name, record in self._models.items() if record is not None},
+            short=_short,
+            headlines=list(self._headlines()),
+            comparisons=[self._comparison(name) for name in METRICS if name != "parse_rate"],
+            subjects=self._subjects(),
+            tables=list(self._tables()),
+            slices=list(self._slices()),
+            prices=report_plots.prices(self._rows, self._baselines),
+            confusion=report_plots.matrix(answered.outcomes),
+            calibration=report_plots.calibration(self._tuned.calibration, answered),
+            gallery=report_examples.choose(self._rows, self._dataset, self._tuned, self._storage, budget),
+        )
+
+    def _subjects(self) -> list[Subject]:
+        base, champion = self._base, self._models["champion"]
+        found = [
+            Subject(
+                _BASELINES.get(name, shown(name.replace("_", " "), 40)),
+                "five",
+                metrics,
+                metrics,
+                trivial=True,
+            )
+            for name, metrics in base.baselines.items()
+        ]
+        found.append(Subject("base", "two", base.metrics, base.parsed))
+        if champion is not None:
+            found.append(Subject("champion", "three", champion.metrics, champion.parsed))
+        found.append(Subject("challenger", "one", self._tuned.metrics, self._tuned.parsed))
+        return found
+
+    def _headlines(self) -> Iterator[tuple[str, str, str, list[str]]]:
+        """Yield figures of the challenger, each with what the others reach."""
+        for name in HEADLINES:
+            others = [
+                f"{model} {value_text(name, getattr(record.metrics, name))}"
+                for model, record in self._models.items()
+                if record is not None and model != "challenger"
+            ]
+            metrics = self._tuned.metrics
+            text, interval = value_text(name, getattr(metrics, name)), interval_text(name, metrics)
+            yield METRICS[name], text, interval, others
+
+    def _comparison(self, name: str) -> Comparison:
+        subjects = self._subjects()
+        if self._tuned.shuffled is not None:
+            subjects.append(Subject("shuffled", "four", self._tuned.shuffled))
+        axis = _axis(name, [subject.metrics for subject in subjects])
+        best = _best(name, [subject.metrics for subject in subjects])
+        return Comparison(
+            METRICS[name],
+            name in LOWER_IS_BETTER,
+            axis,
+            tuple(
+                (
+                    subject,
+                    _mark(axis, subject.kind, name, subject.metrics, subject.name),
+                    _cell(name, subject.metrics, best),
+                )
+                for subject in subjects
+            ),
+        )
+
+    def _tables(self) -> Iterator[tuple[str, list[str], list[tuple[str, list[Cell | None]]]]]:
+        """Yield the figures of all, over all rows and over those that could be read."""
+        subjects = self._subjects()
+        for rows in ("all", "parsed"):
+            columns: dict[str, Metrics | None] = {
+                subject.name: subject.metrics if rows == "all" else subject.parsed for subject in subjects
+            }
+            if rows == "all" and self._tuned.shuffled is not None:
+                columns["shuffled"] = self._tuned.shuffled
+            body = [
+                (title, _cells(name, columns.values()))
+                for name, title in METRICS.items()
+                if not (rows == "parsed" and name == "parse_rate")
+            ]
+            counts = [Cell(f"{metrics.samples:,}", "") if metrics else None for metrics in columns.values()]
+            yield rows, list(columns), [("Rows", counts), *body]
+
+    def _slices(self) -> Iterator[tuple[str, str, list[str], list[SliceTable]]]:
+        models = {name: record for name, record in self._models.items() if record is not None}
+        for kind, title in _SLICES.items():
+            if self._tuned.slices.get(kind):
+                yield kind, title, list(models), [_slice_table(kind, name, models) for name in _IN_SLICES]
+
+
+def _read_baselines(base: EvaluationRecord, storage: Storage) -> dict[str, Outcomes]:
+    if not base.baselines:
+        return {}
+    found = read_baselines(storage.download(base, pattern=BASELINES) / BASELINES)
+    return {_BASELINES.get(name, shown(name, 40)): outcomes for name, outcomes in found.items()}
+
+
+def _slice_table(kind: str, name: str, models: Mapping[str, EvaluationRecord]) -> SliceTable:
+    kinds = {"challenger": "one", "champion": "three", "base": "two"}
+    own = models["challenger"].slices[kind]
+    by_model = {model: record.slices.get(kind, {}) for model, record in models.items()}
+    axis = _axis(name, [metrics for slices in by_model.values() for metrics in slices.values()])
+    # Prices keep their order; categories have none of their own.
+    order = list(own)
+    if kind == "category":
+        sign = -1 if name in LOWER_IS_BETTER else 1
+        order.sort(key=lambda each: (each == OTHER, sign * getattr(own[each], name), -own[each].samples))
+    rows = []
+    for each in order:
+        found = {model: slices.get(each) for model, slices in by_model.items()}
+        marks = [
+            _mark(axis, kinds[model], name, metrics, model)
+            for model, metrics in reversed(found.items())
+            if metrics is not None
+        ]
+        rows.append(
+            Slice(shown(each, 60), own[each].samples, tuple(marks), tuple(_cells(name, found.values())))
+        )
+    return SliceTable(name, METRICS[name], axis, tuple(rows))
+
+
+def _cells(name: str, columns: Iterable[Metrics | None]) -> list[Cell | None]:
+    known = list(columns)
+    best = _best(name, [metrics for metrics in known if metrics is not None])
+    return [None if metrics is None else _cell(name, metrics, best) for metrics in known]
+
+
+def _cell(name: str, metrics: Metrics, best: float | None) -> Cell:
+    value = getattr(metrics, name)
+    return Cell(value_text(name, value), interval_text(name, metrics), value == best)
+
+
+def _best(name: str, columns: Sequence[Metrics]) -> float | None:
+    values = [float(getattr(metrics, name)) for metrics in columns]
+    if len(set(values)) < 2:
+        return None
+    return min(values) if name in LOWER_IS_BETTER else max(values)
+
+
+def _axis(name: str, columns: Sequence[Metrics]) -> Axis:
+    """Return an axis from 0 that holds the figures; fractions that cannot be above 1 take all of 0 to 1."""
+    if name not in LOWER_IS_BETTER:
+        return Axis.linear(0.0, 1.0, percent)
+    values = [getattr(metrics, name) for metrics in columns]
+    ends = [metrics.intervals[name].high for metrics in columns if name in metrics.intervals]
+    return Axis.linear(0.0, max(*values, *ends, 0.01), amount if _is_money(name) else percent)
+
+
+def _mark(axis: Axis, kind: str, name: str, metrics: Metrics, who: str) -> Mark:
+    value, interval = getattr(metrics, name), metrics.intervals.get(name)
+    text = f"{who}: {value_text(name, value)}"
+    if interval is None:
+        return mark(axis, kind, value, None, text)
+    return mark(axis, kind, value, (interval.low, interval.high), f"{text} ({interval_text(name, metrics)})")
+
+
+def value_text(name: str, value: float) -> str:
+    """Return a figure as ``97.5 %``, or as an amount of money."""
+    return f"{value:,.2f}" if _is_money(name) else f"{100 * value:.1f} %"
+
+
+def interval_text(name: str, metrics: Metrics) -> str:
+    """Return where a figure lies at 95 %, as ``95.1 – 98.9``; nothing where that is not known."""
+    interval = metrics.intervals.get(name)
+    return _ends(interval, 1 if _is_money(name) else 100) if interval else ""
+
+
+def _ends(interval: Interval, factor: float) -> str:
+    digits = 2 if factor == 1 else 1
+    return f"{factor * interval.low:,.{digits}f} – {factor * interval.high:,.{digits}f}".replace("-", "−")
+
+
+def _is_money(name: str) -> bool:
+    return name == "price_mean_absolute_error"
+
+
+def _short(digest: str) -> str:
+    """Return the beginning of a digest, enough to tell it from others."""
+    return digest.removeprefix("sha256:")[:12]
+
+
+def written(rule: RuleResult) -> Rule:
+    """Return a rule as people read it: figures as percentages, differences in points."""
+    factor = 1.0 if rule.metric in _NO_FRACTIONS or rule.name == "samples" else 100.0
+    sign = {">=": "≥", "<=": "≤"}.get(rule.comparison, rule.comparison)
+    compared = ""
+    if not rule.metric and rule.comparison == ">=" and rule.limit == 1.0 and rule.value in (0.0, 1.0):
+        value, limit = "holds" if rule.value else "does not hold", ""
+    else:
+        value = _amount(rule.value, factor, is_gain=bool(rule.against))
+        limit = "" if rule.limit is None else f"{sign} {_amount(rule.limit, factor)}"
+    if rule.own is not None and rule.compared is not None:
+        compared = f"{_amount(rule.own, factor)} against {_amount(rule.compared, factor)}"
+    if rule.against and rule.limit is not None:
+        limit = f"surely {sign} {_amount(rule.limit, factor, is_gain=True)}".removesuffix(" points")
+    return Rule(
+        rule.passed,
+        shown(rule.description, 160),
+        "" if rule.passed else shown(rule.reason, 300),
+        value,
+        _ends(rule.interval, factor) if rule.interval else "",
+        compared,
+        limit,
+    )
+
+
+def _amount(value: float | None, factor: float, *, is_gain: bool = False) -> str:
+    if value is None:
+        return "–"
+    text = f"{value:,.6g}" if factor == 1 else f"{factor * value:.1f}"
+    text = text.replace("-", "−")
+    if is_gain:
+        return f"{'+' if value > 0 else ''}{text}{'' if factor == 1 else ' points'}"
+    return text if factor == 1 else f"{text} %"

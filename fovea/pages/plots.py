@@ -1,0 +1,134 @@
+"""Plots over two axes, and intervals on one: reckoned here, drawn by ``plots.html.j2``.
+
+Places are in per cent of the axis, so that a plot takes any size and its texts keep theirs.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from fovea.pages.charts import Tick
+
+_STEPS = (1, 2, 2.5, 5, 10)
+_ROUNDING = 1e-9
+
+Point = tuple[float, float]
+
+
+def percent(fraction: float) -> str:
+    """Return a fraction as a percentage that is as short as an axis wants it: ``97 %``, ``2.5 %``."""
+    return f"{round(100 * fraction, 1):,g} %"
+
+
+def amount(value: float) -> str:
+    """Return a number as short as an axis wants it: ``2.5``, ``40``, ``1,500``."""
+    return f"{value:,.0f}" if abs(value) >= 100 or value == round(value) else f"{value:.3g}"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What an axis goes from and to; values outside are put at its ends."""
+
+    low: float
+    high: float
+    ticks: tuple[Tick, ...]
+    logarithmic: bool = False
+
+    @classmethod
+    def linear(cls, low: float, high: float, form: Callable[[float], str] = amount) -> Self:
+        """Return an axis that begins and ends at about four round steps around ``low`` and ``high``."""
+        least = (high - low) / 4 or abs(high) or 1.0
+        power = 10.0 ** math.floor(math.log10(least))
+        step = next(each * power for each in _STEPS if each * power >= least * (1 - _ROUNDING))
+        first, last = math.floor(low / step + _ROUNDING), math.ceil(high / step - _ROUNDING)
+        last = max(last, first + 1)
+        values = [number * step for number in range(first, last + 1)]
+        return cls._of(values[0], values[-1], values, form, logarithmic=False)
+
+    @classmethod
+    def powers(cls, low: float, high: float, form: Callable[[float], str] = amount) -> Self:
+        """Return a logarithmic axis with ticks at 1, 3, 10, 30 …; both ends are above 0."""
+        if high < low * 2:
+            low, high = low / 2, high * 2
+        tens = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        parts = (1,) if len(tens) > 4 else (1, 3)
+        values = [part * 10.0**ten for ten in tens for part in parts if low <= part * 10.0**ten <= high]
+        return cls._of(low, high, values[:: -(-len(values) // 6) or 1], form, logarithmic=True)
+
+    @classmethod
+    def _of(
+        cls,
+        low: float,
+        high: float,
+        values: Sequence[float],
+        form: Callable[[float], str],
+        *,
+        logarithmic: bool,
+    ) -> Self:
+        bare = cls(low, high, (), logarithmic)
+        return cls(low, high, tuple(Tick(form(value), bare.place(value)) for value in values), logarithmic)
+
+    def place(self, value: float) -> float:
+        """Return where a value lies, 0 to 100."""
+        if self.logarithmic:
+            share = math.log(max(value, self.low) / self.low) / math.log(self.high / self.low)
+        else:
+            share = (value - self.low) / (self.high - self.low)
+        return 100 * min(1.0, max(0.0, share))
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A figure with its interval on an axis; ``low`` and ``high`` are the same where there is none."""
+
+    kind: str
+    place: float
+    low: float
+    high: float
+    label: str
+
+
+def mark(axis: Axis, kind: str, value: float, interval: tuple[float, float] | None, label: str) -> Mark:
+    """Return a figure as a dot, and its interval as a whisker."""
+    low, high = interval or (value, value)
+    return Mark(kind, axis.place(value), axis.place(low), axis.place(high), label)
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Lines and dots over two axes, as SVG paths in a box of 100 by 100, by what they are."""
+
+    across: Axis
+    up: Axis
+    lines: dict[str, str]
+    dots: dict[str, str]
+    label: str
+    """What there is to see, for who cannot see it."""
+
+
+def plot(
+    across: Axis,
+    up: Axis,
+    label: str,
+    lines: Mapping[str, Sequence[Point]] | None = None,
+    dots: Mapping[str, Iterable[Point]] | None = None,
+    whiskers: Mapping[str, Iterable[tuple[Point, Point]]] | None = None,
+) -> Plot:
+    """Return the drawing of lines, of dots, and of whiskers from one point to another, each by its name."""
+
+    def at(point: Point) -> str:
+        return f"{across.place(point[0]):.5g} {100 - up.place(point[1]):.5g}"
+
+    drawn = {name: "M" + "L".join(map(at, points)) for name, points in (lines or {}).items() if points}
+    for name, pairs in (whiskers or {}).items():
+        drawn[name] = drawn.get(name, "") + "".join(f"M{at(one)}L{at(other)}" for one, other in pairs)
+    # A line of no length has round ends: a dot, whose size does not depend on the plot's.
+    spots = {name: "".join(f"M{at(point)}h0" for point in points) for name, points in (dots or {}).items()}
+    return Plot(
+        across,
+        up,
+        {name: path for name, path in drawn.items() if path},
+        {name: path for name, path in spots.items() if path},
+        label,
+    )
