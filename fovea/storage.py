@@ -248,6 +248,20 @@ class Storage:
         uri = index_uri(artifact_root, step, input_key)
         return Record.from_json(self.read_bytes(uri), source=uri) if self.exists(uri) else None
 
+    def find_by_payload(self, uri: str) -> Record:
+        """Return the record whose payload lies at ``uri``, as `run_step` named it.
+
+        Raises:
+            UserError: there is none.
+        """
+        # {artifact root}/{step}/{first part of the input key}-{attempt}/
+        root, step, name = ["", "", *uri.rstrip("/").rsplit("/", 2)][-3:]
+        for index in self.list(join_uri(root, "index", step, name.partition("-")[0])):
+            record = Record.from_json(self.read_bytes(index), source=index)
+            if record.uri == uri:
+                return record
+        raise UserError(f"{uri}: no record in the index has this payload; was it deleted?")
+
     def commit(self, artifact_root: str, record: Record) -> Record:
         """Make a record, and so its payload, exist. Of several attempts the first wins.
 

@@ -38,6 +38,9 @@ _REFUSALS = {
 }
 """MLflow's codes of what will be refused again however often it is sent."""
 
+# What a server's database takes.
+_DESCRIPTION_CHARACTERS = 5000
+
 _ATTEMPTS_SECONDS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 
 
@@ -264,9 +267,12 @@ def register_model(
 
 
 def tag_model_version(
-    reference: MlflowReference | None, tags: Mapping[str, str], alias: str | None = None
+    reference: MlflowReference | None,
+    tags: Mapping[str, str],
+    alias: str | None = None,
+    description: str | None = None,
 ) -> None:
-    """Set tags, and an alias where one is given, on the model version that ``reference`` names."""
+    """Set tags, and an alias and a description where given, on the model version that ``reference`` names."""
     if reference is None or reference.model_name is None or reference.model_version is None or not is_on():
         return
     name, version = reference.model_name, reference.model_version
@@ -275,10 +281,34 @@ def tag_model_version(
         connection = client()
         for key, value in tags.items():
             connection.set_model_version_tag(name, version, key, value)
+        if description is not None:
+            connection.update_model_version(name, version, description[:_DESCRIPTION_CHARACTERS])
         if alias is not None:
             connection.set_registered_model_alias(name, alias, version)
 
     _warn_only("tag the model version", tag)
+
+
+def version_source(name: str, alias: str) -> str | None:
+    """Return the source of the version that an alias of the model ``name`` points at.
+
+    Returns:
+        None where tracking is off, or there is no such model, or no such alias of it.
+
+    Raises:
+        UserError: the server cannot be asked: that is not the same as none.
+    """
+    if not is_on():
+        return None
+    connection = client()
+    try:
+        models = connection.search_registered_models(f"name = '{name}'")
+        version = next((model.aliases.get(alias) for model in models if model.name == name), None)
+        return None if version is None else str(connection.get_model_version(name, str(version)).source)
+    except Exception as error:
+        raise UserError(
+            f"MLflow does not say which version of {name!r} is its {alias} ({_first_line(error)})"
+        ) from error
 
 
 def _experiment_id(connection: "MlflowClient", name: str) -> str:

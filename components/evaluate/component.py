@@ -6,6 +6,31 @@ from components.image import IMAGE
 
 
 @dsl.component(base_image=IMAGE, packages_to_install=[], install_kfp_package=False)
+def find_champion(
+    champion: dsl.Output[dsl.Model],
+    registered_model: str,
+    artifact_root: str,
+    run_id: str,
+) -> None:
+    """Find the model that is deployed now.
+
+    Args:
+        champion: Its record, or why there is none.
+        registered_model: Name of the model in MLflow's registry.
+        artifact_root: s3://bucket/prefix that payloads and records lie under.
+        run_id: The run's ID.
+    """
+    from components.evaluate.champion import find_champion_step
+
+    find_champion_step(
+        champion_record=champion.path,
+        registered_model=registered_model,
+        artifact_root=artifact_root,
+        run_id=run_id,
+    )
+
+
+@dsl.component(base_image=IMAGE, packages_to_install=[], install_kfp_package=False)
 def evaluate(
     model: dsl.Input[dsl.Model],
     dataset: dsl.Input[dsl.Dataset],

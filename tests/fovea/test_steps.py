@@ -58,6 +58,10 @@ def test_a_step_keeps_its_payload_its_record_and_how_it_went(s3: str) -> None:
     assert record.parents == {"base": DIGEST}
     assert record.run_id == "run-1"
     assert (Storage().download(record) / "sub" / "weights.bin").read_bytes() == b"weights"
+    assert Storage().find_by_payload(record.uri) == record
+    for gone in (f"{record.uri}x/", f"{s3}/make/{'0' * 16}-0/", "s3://fovea/"):
+        with pytest.raises(UserError, match=r"no record in the index|not an S3 URI|no such bucket"):
+            Storage().find_by_payload(gone)
     report = document(s3, "make_twice")
     assert report["reused"] is False
     assert report["step"] == "make"

@@ -115,6 +115,9 @@ def test_a_model_is_registered_once_for_a_source(server: MlflowClient) -> None:
     tracking.tag_model_version(first, {"gate": "passed"}, alias="champion")
     assert server.get_model_version("shoes", "1").tags["gate"] == "passed"
     assert server.get_model_version_by_alias("shoes", "champion").source == first_source
+    assert tracking.version_source("shoes", "champion") == first_source
+    assert tracking.version_source("shoes", "nobody") is None
+    assert tracking.version_source("boots", "champion") is None
 
 
 def test_without_a_server_nothing_is_tracked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -128,6 +131,7 @@ def test_without_a_server_nothing_is_tracked(monkeypatch: pytest.MonkeyPatch, tm
     run.finish()
     tracking.Run.of(REFERENCE).log_metrics({"loss": 1.0})
     assert tracking.register_model("m", "s3://fovea/m/", REFERENCE, {}) is None
+    assert tracking.version_source("m", "champion") is None
     tracking.tag_model_version(REFERENCE, {"a": "b"})
     assert not list(tmp_path.iterdir())
 
@@ -145,6 +149,8 @@ def test_a_server_that_goes_away_later_is_only_warned_of(
 ) -> None:
     # Retries have been tried above.
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError, match="does not answer"):
+        tracking.version_source("m", "champion")
     actions: dict[str, Any] = {
         "register the model": lambda: tracking.register_model("m", "s3://fovea/m/", REFERENCE, {}),
         "tag the model version": lambda: tracking.tag_model_version(REFERENCE, {"a": "b"}),
