@@ -44,7 +44,7 @@ def api_server(folder: Path) -> Iterator[Path]:
 
 
 def _start(run: Path) -> None:
-    crds = sorted((ENVTEST / "crds" / "kserve").glob("*.yaml"))
+    crds = sorted(path for kind in ("kserve", "kfp") for path in (ENVTEST / "crds" / kind).glob("*.yaml"))
     command = [ENVTEST / "start.sh", run, "--controllers", "--strict", *crds]
     started = subprocess.run(command, check=False, capture_output=True, text=True)
     kubeconfig = run / "kubeconfig"

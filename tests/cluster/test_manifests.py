@@ -1,6 +1,7 @@
 """The manifests on a real API server: it takes every object, and every account may do its part alone."""
 
 import base64
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,10 @@ from kubernetes import client
 
 from components.deploy import cluster
 from components.deploy.cluster import Cluster, ClusterError
+from pipelines.cluster import read_cluster_settings
+from pipelines.compile import compile_resources
 from tests.cluster.conftest import Install
-from tests.manifests.kustomize import Object, by_kind
+from tests.manifests.kustomize import MANIFESTS, Object, by_kind
 
 PRODUCTION, DEV = "overlays/production", "overlays/dev"
 
@@ -131,3 +134,15 @@ def _filled(core: Any, namespace: str) -> Any:
             return secret
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_the_pipeline_is_taken_as_custom_resources(namespace: str, kubeconfig: Path, tmp_path: Path) -> None:
+    """Whose definition is strict: a field that it does not know is refused."""
+    cluster_file = MANIFESTS / "overlays" / "production" / "cluster.yaml"
+    settings = read_cluster_settings(cluster_file)
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(compile_resources(settings, namespace=namespace))
+    command = ["kubectl", "--kubeconfig", kubeconfig, "apply", "--server-side", "--filename", path]
+    applied = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert applied.returncode == 0, applied.stderr
+    assert applied.stdout.count("serverside-applied") == 2
