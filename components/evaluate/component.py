@@ -21,7 +21,9 @@ def find_champion(
         run_id: The run's ID.
     """
     from components.evaluate.champion import find_champion_step
+    from fovea.steps import configure_logging
 
+    configure_logging()
     find_champion_step(
         champion_record=champion.path,
         registered_model=registered_model,
@@ -70,7 +72,9 @@ def evaluate(
     """
     from components.evaluate.step import evaluate_step, figures
     from fovea.records import EvaluationRecord
+    from fovea.steps import configure_logging
 
+    configure_logging()
     record = evaluate_step(
         model_record=model.path,
         dataset_record=dataset.path,
@@ -92,3 +96,47 @@ def evaluate(
         if record.confusion is not None:
             rows = [list(row) for row in record.confusion.rows]
             confusion.log_confusion_matrix(list(record.confusion.categories), rows)
+
+
+@dsl.component(base_image=IMAGE, packages_to_install=[], install_kfp_package=False)
+def report_evaluation(
+    base: dsl.Input[dsl.Artifact],
+    champion: dsl.Input[dsl.Artifact],
+    tuned: dsl.Input[dsl.Artifact],
+    decision: dsl.Input[dsl.Artifact],
+    dataset: dsl.Input[dsl.Dataset],
+    model: dsl.Input[dsl.Model],
+    report: dsl.Output[dsl.HTML],
+    artifact_root: str,
+    run_id: str,
+) -> None:
+    """Show a model's evaluation beside the baselines, its base and the champion, and the gate's verdict.
+
+    Args:
+        base: Record of the base's evaluation.
+        champion: Record of the champion's evaluation, or why there is none.
+        tuned: Record of the model's evaluation.
+        decision: The gate's decision.
+        dataset: Record of the dataset.
+        model: Record of the model.
+        report: The page, for the KFP UI.
+        artifact_root: s3://bucket/prefix that payloads and records lie under.
+        run_id: The run's ID.
+    """
+    from components.evaluate.publish import report_evaluation_step
+    from fovea.steps import configure_logging
+
+    configure_logging()
+    report_evaluation_step(
+        records={
+            "base": base.path,
+            "champion": champion.path,
+            "tuned": tuned.path,
+            "decision": decision.path,
+            "dataset": dataset.path,
+            "model": model.path,
+        },
+        report=report.path,
+        artifact_root=artifact_root,
+        run_id=run_id,
+    )

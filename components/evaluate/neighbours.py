@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch.nn.functional import normalize
 
 from components.evaluate.rows import Split
 from fovea.inference import Predictor
@@ -24,8 +25,7 @@ def nearest(
     """Return for each row of ``asked`` the row of ``training`` whose picture is nearest, by cosine.
 
     A picture's vector is the mean of its patches' features, of the whole picture in one crop: one pass of the
-    tower. What all training pictures have in common is taken off first, since it is most of any vector and
-    tells nothing apart. In memory are the vectors of ``training``, 4 bytes a feature, and some pictures.
+    tower. In memory are the vectors of ``training``, 4 bytes a feature, and some pictures.
     """
     total = len(training.rows) + len(asked.rows)
 
@@ -33,10 +33,8 @@ def nearest(
         progress(done, total)
 
     known = np.concatenate(list(_vectors(predictor, training, batch_size, 0, report)))
-    mean = known.mean(0)
-    known = _unit(known - mean)
     found = [
-        np.argmax(_unit(some - mean) @ known.T, axis=1)
+        np.argmax(some @ known.T, axis=1)
         for some in _vectors(predictor, asked, batch_size, len(known), report)
     ]
     return [int(place) for place in np.concatenate(found)]
@@ -45,7 +43,7 @@ def nearest(
 def _vectors(
     predictor: Predictor, split: Split, batch_size: int, done: int, report: Callable[[int], None]
 ) -> Iterator[Vectors]:
-    """Yield vectors (some rows, features) in the order of the split."""
+    """Yield vectors (some rows, features) of length 1, in the order of the split."""
     processor = predictor.processor.image_processor
     tower = predictor.model.model.vision_embed_tokens.img_processor["vision_model"]
 
@@ -64,12 +62,6 @@ def _vectors(
 
 @torch.inference_mode()
 def _mean_patch(tower: Any, views: torch.Tensor) -> Vectors:
-    """Crops (n, 3, side, side) to vectors (n, features)."""
-    vectors: Vectors = tower(views).float().mean(1).cpu().numpy()
+    """Crops (n, 3, side, side) to vectors (n, features) of length 1."""
+    vectors: Vectors = normalize(tower(views).float().mean(1)).cpu().numpy()
     return vectors
-
-
-def _unit(vectors: Vectors) -> Vectors:
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    units: Vectors = vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
-    return units
