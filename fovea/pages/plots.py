@@ -38,7 +38,7 @@ class Axis:
     @classmethod
     def linear(cls, low: float, high: float, form: Callable[[float], str] = amount) -> Self:
         """Return an axis that begins and ends at about four round steps around ``low`` and ``high``."""
-        least = (high - low) / 4 or abs(high) or 1.0
+        least = max((high - low) / 4, _ROUNDING * max(abs(low), abs(high), 1.0))
         power = 10.0 ** math.floor(math.log10(least))
         step = next(each * power for each in _STEPS if each * power >= least * (1 - _ROUNDING))
         first, last = math.floor(low / step + _ROUNDING), math.ceil(high / step - _ROUNDING)

@@ -1,0 +1,270 @@
+"""The report of an evaluation in a real browser, within a frame as KFP's UI shows it."""
+
+import html
+import http.server
+import itertools
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import boto3
+import pytest
+
+from components.evaluate.report import write_report
+from components.evaluate.rows import Row
+from fovea.records import RuleResult
+from fovea.storage import Storage
+from tests.browser.chromium import PROGRAM, SKIP, Browser, browser
+from tests.components.evaluate import evaluations as made
+
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason=SKIP)
+
+SANDBOX = "allow-scripts"
+"""What the frames of KFP's and MLflow's UIs allow; no origin of ours, no forms, no links out of the frame."""
+
+SHOWN = "[...document.querySelectorAll('figure.example')].filter(each => each.offsetParent)"
+CATEGORIES = 5
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with browser(tmp_path_factory.mktemp("chromium")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def trap() -> Iterator[tuple[str, list[str]]]:
+    """A server that nothing should call, its address and who called."""
+    called: list[str] = []
+
+    class Trap(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            called.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Trap) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", called
+        server.shutdown()
+
+
+def attacks(trap: str) -> list[str]:
+    """Texts that do something where they are taken for markup, script or style."""
+    return [
+        "<script>document.title = 'owned'</script>",
+        f"<script src={trap}/script></script>",
+        f'"><img src={trap}/img onerror="document.title = \'owned\'">',
+        f"' onmouseover='document.title = 1' style='background:url({trap}/style)",
+        f"</option></select></figcaption></main><iframe src={trap}/frame></iframe>",
+        f"</style><style>body {{ background: url({trap}/css) }}</style>",
+        f"<link rel=stylesheet href={trap}/link><meta http-equiv=refresh content='0;url={trap}/refresh'>",
+        "<svg onload=\"document.title = 'owned'\"></svg>",
+        "</title></path></svg><b>bold</b>",
+        "مرحبا 你好 👗👠 é\u0301 ﷽ \u202efdp.exe",
+        "W" * 10_000,
+    ]
+
+
+@pytest.fixture(scope="module")
+def report(
+    s3_server: dict[str, str], tmp_path_factory: pytest.TempPathFactory, trap: tuple[str, list[str]]
+) -> Path:
+    """A report of answers that are all attacks, in titles, categories, texts, rules and models' names."""
+    texts, folder = attacks(trap[0]), tmp_path_factory.mktemp("report")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_server.items():
+            patch.setenv(name, value)
+        patch.setenv("FOVEA_CACHE", str(folder / "cache"))
+        boto3.Session().client("s3").create_bucket(Bucket="hostile")
+        bucket = made.Bucket("s3://hostile/fovea", Storage())
+        rows = [
+            Row(
+                f"{number}{texts[number % 11][:50]}",
+                texts[number % 11][:50],
+                {
+                    "product": texts[number % 11],
+                    "category": texts[number % CATEGORIES],
+                    "full_price": 20.0 + number,
+                },
+            )
+            for number in range(66)
+        ]
+        said = [
+            made.answer(made.TASK, {**row.truth, "full_price": 21.0}, texts[number % 11], 0.5 + number / 200)
+            if number % 3
+            else made.answer(
+                made.TASK, {**row.truth, "product": texts[-number % 11]}, sure=0.4 + number / 200
+            )
+            for number, row in enumerate(rows)
+        ]
+        nothing = [made.answer(made.TASK, None, texts[number % 11]) for number in range(len(rows))]
+        dataset = made.save_dataset(bucket, rows)
+        base = made.save_evaluation(
+            bucket, "base", dataset, rows, nothing, baselines={texts[2]: [row.truth for row in rows]}
+        )
+        champion = made.save_evaluation(bucket, "champion", dataset, rows, said[::-1])
+        tuned = made.save_evaluation(bucket, "tuned", dataset, rows, said)
+        rule = RuleResult(
+            name="a",
+            description=texts[0],
+            value=0.5,
+            comparison=">=",
+            limit=0.9,
+            passed=False,
+            reason=texts[2],
+        )
+        return write_report(
+            folder / "evaluation.html",
+            decision=made.decision("tuned", rule, reason=texts[6]),
+            base=base,
+            champion=champion,
+            tuned=tuned,
+            dataset=dataset,
+            storage=bucket.storage,
+        )
+
+
+@pytest.fixture(scope="module")
+def host(report: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page that shows the report in a sandboxed frame, its text given as the frame's document."""
+    path = tmp_path_factory.mktemp("host") / "host.html"
+    path.write_text(
+        "<!doctype html><title>host</title><body style='margin:0'>"
+        f'<iframe sandbox="{SANDBOX}" style="width:100%;height:100vh;border:0;display:block" '
+        f'srcdoc="{html.escape(report.read_text())}"></iframe>'
+    )
+    return path
+
+
+@contextmanager
+def inside(page: Browser) -> Iterator[None]:
+    """Within the block the page is the document in the frame, which runs in a process of its own."""
+    targets = page.call("Target.getTargets")["targetInfos"]
+    (frame,) = [each["targetId"] for each in targets if each["type"] == "iframe"]
+    outer = page._session
+    page._session = {
+        "sessionId": page.call("Target.attachToTarget", targetId=frame, flatten=True)["sessionId"]
+    }
+    try:
+        yield
+    finally:
+        page._session = outer
+
+
+def press(page: Browser, key: str, code: int) -> None:
+    for kind in ("keyDown", "keyUp"):
+        page.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+
+
+def test_nothing_in_it_runs_or_calls_out(page: Browser, report: Path, trap: tuple[str, list[str]]) -> None:
+    page.open(report.as_uri())
+    page.evaluate("Promise.all([...document.images].map(each => each.decode())).then(() => 1)")
+    assert page.evaluate("document.title").startswith("Fovea: evaluation of model ")
+    assert (
+        page.evaluate("document.querySelectorAll('script, iframe, link, object, form, a, b b').length") == 0
+    )
+    assert page.evaluate("document.querySelectorAll('meta[http-equiv=refresh]').length") == 0
+    attributes = "[...new Set([...document.querySelectorAll('*')].flatMap(e => e.getAttributeNames()))]"
+    assert not [name for name in page.evaluate(attributes) if name.startswith("on")]
+    text = page.evaluate("document.body.textContent")
+    assert all(attack[:30] in text for attack in attacks(trap[0])[:9])
+    assert "\u202e" not in text
+    assert page.evaluate("document.images.length") > 20
+    assert page.evaluate("[...document.images].every(each => each.naturalWidth > 0)")
+    assert page.requests() == []
+    assert trap[1] == []
+    assert [event for event in page.events if event["method"] == "Runtime.exceptionThrown"] == []
+
+
+def test_the_filter_works_by_keyboard_in_a_sandboxed_frame(
+    page: Browser, host: Path, trap: tuple[str, list[str]]
+) -> None:
+    page.open(host.as_uri())
+    with inside(page):
+        assert page.evaluate("window.origin") == "null"
+        assert page.evaluate("document.title").startswith("Fovea: evaluation of model ")
+        assert page.evaluate(f"{SHOWN}.every(each => each.classList.contains('overall'))")
+        assert page.evaluate(f"{SHOWN}.length") > 10
+        page.evaluate("document.querySelector('#category').focus()")
+        for number in range(1, CATEGORIES + 1):
+            press(page, "ArrowDown", 40)
+            shown = page.evaluate(f"{SHOWN}.map(each => each.className)")
+            assert shown
+            assert all(f"c{number}" in each.split() for each in shown)
+        press(page, "Home", 36)
+        assert page.evaluate(f"{SHOWN}.every(each => each.classList.contains('overall'))")
+        # The others choose among tables in the same way.
+        tables = "[...document.querySelectorAll('.by-category')].filter(each => each.offsetParent)"
+        page.evaluate("document.querySelector('#by-category').focus()")
+        assert page.evaluate(f"{tables}.map(each => each.ariaLabel)") == ["By category: Category right"]
+        press(page, "ArrowDown", 40)
+        assert page.evaluate(f"{tables}.length") == 1
+        assert "Title right" in page.evaluate(f"{tables}[0].ariaLabel")
+        page.evaluate("document.querySelector('#rows').focus()")
+        press(page, "ArrowDown", 40)
+        assert not page.evaluate("Boolean(document.querySelector('.over-all').offsetParent)")
+    assert trap[1] == []
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+@pytest.mark.parametrize("dark", [False, True])
+def test_it_fits_the_screen(page: Browser, report: Path, width: int, dark: bool) -> None:
+    page.open(report.as_uri(), width=width, dark=dark)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    shade = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
+    assert (max(shade) < 60) == dark
+    # What is wider than the page scrolls by itself, and can be reached by keyboard.
+    wide = "[...document.querySelectorAll('.scroll')].filter(each => each.scrollWidth > each.clientWidth)"
+    assert page.evaluate(f"{wide}.every(each => each.tabIndex === 0 && each.ariaLabel)")
+    assert page.evaluate(f"{wide}.length") > 0 or width > 360
+    if folder := os.environ.get("FOVEA_SCREENSHOTS"):
+        page.screenshot(Path(folder) / f"evaluation-{width}-{'dark' if dark else 'light'}.png")
+
+
+def test_who_cannot_see_it_is_told(page: Browser, report: Path) -> None:
+    """Plots, pictures, choices and tables have names, headings go down by one, texts stand out."""
+    page.open(report.as_uri())
+    assert page.evaluate("[...document.querySelectorAll('[role=img]')].every(each => each.ariaLabel)")
+    assert page.evaluate("[...document.images].every(each => each.alt)")
+    assert page.evaluate("[...document.querySelectorAll('select')].every(each => each.labels.length)")
+    levels = page.evaluate("[...document.querySelectorAll('h1, h2, h3')].map(each => +each.tagName[1])")
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+
+
+CONTRAST = """(() => {
+  const parse = text => text.match(/[\\d.]+/g).map(v => text.startsWith('color(') ? 255 * v : +v)
+  const linear = v => v / 255 <= 0.03928 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4
+  const light = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b)
+  const back = node => {
+    const found = parse(getComputedStyle(node).backgroundColor)
+    return found.length === 3 ? found : back(node.parentElement)
+  }
+  const low = []
+  for (const node of document.querySelectorAll('main *')) {
+    const own = [...node.childNodes].some(each => each.nodeType === 3 && each.textContent.trim())
+    if (!own || !node.offsetParent) continue
+    const [one, other] = [light(parse(getComputedStyle(node).color)), light(back(node))]
+    const ratio = (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05)
+    if (ratio < 4.5) low.push(`${node.className} ${node.textContent.slice(0, 40)} ${ratio}`)
+  }
+  return low
+})()"""
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_texts_stand_out(page: Browser, report: Path, dark: bool) -> None:
+    page.open(report.as_uri(), dark=dark)
+    # Whatever the counts of the matrix are.
+    page.evaluate(
+        "document.querySelectorAll('.matrix td b').forEach((each, number) => {"
+        "each.parentElement.className = number % 2 ? 'hit' : 'miss';"
+        "each.parentElement.style.setProperty('--shade', `${number % 11 * 10}%`)})"
+    )
+    assert page.evaluate(CONTRAST) == []
