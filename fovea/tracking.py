@@ -196,15 +196,26 @@ class Run:
 
     def finish(self, *, failed: bool = False) -> None:
         """Close the run, and send what is still waiting."""
+        self._waiting.append(
+            ("close the run", lambda c, run: c.set_terminated(run, "FAILED" if failed else "FINISHED"))
+        )
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what is still waiting, now."""
         self._again_at = 0.0
-        self._do("close the run", lambda c, run: c.set_terminated(run, "FAILED" if failed else "FINISHED"))
+        self._send()
         if self._waiting:
             logger.warning("MLflow: %d entries could not be sent until the end", len(self._waiting))
 
     def _do(self, what: str, action: "Callable[[MlflowClient, str], object]") -> None:
-        if self._client is None or self.reference is None:
-            return
         self._waiting.append((what, action))
+        self._send()
+
+    def _send(self) -> None:
+        if self._client is None or self.reference is None:
+            self._waiting.clear()
+            return
         if time.monotonic() < self._again_at:
             return
         while self._waiting:

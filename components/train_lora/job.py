@@ -91,8 +91,8 @@ class Trained(BaseModel):
     kept_step: int
 
 
-def run_job(job: Job) -> Trained:
-    """Train, as one of the job's processes.
+def run_job(job: Job, run: tracking.Run) -> Trained:
+    """Train, as one of the job's processes; ``run`` takes its figures.
 
     Raises:
         UserError: the loss is not finite or has exploded, or memory ran out.
@@ -100,7 +100,6 @@ def run_job(job: Job) -> Trained:
     """
     transformers_logging.set_verbosity_error()
     is_first = int(os.environ.get("RANK", "0")) == 0
-    run = tracking.Run.of(job.mlflow) if is_first else tracking.Run(None, None)
     stop = Stop()
     with stop.on_sigterm(), run.system_metrics():
         trained = _Training(job, stop, run, is_first).train()

@@ -119,7 +119,7 @@ class _Work:
             failed = True
             try:
                 job = self._prepare(attempt, folder, checkpoint, run, processes)
-                trained = launch(job)
+                trained = launch(job, run)
                 shutil.copytree(job.output / "adapter", attempt.payload, dirs_exist_ok=True)
                 made = {
                     **self._origin(attempt),

@@ -1,6 +1,7 @@
 """A base model and a dataset in S3 to train on."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,21 +47,29 @@ QUICK = {
 }
 
 
-def write_dataset(folder: Path, splits: dict[str, int]) -> Path:
+def row(row_id: str, colour: str, product: str, category: str) -> dict[str, Any]:
+    """A row whose picture is of one colour."""
+    return {
+        "row_id": row_id,
+        "product_id": row_id,
+        "image": Image.new("RGB", (40, 40), colour),
+        "product": product,
+        "category": category,
+        "full_price": 100.0,
+        "currency": "USD",
+    }
+
+
+def red_and_blue(split: str, count: int) -> list[dict[str, Any]]:
+    kinds = (("blue", "Blue Boot", "SHOES"), ("red", "Red Bag", "BAGS"))
+    return [row(f"{split}{number}", *kinds[number % 2]) for number in range(count)]
+
+
+def write_dataset(folder: Path, splits: Mapping[str, int | list[dict[str, Any]]]) -> Path:
+    """Write splits of these rows, or of so many that are red or blue."""
     folder.mkdir()
-    for split, count in splits.items():
-        rows = [
-            {
-                "row_id": f"{split}{number}",
-                "product_id": f"{split}{number}",
-                "image": Image.new("RGB", (40, 40), "red" if number % 2 else "blue"),
-                "product": "Red Bag" if number % 2 else "Blue Boot",
-                "category": "BAGS" if number % 2 else "SHOES",
-                "full_price": 100.0,
-                "currency": "USD",
-            }
-            for number in range(count)
-        ]
+    for split, given in splits.items():
+        rows = red_and_blue(split, given) if isinstance(given, int) else given
         Dataset.from_list(rows, FEATURES).to_parquet(folder / f"{split}-00000.parquet")
     return folder
 
@@ -68,9 +77,16 @@ def write_dataset(folder: Path, splits: dict[str, int]) -> Path:
 class Inputs:
     """A base and a dataset in S3, and their records as files."""
 
-    def __init__(self, root: str, folder: Path, model: Path, splits: dict[str, int]) -> None:
+    def __init__(
+        self,
+        root: str,
+        folder: Path,
+        model: Path,
+        splits: Mapping[str, int | list[dict[str, Any]]],
+    ) -> None:
         self.root, self.folder = root, folder
         storage = Storage()
+        counts = {name: rows if isinstance(rows, int) else len(rows) for name, rows in splits.items()}
         base = ModelRecord(
             step="import_model",
             uri=f"{root}/base/",
@@ -84,7 +100,7 @@ class Inputs:
             uri=f"{root}/data/",
             files=storage.upload_folder(write_dataset(folder / "data", splits), f"{root}/data/"),
             task=product_task(),
-            splits={name: Split(rows=count, products=count) for name, count in splits.items()},
+            splits={name: Split(rows=count, products=count) for name, count in counts.items()},
             dropped={},
             currency="USD",
             categories={"BAGS": 1, "SHOES": 1},

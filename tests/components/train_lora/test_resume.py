@@ -3,8 +3,6 @@
 import json
 import random
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +12,14 @@ from components.train_lora.checkpoints import Checkpoints, read_checkpoint
 from fovea.errors import UserError
 from fovea.records import AdapterRecord
 from fovea.storage import Storage
+from tests.components.train_lora.die import training
 from tests.components.train_lora.inputs import QUICK, Inputs
 from tests.tiny_model import write_tiny_model
 
 LONG: dict[str, Any] = {
     # Everything that a checkpoint has to carry: dropout draws from the random state, evaluations look for the
     # best, and 5 steps of 2 batches make an epoch whose last step has one.
-    "epochs": 4.0,
+    "epochs": 2.0,
     "dropout": 0.2,
     "batch_size": 4,
     "device_batch_size": 2,
@@ -29,7 +28,8 @@ LONG: dict[str, Any] = {
     "keep": "best_loss",
     "checkpoint_minutes": 1e-9,
 }
-STEPS = 20
+STEPS = 10
+SELDOM = {"checkpoint_minutes": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -45,22 +45,11 @@ def inputs(s3: str, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 
 def killed(inputs: Inputs, step: int, number: signal.Signals, **parameters: Any) -> str:
     """Run a training that dies at ``step``; return its output."""
-    script = Path(__file__).with_name("die.py")
-    given = json.dumps(QUICK | LONG | parameters)
-    command = [
-        sys.executable,
-        script,
-        inputs.folder,
-        f"{inputs.root}/killed",
-        str(step),
-        str(int(number)),
-        given,
-    ]
-    done = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, cwd=Path(__file__).parents[3], timeout=300
-    )
-    assert done.returncode != 0, done.stdout
-    return done.stdout + done.stderr
+    log, given = inputs.folder / "log.txt", QUICK | LONG | parameters
+    with training(inputs, log, f"{inputs.root}/killed", given, step=step, number=number) as process:
+        pass
+    assert process.exitcode, log.read_text()
+    return log.read_text()
 
 
 def records(inputs: Inputs) -> list[str]:
@@ -73,19 +62,18 @@ def told(record: AdapterRecord) -> tuple[float | None, ...]:
 
 
 def test_a_killed_training_goes_on_bit_for_bit(inputs: Inputs, capfd: pytest.CaptureFixture[str]) -> None:
-    undisturbed = inputs.train(root=f"{inputs.root}/undisturbed", **LONG)
+    undisturbed = inputs.train(root=f"{inputs.root}/undisturbed", **LONG | SELDOM)
     assert undisturbed.steps == STEPS
-    assert not list(Storage().list(f"{inputs.root}/undisturbed/checkpoints/"))
 
     # No grace: what is there is the checkpoint after the step before.
-    killed(inputs, 7, signal.SIGKILL)
-    assert [Path(uri).name[:8] for uri in records(inputs)] == ["00000005", "00000006"]
+    killed(inputs, 4, signal.SIGKILL)
+    assert [Path(uri).name[:8] for uri in records(inputs)] == ["00000002", "00000003"]
 
     # With grace: the step is ended and saved, whatever the clock says.
-    said = killed(inputs, 13, signal.SIGTERM, checkpoint_minutes=0)
-    assert "goes on from the checkpoint of step 6 of 20" in said
+    said = killed(inputs, 8, signal.SIGTERM, **SELDOM)
+    assert "goes on from the checkpoint of step 3 of 10" in said
     newest = read_checkpoint(Storage(), records(inputs)[-1])
-    assert newest.step == 13
+    assert newest.step == 8
     failure = json.loads(Storage().read_bytes(f"{inputs.root}/killed/runs/killed/failure.json"))
     assert failure["kind"] == "Interrupted"
     assert {entry.path for entry in newest.files} == {
@@ -104,10 +92,10 @@ def test_a_killed_training_goes_on_bit_for_bit(inputs: Inputs, capfd: pytest.Cap
     entry = next(entry for entry in newest.files if entry.path == "optimizer.pt")
     Storage().write_bytes(newest.uri + entry.path, b"cut off")
     capfd.readouterr()
-    resumed = inputs.train("resumed", root=f"{inputs.root}/killed", **LONG)
+    resumed = inputs.train("resumed", root=f"{inputs.root}/killed", **LONG | SELDOM)
     said = capfd.readouterr().out
     assert "passed over a checkpoint" in said
-    assert "goes on from the checkpoint of step 6 of 20" in said
+    assert "goes on from the checkpoint of step 3 of 10" in said
     assert resumed.files == undisturbed.files
     assert told(resumed) == told(undisturbed)
     assert not list(Storage().list(f"{inputs.root}/killed/checkpoints/"))
@@ -116,16 +104,16 @@ def test_a_killed_training_goes_on_bit_for_bit(inputs: Inputs, capfd: pytest.Cap
 @pytest.mark.prove
 @pytest.mark.timeout(1800)
 def test_killed_at_ten_random_steps_bit_for_bit(inputs: Inputs) -> None:
-    undisturbed = inputs.train(root=f"{inputs.root}/undisturbed", **LONG)
+    undisturbed = inputs.train(root=f"{inputs.root}/undisturbed", **LONG | SELDOM | {"epochs": 4.0})
     chosen = random.Random(5)  # noqa: S311
     for number in range(10):
         begun = max((int(Path(uri).name[:8]) for uri in records(inputs)), default=0)
         step = chosen.randint(begun + 1, begun + 3)
-        killed(inputs, min(step, STEPS), chosen.choice([signal.SIGKILL, signal.SIGTERM]))
+        killed(inputs, min(step, 20), chosen.choice([signal.SIGKILL, signal.SIGTERM]), epochs=4.0)
         if number == 4:
             # Not every kill comes right after a checkpoint.
-            killed(inputs, min(step + 2, STEPS), signal.SIGKILL, checkpoint_minutes=0)
-    resumed = inputs.train("resumed", root=f"{inputs.root}/killed", **LONG)
+            killed(inputs, min(step + 2, 20), signal.SIGKILL, epochs=4.0, **SELDOM)
+    resumed = inputs.train("resumed", root=f"{inputs.root}/killed", **LONG | {"epochs": 4.0})
     assert resumed.files == undisturbed.files
     assert told(resumed) == told(undisturbed)
 
