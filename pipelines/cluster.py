@@ -74,6 +74,8 @@ class Tasks(BaseModel):
     train: Resources = Resources(cpu="8", memory="64Gi", hours=96.0, retries=4)
     merge: Resources = Resources(cpu="4", memory="24Gi", hours=2.0)
     evaluate: Resources = Resources(cpu="8", memory="32Gi", hours=12.0)
+    report: Resources = Resources(cpu="2", memory="8Gi", hours=2.0)
+    """Tables and pictures of an evaluation."""
     deploy: Resources = Resources(cpu="500m", cpu_limit="2", memory="4Gi", hours=4.0, retries=1)
 
 
@@ -262,9 +264,11 @@ def _equip(task: Any, settings: ClusterSettings, placed: Mapping[str, Any]) -> N
     """Give a task what its kind needs.
 
     Raises:
-        KeyError: nobody has said what kind the task is of.
+        TypeError: nobody has said what kind the task is of.
     """
     component = task.component_spec.name
+    if component not in _KINDS:
+        raise TypeError(f"{component}: say in pipelines.cluster what kind of task it is")
     kind = _KINDS[component]
     _set_resources(task, getattr(settings.tasks, kind), retries=component != "require")
     task.set_container_image(settings.image)
@@ -287,13 +291,15 @@ _KINDS = {
     "prepare-data": "prepare",
     "train-lora": "train",
     "merge-adapter": "merge",
+    "find-champion": "small",
     "evaluate": "evaluate",
+    "report-evaluation": "report",
     "gate": "small",
     "deploy": "deploy",
     "require": "small",
     "report-outcome": "small",
 }
-_HEAVY = {"prepare", "train", "merge", "evaluate"}
+_HEAVY = {"prepare", "train", "merge", "evaluate", "report"}
 _GPUS = {"train": "gpus", "evaluate": "evaluation_gpus"}
 
 

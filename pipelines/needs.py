@@ -53,7 +53,7 @@ def describe(needs: Needs) -> list[str]:
     """Return the needs as lines for people."""
     canary = f", and {needs.canary_gpus} for the canary beside it" if needs.canary_gpus else ""
     return [
-        f"GPUs of the run     {needs.run_gpus} {needs.gpu_type} at most: {needs.training_gpus} to train, "
+        f"GPUs of the run     {needs.run_gpus} {needs.gpu_type} at a time: {needs.training_gpus} to train, "
         f"{needs.evaluation_gpus} for each evaluation",
         f"GPUs of the service {needs.serving_gpus}{canary}",
         f"room                {needs.scratch} for each of up to three tasks at a time",

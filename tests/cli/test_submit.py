@@ -63,7 +63,7 @@ def test_what_a_run_will_need_is_said_first(tmp_path: Path) -> None:
         assert not kfp.pipelines
     assert shown.exit_code == 0, shown.output
     lines = [" ".join(line.split()) for line in shown.output.splitlines()]
-    assert "GPUs of the run 5 nvidia.com/gpu at most: 4 to train, 1 for each evaluation" in lines
+    assert "GPUs of the run 5 nvidia.com/gpu at a time: 4 to train, 1 for each evaluation" in lines
     assert "GPUs of the service 4, and 4 for the canary beside it" in lines
     assert "room 100Gi for each of up to three tasks at a time" in lines
     assert any(line.startswith("training") and line.endswith("tokens each, 3 times") for line in lines)

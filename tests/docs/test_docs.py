@@ -15,11 +15,15 @@ import yaml
 
 from cli.main import app
 from components.flow.parameters import FinetuneParameters
+from components.gate_rules import parse_rules
 from fovea.errors import UserError
 from pipelines.settings import read_overrides, validate_settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+PAGES = [
+    *(REPOSITORY / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
+    *sorted((REPOSITORY / "docs").rglob("*.md")),
+]
 MAKEFILE = (REPOSITORY / "Makefile").read_text()
 TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
 VARIABLES = set(re.findall(r"^([A-Z_]+) *[?:]?=", MAKEFILE, re.MULTILINE))
@@ -181,7 +185,8 @@ def test_the_table_of_parameters_is_complete() -> None:
 
 
 def test_the_example_settings_are_settings() -> None:
-    (document,) = blocks(REPOSITORY / "docs" / "data-scientist.md", "yaml")
+    document, rules = blocks(REPOSITORY / "docs" / "data-scientist.md", "yaml")
+    assert [rule.name for rule in parse_rules(rules, "example").rules] == ["bags", "cheap_prices"]
     names = [f"{name}={value}" for name, value in yaml.safe_load(document).items()]
     assert len(read_overrides(names)) == len(names)
 

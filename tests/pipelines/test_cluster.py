@@ -30,6 +30,7 @@ SETTINGS = ClusterSettings(
 )
 MANIFESTS = Path(__file__).resolve().parents[2] / "manifests"
 
+HEAVY = {"prepare-data", "train-lora", "merge-adapter", "evaluate", "report-evaluation"}
 SHARED = "/dev/shm"  # noqa: S108 - of the pod
 
 Document = dict[str, Any]
@@ -150,7 +151,7 @@ def test_what_handles_weights_has_room(compiled: tuple[Document, Document]) -> N
     for name, own in compiled[1].items():
         mounts = {mount["mountPath"]: mount for mount in own.get("emptyDirMounts", [])}
         environment = {each["name"]: each["value"] for each in containers(compiled)[name].get("env", [])}
-        if kind(name) in {"prepare-data", "train-lora", "merge-adapter", "evaluate"}:
+        if kind(name) in HEAVY:
             assert mounts["/scratch"]["sizeLimit"] == "100Gi"
             assert environment == {"FOVEA_CACHE": "/scratch/cache", "TMPDIR": "/scratch"}
         else:
