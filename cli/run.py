@@ -70,12 +70,21 @@ def run(
         if summary.endpoint:
             save_picture(place.last_run, records, ended.storage, place.cache, summary.endpoint.row_id)
     _print_summary(console, summary, place)
+    if summary.state == "not_deployed" or _is_deployed_already(summary):
+        console.print(f"\nnothing was deployed: {summary.reason.removeprefix('refused: ')}", markup=False)
+        return
     if summary.state != "succeeded":
         where = f" in {summary.task}" if summary.task else ""
         reason = summary.reason.removeprefix(f"{summary.state}: ")
         typer.secho(f"{summary.state}{where}: {reason}", fg=typer.colors.RED, err=True)
         raise typer.Exit(1)
     _print_next(console, place)
+
+
+def _is_deployed_already(summary: "Summary") -> bool:
+    """Return whether the gate had nothing against the model but that it is the champion: a run once more."""
+    refused = [rule.name for rule in summary.gate.rules if not rule.passed] if summary.gate else []
+    return summary.state == "refused" and refused == ["differs_from_champion"]
 
 
 class _Lines(logging.Handler):

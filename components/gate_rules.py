@@ -45,11 +45,13 @@ CONDITIONS = (
     "differs_from_base",
     "differs_from_champion",
     "comparable",
+    "figures_agree",
 )
 """What holds for every judgement, whatever the rules say; no rule can have such a name."""
 
 _MOST_CHARACTERS = 64 * 1024
 _MOST_RULES = 200
+_DEEPEST = 10
 
 
 class _Strict(BaseModel):
@@ -189,11 +191,9 @@ def parse_rules(text: str, source: str) -> GateRules:
     if len(text) > _MOST_CHARACTERS:
         raise UserError(f"{source}: has {len(text)} characters, at most {_MOST_CHARACTERS} are allowed")
     try:
-        # Few characters with references to references can stand for gigabytes.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise UserError(f"{source}: references (*name) are not allowed; write the rules out")
+        _check_plain(text, source)
         document = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
+    except yaml.YAMLError as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{source}: is not YAML ({reason})") from error
     if not isinstance(document, dict):
@@ -203,6 +203,17 @@ def parse_rules(text: str, source: str) -> GateRules:
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
     return found
+
+
+def _check_plain(text: str, source: str) -> None:
+    """Refuse what costs more than it looks like: references stand for gigabytes, depth for minutes."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise UserError(f"{source}: references (*name) are not allowed; write the rules out")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise UserError(f"{source}: is nested too deeply; there are {_listed(GateRules.model_fields)}")
 
 
 def _listed(names: Any) -> str:

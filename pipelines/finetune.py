@@ -10,7 +10,7 @@ from typing import Any
 from kfp import dsl
 
 from components.deploy.component import deploy
-from components.evaluate.component import evaluate
+from components.evaluate.component import evaluate, find_champion, report_evaluation
 from components.flow.component import preflight, report_outcome, require
 from components.gate.component import gate
 from components.merge_adapter.component import merge_adapter
@@ -84,6 +84,9 @@ def finetune(
     min_category_accuracy: float = 0.9,
     max_price_median_ape: float = 0.15,
     min_picture_reliance: float = 0.3,
+    champion_margin: float = 0.03,
+    gate_rules: str = "",
+    on_refusal: str = "fail",
     service_name: str = "fovea",
     deploy_target: str = "local",
     kserve: str = "{}",
@@ -149,6 +152,9 @@ def finetune(
         min_category_accuracy: The gate asks for this share of right categories.
         max_price_median_ape: The gate asks for at most this median relative price error.
         min_picture_reliance: The gate asks for this fall in category accuracy with other products' pictures.
+        champion_margin: The gate asks that the model is surely less than this behind the champion.
+        gate_rules: Further rules of the gate, as YAML or the s3:// URI of one.
+        on_refusal: Of the gate: fail the run, or end it as not deployed.
         service_name: Name of the deployed service.
         deploy_target: local, where the model is started and asked on the machine of the task; or kserve, an
             InferenceService that is rolled out beside the old model and gets traffic once it is verified.
@@ -171,18 +177,34 @@ def finetune(
         )
         model = merged.outputs["model"]
         asking = {"dataset": dataset, "split": "test", "batch_size": generation_batch_size}
+        # At the end of the training: another run may have deployed a model meanwhile.
+        champion = _task(find_champion, given).after(merged).outputs["champion"]
         of_base = _task(evaluate, given, model=base, subject="base", **asking)
         of_base.set_display_name("evaluate-base")
+        of_champion = _task(evaluate, given, model=champion, subject="champion", **asking)
+        of_champion.set_display_name("evaluate-champion")
         of_tuned = _task(evaluate, given, model=model, subject="tuned", **asking)
         of_tuned.set_display_name("evaluate-tuned")
         judged = _task(
             gate,
             given,
             base=of_base.outputs["evaluation"],
+            champion=of_champion.outputs["evaluation"],
             tuned=of_tuned.outputs["evaluation"],
             model=model,
         )
-        # Both branches: kfp.local passes over a lone If on a named output without a word.
+        reported = _task(
+            report_evaluation,
+            given,
+            base=of_base.outputs["evaluation"],
+            champion=of_champion.outputs["evaluation"],
+            tuned=of_tuned.outputs["evaluation"],
+            decision=judged.outputs["decision"],
+            dataset=dataset,
+            model=model,
+        )
+        # Both branches: kfp.local passes over a lone If on a named output without a word. And both after the
+        # report: a run that is refused ends there.
         with dsl.If(judged.outputs["passed"] == True, name="passed"):  # noqa: E712
             deployed = _task(
                 deploy,
@@ -192,7 +214,13 @@ def finetune(
                 dataset=dataset,
                 decision=judged.outputs["decision"],
                 target=deploy_target,
+            ).after(reported)
+            _task(
+                require,
+                given,
+                passed=deployed.outputs["deployed"],
+                reason=deployed.outputs["reason"],
+                on_refusal="fail",
             )
-            _task(require, given, passed=deployed.outputs["deployed"], reason=deployed.outputs["reason"])
         with dsl.Else(name="refused"):
-            _task(require, given, passed=False, reason=judged.outputs["reason"])
+            _task(require, given, passed=False, reason=judged.outputs["reason"]).after(reported)

@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from components.deploy.parameters import Deployment
 from components.flow.outcome import Outcome
-from components.gate.rules import Limits, default_rules, judge_base
 from fovea.records import (
     AdapterRecord,
     DatasetRecord,
@@ -32,6 +31,7 @@ STEPS = (
     "merge_adapter",
     "evaluate_base",
     "evaluate_tuned",
+    "evaluate_champion",
     "gate",
     "deploy",
 )
@@ -77,7 +77,7 @@ class Summary(_Model):
     """A run in figures; written as ``summary.json``. Rates, accuracies and errors are fractions."""
 
     run_id: str
-    state: Literal["succeeded", "refused", "failed", "cancelled"]
+    state: Literal["succeeded", "not_deployed", "refused", "failed", "cancelled"]
     task: str
     """The task that a failed run ended at."""
     reason: str
@@ -128,7 +128,7 @@ def collect_summary(
         settings=dict(settings),
         samples=next((metrics.samples for metrics in reversed(models.values())), None),
         models=models,
-        gate=_gate(records, settings),
+        gate=_gate(records),
         endpoint=_endpoint(storage, reports.get("deploy")),
         steps={
             name: StepSummary(seconds=report.seconds, reused=report.reused)
@@ -163,18 +163,16 @@ def _models(records: Mapping[str, Record]) -> dict[str, Metrics]:
     return models
 
 
-def _gate(records: Mapping[str, Record], settings: Mapping[str, Any]) -> GateSummary | None:
-    decision, base = records.get("gate"), records.get("evaluate_base")
-    if not isinstance(decision, Decision) or not isinstance(base, EvaluationRecord):
+def _gate(records: Mapping[str, Record]) -> GateSummary | None:
+    decision = records.get("gate")
+    if not isinstance(decision, Decision):
         return None
-    limits = Limits.model_validate({name: settings[name] for name in Limits.model_fields})
-    of_base = judge_base(base, default_rules(limits))
     return GateSummary(
         passed=decision.passed,
         reason=decision.reason,
         rules=decision.rules,
-        base_passed=of_base.passed,
-        base_reason=of_base.reason,
+        base_passed=decision.base_passed,
+        base_reason=decision.base_reason,
     )
 
 

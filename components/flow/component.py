@@ -63,6 +63,9 @@ def preflight(  # noqa: D417
     min_category_accuracy: float,
     max_price_median_ape: float,
     min_picture_reliance: float,
+    champion_margin: float,
+    gate_rules: str,
+    on_refusal: str,
     service_name: str,
     deploy_target: str,
     kserve: str,
@@ -84,18 +87,23 @@ def preflight(  # noqa: D417
 
 
 @dsl.component(base_image=IMAGE, packages_to_install=[], install_kfp_package=False)
-def require(passed: bool, reason: str, artifact_root: str, run_id: str) -> None:
-    """Fail the run where a step refused to go on.
+def require(passed: bool, reason: str, artifact_root: str, run_id: str, on_refusal: str = "fail") -> None:
+    """Fail the run where a step refused to go on, or let it end there.
 
     Args:
         passed: Whether the run goes on.
         reason: Why it does not; the run's error.
         artifact_root: s3://bucket/prefix that payloads and records lie under.
         run_id: The run's ID.
+        on_refusal: fail, or end: the run then succeeds without a deployment, and its outcome says so.
     """
     from components.flow.require import require_step
+    from fovea.steps import configure_logging
 
-    require_step(passed=passed, reason=reason, artifact_root=artifact_root, run_id=run_id)
+    configure_logging()
+    require_step(
+        passed=passed, reason=reason, artifact_root=artifact_root, run_id=run_id, on_refusal=on_refusal
+    )
 
 
 @dsl.component(base_image=IMAGE, packages_to_install=[], install_kfp_package=False)

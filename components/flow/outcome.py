@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from components.flow.require import REFUSAL, Refusal
 from components.flow.require import TASK as REQUIRE_TASK
 from fovea.records import now
 from fovea.steps import Failure, RunContext
@@ -24,7 +25,8 @@ class Outcome(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    state: Literal["succeeded", "refused", "failed", "cancelled"]
+    state: Literal["succeeded", "not_deployed", "refused", "failed", "cancelled"]
+    """``not_deployed``: the gate refused the model, and the run was asked to end then rather than to fail."""
     task: str
     """The task the run ended at; empty for one that succeeded, or where no task said so."""
     reason: str
@@ -35,7 +37,7 @@ def report_outcome_step(*, state: str, artifact_root: str, run_id: str) -> Outco
     """Write ``outcome.json`` from KFP's final state and what the tasks left behind, and log it."""
     context = RunContext(artifact_root=artifact_root, run_id=run_id)
     storage = Storage()
-    outcome = _outcome(state, _failure(storage, context))
+    outcome = _outcome(state, _failure(storage, context), _refusal(storage, context))
     storage.write_bytes(context.run_uri("outcome.json"), outcome.model_dump_json().encode())
     where = f" in {outcome.task}" if outcome.task else ""
     reason = outcome.reason.removeprefix(f"{outcome.state}: ")
@@ -48,7 +50,14 @@ def _failure(storage: Storage, context: RunContext) -> Failure | None:
     return Failure.model_validate_json(storage.read_bytes(uri)) if storage.exists(uri) else None
 
 
-def _outcome(state: str, failure: Failure | None) -> Outcome:
+def _refusal(storage: Storage, context: RunContext) -> Refusal | None:
+    uri = context.run_uri(REFUSAL)
+    return Refusal.model_validate_json(storage.read_bytes(uri)) if storage.exists(uri) else None
+
+
+def _outcome(state: str, failure: Failure | None, refusal: Refusal | None) -> Outcome:
+    if state == "SUCCEEDED" and refusal is not None:
+        return Outcome(state="not_deployed", task="", reason=refusal.reason, finished_at=now())
     if state == "SUCCEEDED":
         # A failure that is there all the same was an attempt's whose retry succeeded.
         return Outcome(state="succeeded", task="", reason="every step succeeded", finished_at=now())

@@ -6,12 +6,26 @@ again by preflight, since a run can also be started by hand.
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from components.gate_rules import read_rules
 from components.kserve_parameters import KServeJson
+from fovea.errors import UserError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Column = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+def _are_rules(text: str) -> str:
+    """Refuse rules that the gate would not take; what lies in S3 is read by preflight."""
+    if not text.startswith("s3://"):
+        try:
+            read_rules(text)
+        except UserError as error:
+            raise ValueError(str(error)) from error
+    return text
+
+
 # A name that MLflow, S3 keys and Kubernetes objects all take.
 Name = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$")]
 
@@ -86,6 +100,9 @@ class FinetuneParameters(BaseModel):
     min_category_accuracy: Fraction = 0.9
     max_price_median_ape: Annotated[float, Field(ge=0)] = 0.15
     min_picture_reliance: Fraction = 0.3
+    champion_margin: Fraction = 0.03
+    gate_rules: Annotated[str, Field(max_length=64 * 1024), AfterValidator(_are_rules)] = ""
+    on_refusal: Literal["fail", "end"] = "fail"
 
     # Deployment
     service_name: Name = "fovea"

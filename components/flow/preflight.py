@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from components.flow.parameters import FinetuneParameters
+from components.gate_rules import read_rules
 from fovea import tracking
 from fovea.errors import UserError
 from fovea.platform import load_platform
@@ -35,6 +36,7 @@ def preflight_step(values: Mapping[str, Any], *, run_id: str, base_record: str |
         parameters: FinetuneParameters = parse_parameters(FinetuneParameters, values)
         load_platform().fetch_profile(parameters.fetch_profile)
         _check_storage(storage, context)
+        read_rules(parameters.gate_rules, storage)
         base = _read_base(storage, parameters.base_model)
         if tracking.is_on():
             logger.info("%s: asking MLflow", TASK)

@@ -16,6 +16,9 @@ _DEFAULTS = Limits()
 def main(
     base: Annotated[Path, typer.Option(help="File with the record of the base's evaluation.")],
     tuned: Annotated[Path, typer.Option(help="File with the record of the tuned model's evaluation.")],
+    champion: Annotated[
+        Path, typer.Option(help="File with the record of the champion's evaluation, or of why there is none.")
+    ],
     model: Annotated[Path, typer.Option(help="File with the record of the tuned model.")],
     artifact_root: Annotated[str, typer.Option(help="s3://bucket/prefix of payloads and records.")],
     decision: Annotated[Path, typer.Option(help="Where the record of the decision goes.")] = Path(
@@ -36,6 +39,12 @@ def main(
     min_picture_reliance: Annotated[
         float, typer.Option(help="Fall in category accuracy with other products' pictures.")
     ] = _DEFAULTS.min_picture_reliance,
+    champion_margin: Annotated[
+        float, typer.Option(help="By how much it may at worst be behind the champion.")
+    ] = _DEFAULTS.champion_margin,
+    rules: Annotated[
+        str, typer.Option(help="Further rules: a YAML file, or the s3:// URI of one.", metavar="FILE|URI")
+    ] = "",
 ) -> None:
     """Decide whether a tuned model may be deployed; ends with 1 where it is refused."""
     configure_logging()
@@ -43,6 +52,7 @@ def main(
         verdict = gate_step(
             base_record=base,
             tuned_record=tuned,
+            champion_record=champion,
             model_record=model,
             decision_record=decision,
             report=report,
@@ -53,6 +63,8 @@ def main(
             min_category_accuracy=min_category_accuracy,
             max_price_median_ape=max_price_median_ape,
             min_picture_reliance=min_picture_reliance,
+            champion_margin=champion_margin,
+            gate_rules=rules if rules.startswith("s3://") or not rules else Path(rules).read_text(),
         )
     except UserError as error:
         typer.echo(f"gate: {error}", err=True)

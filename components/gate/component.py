@@ -11,6 +11,7 @@ from components.image import IMAGE
 def gate(
     base: dsl.Input[dsl.Artifact],
     tuned: dsl.Input[dsl.Artifact],
+    champion: dsl.Input[dsl.Artifact],
     model: dsl.Input[dsl.Model],
     decision: dsl.Output[dsl.Artifact],
     report: dsl.Output[dsl.Markdown],
@@ -21,12 +22,15 @@ def gate(
     min_category_accuracy: float = 0.90,
     max_price_median_ape: float = 0.15,
     min_picture_reliance: float = 0.30,
+    champion_margin: float = 0.03,
+    gate_rules: str = "",
 ) -> NamedTuple("Verdict", [("passed", bool), ("reason", str)]):  # type: ignore[valid-type]
     """Decide whether a tuned model may be deployed. What is missing or not comparable refuses.
 
     Args:
         base: Record of the base model's evaluation.
         tuned: Record of the tuned model's evaluation, on the same split.
+        champion: Record of the champion's evaluation, or why there is none.
         model: Record of the tuned model.
         decision: Record of the decision: every rule with its value, limit and verdict.
         report: The decision as a table.
@@ -37,6 +41,8 @@ def gate(
         min_category_accuracy: Share of right categories.
         max_price_median_ape: Median of |predicted - true| / true.
         min_picture_reliance: Fall in category accuracy when the model is shown other products' pictures.
+        champion_margin: By how much the model may at worst be behind the champion, as a fraction.
+        gate_rules: Further rules as YAML, or its s3:// URI.
 
     Returns:
         passed: Whether the model may be deployed.
@@ -47,6 +53,7 @@ def gate(
     return gate_step(
         base_record=base.path,
         tuned_record=tuned.path,
+        champion_record=champion.path,
         model_record=model.path,
         decision_record=decision.path,
         report=report.path,
@@ -57,4 +64,6 @@ def gate(
         min_category_accuracy=min_category_accuracy,
         max_price_median_ape=max_price_median_ape,
         min_picture_reliance=min_picture_reliance,
+        champion_margin=champion_margin,
+        gate_rules=gate_rules,
     )

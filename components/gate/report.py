@@ -1,6 +1,7 @@
 """The gate's decision as Markdown, for the KFP UI. Every value from a record is escaped."""
 
 import html
+from collections.abc import Mapping
 
 from components.gate.rules import Judgement
 from fovea.records import RuleResult
@@ -13,18 +14,26 @@ def escape(text: str) -> str:
     return html.escape(" ".join(text.split()).translate(_MARKDOWN), quote=False)
 
 
-def markdown(judgement: Judgement, base: Judgement | None, digests: dict[str, str]) -> str:
+def markdown(judgement: Judgement, base: Judgement, digests: Mapping[str, str]) -> str:
     """Return the verdict, each rule with its value and limit, the base under the same rules, and digests."""
-    of_base = {result.name: result for result in base.rules} if base else {}
-    rows = [_row(rule, of_base.get(rule.name)) for rule in judgement.rules]
+    of_base = {result.name: result for result in base.rules}
+    rows = [
+        _row(rule, of_base.get(rule.name)) for rule in sorted(judgement.rules, key=lambda rule: rule.passed)
+    ]
     lines = [
         f"# {'Passed' if judgement.passed else 'Refused'}",
         "",
         escape(judgement.reason),
         "",
-        "| | Rule | What it asks | Model | Limit | Base | Why |",
-        "|---|---|---|---:|---|---|---|",
+        "| | Rule | What it asks | Value | 95 % | Limit | Rows | Base | Why |",
+        "|---|---|---|---:|---|---|---:|---|---|",
         *rows,
+        "",
+        "The value of a comparison is the gain, above 0 where the model is better; the whole of its interval "
+        "must lie above the limit.",
+        "",
+        "The same rules "
+        + ("let the base pass, so they ask for nothing." if base.passed else "refuse the base."),
         "",
         *(f"- {escape(name)}: {escape(digest)}" for name, digest in digests.items()),
     ]
@@ -37,7 +46,9 @@ def _row(rule: RuleResult, base: RuleResult | None) -> str:
         escape(rule.name),
         escape(rule.description),
         _number(rule.value),
+        f"{_number(rule.interval.low)} to {_number(rule.interval.high)}" if rule.interval else "",
         f"{rule.comparison} {_number(rule.limit)}",
+        "" if rule.samples is None else str(rule.samples),
         f"{_number(base.value)} {_mark(base.passed)}" if base else "",
         escape(rule.reason),
     )

@@ -1,4 +1,4 @@
-"""The gate's rules, and the judgement that follows from them. Pure: no files, no network.
+"""The gate's rules applied to what is known of a model. Pure: no files, no network.
 
 Whatever is missing, not finite or not comparable refuses. Every rule is looked at, also after one has failed,
 and the verdict does not depend on their order.
@@ -6,27 +6,44 @@ and the verdict does not depend on their order.
 
 import math
 import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fovea.records import EvaluationRecord, RuleResult
+from components.gate_rules import BASELINES, COUNTS, RELIANCE, RuleSpec
+from fovea.metrics import (
+    LOWER_IS_BETTER,
+    METRICS,
+    RESAMPLES,
+    Mask,
+    Outcomes,
+    PairedDifference,
+    bootstrap,
+    figure,
+    paired_bootstrap,
+    slices,
+)
+from fovea.records import AbsentRecord, EvaluationRecord, Interval, Metrics, RuleResult
 from fovea.steps import plain_line
 
-Comparison = Literal[">=", "<=", ">", "<"]
+MODEL = "tuned"
+"""The model that would be deployed, by its name among the evidence."""
+SHUFFLED = "shuffled"
+"""The same, shown other products' pictures."""
+BASE_SHUFFLED = "base:shuffled"
+"""The base, shown other products' pictures."""
 
-_COMPARE: dict[Comparison, Callable[[float, float], bool]] = {
+_COMPARE: Mapping[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,
     ">": operator.gt,
-    "<": operator.lt,
 }
+_ROUNDING = 1e-9
 
 
 class Limits(BaseModel):
-    """What a model must reach. Accuracies, rates and errors are fractions."""
+    """What a model must reach by default. Accuracies, rates and errors are fractions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -35,25 +52,7 @@ class Limits(BaseModel):
     min_category_accuracy: float = Field(default=0.90, ge=0, le=1)
     max_price_median_ape: float = Field(default=0.15, ge=0)
     min_picture_reliance: float = Field(default=0.30, ge=0, le=1)
-
-
-def _picture_reliance(evaluation: EvaluationRecord) -> float | None:
-    if evaluation.shuffled is None:
-        return None
-    return evaluation.metrics.category_accuracy - evaluation.shuffled.category_accuracy
-
-
-FIGURES: dict[str, Callable[[EvaluationRecord], float | None]] = {
-    "samples": lambda evaluation: evaluation.metrics.samples,
-    "parse_rate": lambda evaluation: evaluation.metrics.parse_rate,
-    "category_accuracy": lambda evaluation: evaluation.metrics.category_accuracy,
-    "price_median_ape": lambda evaluation: evaluation.metrics.price_median_ape,
-    "picture_reliance": _picture_reliance,
-    "gain_over_majority": lambda evaluation: (
-        evaluation.metrics.category_accuracy - evaluation.chance_category_accuracy
-    ),
-}
-"""What a rule can look at, by name."""
+    champion_margin: float = Field(default=0.03, ge=0, le=1)
 
 
 @dataclass(frozen=True)
@@ -62,44 +61,37 @@ class Evidence:
 
     candidate: EvaluationRecord | None
     base: EvaluationRecord | None
+    champion: EvaluationRecord | AbsentRecord | None
+    """An absent one is known not to be there."""
     model_digest: str | None
     """The model that would be deployed."""
     base_digest: str | None
     """The model it was tuned from."""
+    outcomes: Mapping[str, Outcomes] = field(default_factory=dict)
+    """What came of each row: of `MODEL`, `SHUFFLED`, ``base``, ``champion`` and ``baseline:…``."""
     unreadable: tuple[str, ...] = ()
 
+    def record(self, name: str) -> EvaluationRecord | None:
+        """Return the evaluation that holds the figures of somebody among the evidence."""
+        if name in (MODEL, SHUFFLED):
+            return self.candidate
+        if name == "champion":
+            return self.champion if isinstance(self.champion, EvaluationRecord) else None
+        return self.base
 
-@dataclass(frozen=True)
-class FigureRule:
-    """A figure of the candidate against a limit, or (``limit`` None) against the base's same figure."""
+    def metrics(self, name: str) -> Metrics | None:
+        """Return the recorded figures of somebody among the evidence."""
+        record = self.record(name)
+        if record is None:
+            return None
+        if name == SHUFFLED:
+            return record.shuffled
+        kind, _, baseline = name.partition(":")
+        return record.baselines.get(baseline) if kind == "baseline" else record.metrics
 
-    name: str
-    description: str
-    figure: str
-    comparison: Comparison
-    limit: float | None = None
 
-    def apply(self, evidence: Evidence) -> RuleResult:
-        """Return what the rule says. A figure that is missing or not finite fails it."""
-        value, why = _figure(self.figure, evidence.candidate)
-        limit = self.limit
-        if limit is None:
-            limit, base_why = _figure(self.figure, evidence.base)
-            why = why or (base_why and f"{base_why} for the base")
-        elif not math.isfinite(limit):
-            limit, why = None, why or f"the limit on {self.figure} is not a finite number"
-        holds = value is not None and limit is not None and _COMPARE[self.comparison](value, limit)
-        if value is not None and limit is not None:
-            why = f"{self.figure} is {value:.4g}, {'as' if holds else 'not'} {self.comparison} {limit:.4g}"
-        return RuleResult(
-            name=self.name,
-            description=self.description,
-            value=value,
-            comparison=self.comparison,
-            limit=limit,
-            passed=holds,
-            reason=why,
-        )
+class _RefusedError(Exception):
+    """A rule cannot be looked at, and so refuses; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -127,25 +119,166 @@ class CheckRule:
         )
 
 
-Rule = FigureRule | CheckRule
+@dataclass(frozen=True)
+class MetricRule:
+    """A rule on a figure, as people write it."""
+
+    spec: RuleSpec
+    resamples: int = RESAMPLES
+
+    @property
+    def name(self) -> str:
+        """Its name, which a refusal names."""
+        return self.spec.name
+
+    def apply(self, evidence: Evidence) -> RuleResult:
+        """Return what the rule says. What is missing, not finite or on too few rows refuses."""
+        try:
+            found = self._against(evidence) if self.spec.against else self._absolute(evidence)
+        except _RefusedError as error:
+            found = {"passed": False, "reason": str(error)}
+        except AttributeError as error:  # a record that was built without validation
+            found = {"passed": False, "reason": f"a record is incomplete: {error}"}
+        spec = self.spec
+        return RuleResult(
+            **{
+                "name": spec.name,
+                "description": spec.description or _described(spec),
+                "metric": spec.metric,
+                "slice": spec.slice,
+                "against": spec.against,
+                "comparison": spec.comparison,
+                "limit": spec.limit,
+                "value": None,
+                "inputs": self._inputs(evidence),
+                **found,
+            }
+        )
+
+    def _absolute(self, evidence: Evidence) -> dict[str, object]:
+        spec = self.spec
+        rows, mask = self._rows(evidence)
+        value = _figure(evidence, MODEL, spec.metric, mask)
+        holds = _COMPARE[spec.comparison](value, spec.limit)
+        return {
+            "value": value,
+            "interval": self._interval(evidence, mask),
+            "samples": rows,
+            "passed": holds,
+            "reason": f"{spec.metric} is {value:.4g}, {'as' if holds else 'not'} "
+            f"{spec.comparison} {spec.limit:.4g}",
+        }
+
+    def _against(self, evidence: Evidence) -> dict[str, object]:
+        spec = self.spec
+        if spec.against == "champion" and isinstance(evidence.champion, AbsentRecord):
+            return {"passed": True, "reason": f"there is no champion: {evidence.champion.reason}"}
+        rows, mask = self._rows(evidence)
+        own, other = (_figure(evidence, name, spec.metric, mask) for name in (MODEL, spec.against))
+        found = self._paired(evidence, spec.against, spec.metric, mask)
+        sign = -1 if spec.metric in LOWER_IS_BETTER else 1
+        low, high = sorted((sign * found.low, sign * found.high))
+        holds = low > spec.limit
+        return {
+            "value": sign * found.difference,
+            "interval": Interval(low=low, high=high),
+            "own": own,
+            "compared": other,
+            "samples": rows,
+            "passed": holds,
+            "reason": f"{spec.metric} is {own:.4g}, {other:.4g} of {spec.against}: the gain is between "
+            f"{low:.4g} and {high:.4g}, {'surely' if holds else 'not surely'} above {spec.limit:.4g}",
+        }
+
+    def _rows(self, evidence: Evidence) -> tuple[int, Mask | None]:
+        """Return how many rows the rule rests on, and which; None for all."""
+        outcomes = _outcomes(evidence, MODEL)
+        mask = _mask(outcomes, self.spec.slice) if self.spec.slice else None
+        rows = len(outcomes) if mask is None else int(mask.sum())
+        if rows < self.spec.min_samples:
+            raise _RefusedError(f"rests on {rows} rows, at least {self.spec.min_samples} are needed")
+        return rows, mask
+
+    def _interval(self, evidence: Evidence, mask: Mask | None) -> Interval | None:
+        metric = self.spec.metric
+        if metric in COUNTS:
+            return None
+        if metric == RELIANCE:
+            found = self._paired(evidence, SHUFFLED, "category_accuracy", mask)
+            return Interval(low=found.low, high=found.high)
+        outcomes = _taken(evidence, MODEL, mask)
+        return bootstrap(outcomes, [metric], self.resamples)[metric]
+
+    def _paired(self, evidence: Evidence, other: str, metric: str, mask: Mask | None) -> PairedDifference:
+        mine, its = (_taken(evidence, name, mask) for name in (MODEL, other))
+        found = paired_bootstrap(mine, its, metric, self.resamples)
+        for value in (found.difference, found.low, found.high):
+            _finite(value, f"the difference in {metric} to {other}")
+        return found
+
+    def _inputs(self, evidence: Evidence) -> dict[str, str]:
+        """Return the digests of the evaluations that the rule looks at."""
+        names = {MODEL, *([self.spec.against] if self.spec.against else [])}
+        records = {
+            name.partition(":")[0].replace("baseline", "base"): evidence.record(name) for name in names
+        }
+        return {name: record.digest for name, record in sorted(records.items()) if record is not None}
+
+
+Rule = CheckRule | MetricRule
 
 # How many failed rules a reason names; the decision holds them all.
 _NAMED = 4
 
 
-def _figure(name: str, evaluation: EvaluationRecord | None) -> tuple[float | None, str]:
-    """Return a finite figure, or None and why there is none."""
-    if evaluation is None:
-        return None, f"{name} is missing: there is no evaluation"
+def _figure(evidence: Evidence, who: str, metric: str, mask: Mask | None) -> float:
+    if metric == RELIANCE:
+        shown, instead = (_figure(evidence, name, "category_accuracy", mask) for name in (MODEL, SHUFFLED))
+        return shown - instead
+    outcomes = _taken(evidence, who, mask)
+    if metric in COUNTS:
+        return float(len(outcomes) if metric == "samples" else len(set(outcomes.products.tolist())))
+    return _finite(figure(outcomes, metric), f"{metric} of {who}")
+
+
+def _taken(evidence: Evidence, who: str, mask: Mask | None) -> Outcomes:
+    """Return what came of the rows of a slice, in the order of the model's; None for all rows."""
+    mine, its = _outcomes(evidence, MODEL), _outcomes(evidence, who)
     try:
-        value = FIGURES[name](evaluation)
-    except (AttributeError, TypeError):  # a record that was built without validation
-        value = None
-    if value is None:
-        return None, f"{name} is missing"
+        aligned = its.aligned_with(mine)
+    except ValueError as error:
+        raise _RefusedError(f"{who} cannot be compared: {error}") from error
+    return aligned if mask is None else aligned.take(mask)
+
+
+def _outcomes(evidence: Evidence, who: str) -> Outcomes:
+    found = evidence.outcomes.get(who)
+    if found is None or not len(found):
+        raise _RefusedError(f"there are no predictions{'' if who == MODEL else f' of {who}'}")
+    return found
+
+
+def _mask(outcomes: Outcomes, name: str) -> Mask:
+    kind, _, wanted = name.partition("=")
+    masks = slices(outcomes)[kind]
+    if kind == "price_band" and wanted.isdecimal() and 1 <= int(wanted) <= len(masks):
+        return list(masks.values())[int(wanted) - 1]
+    if wanted not in masks:
+        raise _RefusedError(f"there is no {kind} {wanted!r} in the split; there are {', '.join(masks)}")
+    return masks[wanted]
+
+
+def _finite(value: object, what: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None, f"{name} is not a finite number"
-    return float(value), ""
+        raise _RefusedError(f"{what} is not a finite number")
+    return float(value)
+
+
+def _described(spec: RuleSpec) -> str:
+    where = f" where {spec.slice}" if spec.slice else ""
+    if not spec.against:
+        return f"{spec.metric}{where}"
+    return f"{spec.metric}{where}, gain over {spec.against}"
 
 
 def _unreadable(evidence: Evidence) -> str:
@@ -154,6 +287,7 @@ def _unreadable(evidence: Evidence) -> str:
         for what, record in (
             ("evaluation of the model", evidence.candidate),
             ("evaluation of the base", evidence.base),
+            ("evaluation of the champion, nor word that there is no champion", evidence.champion),
             ("model", evidence.model_digest),
         )
         if record is None
@@ -162,20 +296,58 @@ def _unreadable(evidence: Evidence) -> str:
 
 
 def _incomparable(evidence: Evidence) -> str:
-    candidate, base = evidence.candidate, evidence.base
-    if candidate is None or base is None:
-        return "there are no two evaluations to compare"
+    candidate = evidence.candidate
+    others = {"base": evidence.base}
+    if not isinstance(evidence.champion, AbsentRecord):
+        others["champion"] = evidence.champion
+    found = []
+    for name, other in others.items():
+        if candidate is None or other is None:
+            return "there are no evaluations to compare"
+        differing = _differing(candidate, other)
+        if differing:
+            found.append(f"model and {name} were evaluated with a different {', '.join(differing)}")
+    return "; ".join(found)
+
+
+def _differing(one: EvaluationRecord, other: EvaluationRecord) -> list[str]:
     pairs = {
-        "dataset": (candidate.dataset_digest, base.dataset_digest),
-        "task": (candidate.task_digest, base.task_digest),
-        "split": (candidate.split, base.split),
-        "generation parameters": (candidate.generation, base.generation),
-        "number of samples": (candidate.metrics.samples, base.metrics.samples),
-        "number of products": (candidate.metrics.products, base.metrics.products),
-        "version of the evaluation": (candidate.step_version, base.step_version),
+        "dataset": (one.dataset_digest, other.dataset_digest),
+        "task": (one.task_digest, other.task_digest),
+        "split": (one.split, other.split),
+        "generation parameters": (one.generation, other.generation),
+        "number of samples": (one.metrics.samples, other.metrics.samples),
+        "number of products": (one.metrics.products, other.metrics.products),
+        "version of the evaluation": (one.step_version, other.step_version),
     }
-    differing = [what for what, (one, other) in pairs.items() if one != other]
-    return f"model and base were evaluated with a different {', '.join(differing)}" if differing else ""
+    return [what for what, (left, right) in pairs.items() if left != right]
+
+
+def _disagreeing(evidence: Evidence) -> str:
+    """Say which figure is missing, not finite, or not what its predictions come to."""
+    names = [MODEL, SHUFFLED, "base", *(f"baseline:{name}" for name in BASELINES)]
+    if not isinstance(evidence.champion, AbsentRecord):
+        names.append("champion")
+    try:
+        for name in names:
+            _check_figures(evidence, name)
+    except _RefusedError as error:
+        return str(error)
+    return ""
+
+
+def _check_figures(evidence: Evidence, who: str) -> None:
+    metrics, outcomes = evidence.metrics(who), _outcomes(evidence, who)
+    for metric in METRICS:
+        what = f"{metric} of {who}"
+        recorded, interval = getattr(metrics, metric, None), getattr(metrics, "intervals", {}).get(metric)
+        if recorded is None or interval is None:
+            raise _RefusedError(f"{what if recorded is None else f'the interval of {what}'} is missing")
+        found = figure(outcomes, metric)
+        if not math.isclose(found, _finite(recorded, what), rel_tol=_ROUNDING, abs_tol=_ROUNDING):
+            raise _RefusedError(f"{what} is {recorded:.6g} in the record and {found:.6g} in its predictions")
+        for end in (interval.low, interval.high):
+            _finite(end, f"the interval of {what}")
 
 
 def _another_model(evidence: Evidence) -> str:
@@ -201,46 +373,65 @@ def _is_the_base(evidence: Evidence) -> str:
     return ""
 
 
+def _is_the_champion(evidence: Evidence) -> str:
+    if evidence.champion is None:
+        return "it cannot be said what the champion is"
+    if isinstance(evidence.champion, EvaluationRecord) and (
+        evidence.model_digest is None or evidence.model_digest == evidence.champion.model_digest
+    ):
+        return "the model is the champion already"
+    return ""
+
+
 CHECKS = (
-    CheckRule("records_readable", "Both evaluations and the model can be read", _unreadable),
+    CheckRule("records_readable", "The evaluations and the model can be read", _unreadable),
     CheckRule("evaluated_this_model", "The evaluation is of the model to deploy", _another_model),
     CheckRule("compared_with_its_base", "The comparison is with the model it was tuned from", _another_base),
     CheckRule("differs_from_base", "The model is not the base itself", _is_the_base),
-    CheckRule("comparable", "Same data, task, split, generation and sample on both sides", _incomparable),
+    CheckRule("differs_from_champion", "The model is not the champion itself", _is_the_champion),
+    CheckRule("comparable", "Same data, task, split, generation and sample on all sides", _incomparable),
+    CheckRule("figures_agree", "Every figure is there, and is what its predictions come to", _disagreeing),
 )
-"""The conditions that hold for every judgement; no limit loosens them."""
+"""The conditions that hold for every judgement, `components.gate_rules.CONDITIONS`; no limit loosens them."""
 
 
-def default_rules(limits: Limits) -> tuple[Rule, ...]:
+def default_rules(limits: Limits) -> tuple[RuleSpec, ...]:
     """Return the rules of the product catalogue's task."""
+
+    def rule(name: str, description: str, metric: str, **asked: object) -> RuleSpec:
+        values = {"name": name, "description": description, "metric": metric, "min_samples": 1, **asked}
+        return RuleSpec.model_validate(values)
+
+    category, price = "category_accuracy", "price_median_ape"
+    opponents = {"base": "the base", **{f"baseline:{name}": name.replace("_", " ") for name in BASELINES}}
+    margin = {"against": "champion", "margin": limits.champion_margin}
     return (
-        *CHECKS,
-        FigureRule("samples", "Enough rows that it never saw", "samples", ">=", limits.min_samples),
-        FigureRule("parse_rate", "Answers that can be read", "parse_rate", ">=", limits.min_parse_rate),
-        FigureRule(
-            "category_accuracy", "Right categories", "category_accuracy", ">=", limits.min_category_accuracy
-        ),
-        FigureRule(
-            "price_error", "Median price error", "price_median_ape", "<=", limits.max_price_median_ape
-        ),
-        FigureRule(
-            "picture_reliance",
+        rule("samples", "Enough rows that it never saw", "samples", at_least=limits.min_samples),
+        rule("parse_rate", "Answers that can be read", "parse_rate", at_least=limits.min_parse_rate),
+        rule("category_accuracy", "Right categories", category, at_least=limits.min_category_accuracy),
+        rule("price_error", "Median price error", price, at_most=limits.max_price_median_ape),
+        rule(
+            RELIANCE,
             "Fall in category accuracy when shown another product's picture",
-            "picture_reliance",
-            ">=",
-            limits.min_picture_reliance,
+            RELIANCE,
+            at_least=limits.min_picture_reliance,
         ),
-        FigureRule(
-            "beats_majority",
-            "Gain in category accuracy over always naming the most frequent one",
-            "gain_over_majority",
-            ">",
-            0.0,
+        *(
+            rule(
+                f"beats_{who.removeprefix('baseline:')}_on_{what}",
+                f"{said} than {name}",
+                metric,
+                against=who,
+            )
+            for who, name in opponents.items()
+            for what, said, metric in (
+                ("category", "More right categories", category),
+                ("price", "Smaller median price error", price),
+            )
         ),
-        FigureRule("beats_base_on_category", "More right categories than the base", "category_accuracy", ">"),
-        FigureRule(
-            "beats_base_on_price", "Smaller median price error than the base", "price_median_ape", "<"
-        ),
+        rule("keeps_parse_rate", "No fewer readable answers than the champion", "parse_rate", **margin),
+        rule("keeps_category", "No fewer right categories than the champion", category, **margin),
+        rule("keeps_price", "No larger median price error than the champion", price, **margin),
     )
 
 
@@ -254,11 +445,17 @@ class Judgement:
     rules: tuple[RuleResult, ...]
 
 
-def judge(evidence: Evidence, rules: Sequence[Rule]) -> Judgement:
-    """Judge a model by every rule; it passes if there are rules and all of them hold."""
-    results = tuple(rule.apply(evidence) for rule in rules)
+def judge(
+    evidence: Evidence,
+    rules: Sequence[RuleSpec],
+    checks: Sequence[CheckRule] = CHECKS,
+    resamples: int = RESAMPLES,
+) -> Judgement:
+    """Judge a model by every condition and rule; it passes if there are rules and all of them hold."""
+    applied: list[Rule] = [*checks, *(MetricRule(spec, resamples) for spec in rules)]
+    results = tuple(rule.apply(evidence) for rule in applied)
     failed = [f"{result.name} ({result.reason})" for result in results if not result.passed]
-    passed = bool(results) and not failed
+    passed = bool(rules) and not failed
     if passed:
         reason = f"passed: all {len(results)} rules hold"
     else:
@@ -267,17 +464,29 @@ def judge(evidence: Evidence, rules: Sequence[Rule]) -> Judgement:
     return Judgement(passed, plain_line(reason), results)
 
 
-def judge_base(base: EvaluationRecord, rules: Sequence[Rule]) -> Judgement:
+def judge_base(evidence: Evidence, rules: Sequence[RuleSpec], resamples: int = RESAMPLES) -> Judgement:
     """Judge the base as if it were to be deployed: rules that do not refuse it ask for nothing.
 
-    Those that compare with the base are left out: they would refuse it whatever it answers.
+    Those that compare with the base or the champion are left out: they say nothing of what is asked.
     """
-    rules = [
-        rule
-        for rule in rules
-        if rule.name != "differs_from_base" and not (isinstance(rule, FigureRule) and rule.limit is None)
-    ]
-    evidence = Evidence(
-        candidate=base, base=base, model_digest=base.model_digest, base_digest=base.model_digest
+    kept = [spec for spec in rules if spec.against not in ("base", "champion")]
+    base = evidence.base
+    digest = base.model_digest if base else None
+    outcomes = dict(evidence.outcomes)
+    for name, its in ((MODEL, "base"), (SHUFFLED, BASE_SHUFFLED)):
+        outcomes.pop(name, None)
+        if its in outcomes:
+            outcomes[name] = outcomes[its]
+    return judge(
+        Evidence(
+            candidate=base,
+            base=base,
+            champion=AbsentRecord(reason="not looked at"),
+            model_digest=digest,
+            base_digest=digest,
+            outcomes=outcomes,
+        ),
+        kept,
+        [check for check in CHECKS if check.name != "differs_from_base"],
+        resamples,
     )
-    return judge(evidence, rules)

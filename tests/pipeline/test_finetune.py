@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel
 
 from components.deploy.parameters import DeployParameters
-from components.evaluate.evaluate import EvaluateParameters
+from components.evaluate.parameters import EvaluateParameters
 from components.flow.component import preflight
 from components.flow.parameters import FinetuneParameters
 from components.gate.rules import Limits
@@ -54,6 +54,9 @@ def test_the_graph_has_every_step(spec: dict[str, Any]) -> None:
         "merge-adapter",
         "evaluate",
         "evaluate-2",
+        "evaluate-3",
+        "find-champion",
+        "report-evaluation",
         "gate",
         "deploy",
         "require",
@@ -114,10 +117,11 @@ def test_the_outcome_is_reported_whatever_happens(spec: dict[str, Any]) -> None:
     assert task["dependentTasks"] == ["exit-handler-1"]
 
 
-def test_both_models_are_evaluated_alike(spec: dict[str, Any]) -> None:
-    base, tuned = (leaves(spec)[name]["inputs"]["parameters"] for name in ("evaluate", "evaluate-2"))
-    differing = {name for name in base if base[name] != tuned[name]}
-    assert differing == {"subject"}
+def test_all_models_are_evaluated_alike(spec: dict[str, Any]) -> None:
+    names = ("evaluate", "evaluate-2", "evaluate-3")
+    base, *others = (leaves(spec)[name]["inputs"]["parameters"] for name in names)
+    for other in others:
+        assert {name for name in base if base[name] != other[name]} == {"subject"}
     assert base["batch_size"]["componentInputParameter"].endswith("--generation_batch_size")
     assert base["num_crops"]["componentInputParameter"].endswith("--num_crops")
 

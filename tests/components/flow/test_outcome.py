@@ -25,6 +25,15 @@ def test_a_refusal_is_told_from_a_failure(s3: str) -> None:
     assert (outcome.state, outcome.task, outcome.reason) == ("refused", "", "refused: parse_rate is 0")
 
 
+def test_a_run_can_be_asked_to_end_without_a_deployment(s3: str) -> None:
+    require_step(
+        passed=False, reason="refused: parse_rate is 0", artifact_root=s3, run_id="r1", on_refusal="end"
+    )
+    outcome = report(s3, "SUCCEEDED")
+    assert (outcome.state, outcome.task, outcome.reason) == ("not_deployed", "", "refused: parse_rate is 0")
+    assert not Storage().exists(f"{s3}/runs/r1/failure.json")
+
+
 def test_a_crash_is_reported_with_its_task_and_message(s3: str) -> None:
     context = RunContext(artifact_root=s3, run_id="r1")
     with pytest.raises(ValueError, match="broken"), reporting_failure("train_lora", context, Storage()):

@@ -1,9 +1,14 @@
+"""The gate as a step: what it reads from S3 and files, what it refuses, and where its decision stands."""
+
 import inspect
-import itertools
 import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import boto3
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 
 from components.gate.component import gate
@@ -11,80 +16,112 @@ from components.gate.decide import Verdict, gate_step
 from components.gate.report import escape
 from components.gate.rules import Limits
 from fovea.errors import UserError
+from fovea.metrics import METRICS, measure, write_baselines
 from fovea.records import (
+    AbsentRecord,
     Decision,
     EvaluationRecord,
-    GenerationParameters,
-    Metrics,
     ModelRecord,
     ModelReference,
     now,
     read_record,
     write_record,
 )
+from fovea.steps import Attempt, RunContext, run_step
 from fovea.storage import Storage
-from tests.some_metrics import some_metrics
+from tests.components.gate.answerers import (
+    BASE,
+    CHAMPION,
+    NO_CHAMPION,
+    RESAMPLES,
+    TASK,
+    TRUTHS,
+    Answers,
+    baselines,
+    good,
+    nothing,
+    outcomes,
+    record,
+    shown_others,
+)
 
-BASE, DATASET = (f"sha256:{digit * 64}" for digit in "ab")
-MADE: dict[str, Any] = {
-    "step_version": 1,
-    "input_key": "0" * 64,
-    "uri": "",
-    "files": (),
-    "parameters": {},
-    "parents": {},
-    "created_at": now(),
-    "run_id": "run-0",
-}
 MODEL = ModelRecord(
     step="merge_adapter",
+    step_version=1,
+    input_key="0" * 64,
+    uri="",
+    files=(),
+    parameters={},
+    parents={},
+    created_at=now(),
+    run_id="run-0",
     architecture="Phi3VForCausalLM",
     num_crops=4,
+    task=TASK,
     base=ModelReference(digest=BASE, record_uri="s3://fovea/index/base.json"),
-    **MADE,
 )
 
 
-def evaluation(digest: str, accuracy: float, price_error: float) -> EvaluationRecord:
-    metrics = some_metrics(
-        parse_rate=accuracy,
-        title_exact=accuracy,
-        category_accuracy=accuracy,
-        price_median_ape=price_error,
-    )
-    return EvaluationRecord(
+def commit(root: str, digest: str, answers: Answers, *, is_base: bool = False) -> EvaluationRecord:
+    """Commit an evaluation as the evaluate step leaves it: figures, predictions and, of a base, baselines."""
+    own = outcomes(answers)
+    shuffled = outcomes(shown_others(answers))
+    trivial = baselines() if is_base else {}
+
+    def work(attempt: Attempt) -> Mapping[str, Any]:
+        columns: dict[str, list[Any]] = {
+            "row_id": [str(number) for number in range(len(TRUTHS))],
+            "product_id": own.products.tolist(),
+            "parse_error": [None if answer else "no answer" for answer in answers],
+            "shuffled_row_id": [str((number + 5) % len(TRUTHS)) for number in range(len(TRUTHS))],
+        }
+        for name in TASK.fields:
+            columns[f"true_{name}"] = [truth[name] for truth in TRUTHS]
+            columns[f"predicted_{name}"] = [(answer or {}).get(name) for answer in answers]
+        parquet.write_table(pa.table(columns), attempt.payload / "predictions-00000.parquet")
+        if trivial:
+            write_baselines(trivial, attempt.payload)
+        whole = record(digest, {"own": own, "shuffled": shuffled, **trivial})
+        return {name: getattr(whole, name) for name in EvaluationRecord.model_fields if name in OWN}
+
+    return run_step(
+        EvaluationRecord,
         step="evaluate",
-        model_digest=digest,
-        dataset_digest=DATASET,
-        task_digest=DATASET,
-        split="test",
-        generation=GenerationParameters(max_new_tokens=64, num_crops=4, dtype="float32"),
-        metrics=metrics,
-        shuffled=metrics.model_copy(update={"category_accuracy": 0.1}),
-        chance_category_accuracy=0.2,
-        **MADE,
+        version=2,
+        context=RunContext(artifact_root=root, run_id="run-0"),
+        parameters={},
+        parents={"model": digest},
+        work=work,
     )
+
+
+OWN = set(EvaluationRecord.model_fields) - {
+    *("step", "step_version", "input_key", "uri", "files", "parameters", "parents", "created_at", "run_id"),
+    *("kind", "schema_version"),
+}
 
 
 class Gate:
     """The records a gate reads and writes, as files, and a call of it."""
 
-    def __init__(self, folder: Path, artifact_root: str) -> None:
+    def __init__(self, folder: Path, artifact_root: str, evaluations: Mapping[str, EvaluationRecord]) -> None:
         self.folder, self.artifact_root = folder, artifact_root
-        write_record(evaluation(BASE, 0.0, 1.0), folder / "base.json")
-        write_record(evaluation(MODEL.digest, 0.99, 0.05), folder / "tuned.json")
-        write_record(MODEL, folder / "model.json")
+        self.base, self.tuned = evaluations["base"], evaluations["tuned"]
+        for name, each in {**evaluations, "model": MODEL, "champion": NO_CHAMPION}.items():
+            write_record(each, folder / f"{name}.json")
 
-    def __call__(self, run_id: str = "run-1", **limits: float) -> Verdict:
+    def __call__(self, run_id: str = "run-1", **asked: Any) -> Verdict:
         return gate_step(
             base_record=self.folder / "base.json",
             tuned_record=self.folder / "tuned.json",
+            champion_record=self.folder / "champion.json",
             model_record=self.folder / "model.json",
             decision_record=self.folder / "out" / "decision.json",
             report=self.folder / "out" / "report.md",
             artifact_root=self.artifact_root,
-            run_id=run_id,
-            **limits,
+            # Every run decides for itself, and the tests share a store.
+            run_id=f"{self.folder.name}-{run_id}",
+            **asked,
         )
 
     @property
@@ -96,28 +133,80 @@ class Gate:
         return (self.folder / "out" / "report.md").read_text()
 
 
+@pytest.fixture(scope="module")
+def store(
+    s3_server: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, dict[str, EvaluationRecord]]]:
+    """A bucket with the evaluations of a base and of a good model; it is only added to."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_server.items():
+            patch.setenv(name, value)
+        patch.setenv("FOVEA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        boto3.Session().client("s3").create_bucket(Bucket="gate")
+        root = "s3://gate"
+        base = commit(root, BASE, nothing(), is_base=True)
+        yield root, {"base": base, "tuned": commit(root, MODEL.digest, good())}
+
+
 @pytest.fixture
-def decide(tmp_path: Path, s3: str) -> Gate:
-    return Gate(tmp_path, s3)
+def decide(tmp_path: Path, store: tuple[str, dict[str, EvaluationRecord]]) -> Gate:
+    return Gate(tmp_path, *store)
 
 
 def test_a_good_model_passes_and_the_decision_stands_in_s3(decide: Gate) -> None:
-    assert decide() == Verdict(True, "passed: all 13 rules hold")
+    verdict = decide()
+    assert verdict.passed, verdict.reason
     decision = decide.decision
+    assert verdict.reason == f"passed: all {len(decision.rules)} rules hold"
     assert decision.passed
     assert decision.model_digest == MODEL.digest
-    assert set(decision.parents) == {"model", "base", "tuned"}
+    assert decision.parents == {
+        "model": MODEL.digest,
+        "base": decide.base.digest,
+        "tuned": decide.tuned.digest,
+    }
     assert Storage().find(decide.artifact_root, "gate", decision.input_key) == decision
+    by_name = {rule.name: rule for rule in decision.rules}
+    beaten = by_name["beats_nearest_neighbour_on_price"]
+    assert beaten.inputs == {"base": decide.base.digest, "tuned": decide.tuned.digest}
+    assert beaten.interval is not None
+    assert beaten.interval.low > 0
+    assert (beaten.samples, beaten.against) == (len(TRUTHS), "baseline:nearest_neighbour")
     assert decide.report.startswith("# Passed\n")
+    assert "The same rules refuse the base." in decide.report
+    assert (decision.base_passed, "parse_rate" in decision.base_reason) == (False, True)
     # The base under the same rules stands beside the model.
-    row = next(line for line in decide.report.splitlines() if "category\\_accuracy |" in line)
-    assert "| 0.99 | >= 0.9 | 0 ✗ |" in row
+    row = next(line for line in decide.report.splitlines() if "| category\\_accuracy |" in line)
+    assert "| >= 0.9 | 240 | 0 ✗ |" in row
+
+
+def test_a_champion_is_compared_with(decide: Gate) -> None:
+    champion = commit(decide.artifact_root, CHAMPION, good(wrong=0.05, seed=9))
+    write_record(champion, decide.folder / "champion.json")
+    verdict = decide()
+    assert verdict.passed, verdict.reason
+    assert decide.decision.parents["champion"] == champion.digest
+    write_record(decide.tuned, decide.folder / "champion.json")
+    assert "differs_from_champion (the model is the champion already)" in decide("run-2").reason
+
+
+def test_rules_of_ones_own_are_judged_and_stand_in_the_decision(decide: Gate) -> None:
+    rules = "rules: [{name: bags, metric: category_accuracy, slice: category=BAGS, at_least: 0.999}]"
+    verdict = decide(gate_rules=rules)
+    assert verdict.reason.startswith("refused: bags (category_accuracy is 0.9")
+    storage = Storage()
+    storage.write_bytes(f"{decide.artifact_root}/rules.yaml", b"defaults: false\n" + rules.encode())
+    by_uri = decide("run-2", gate_rules=f"{decide.artifact_root}/rules.yaml", min_samples=10_000)
+    assert by_uri.reason == verdict.reason
+    assert [rule["name"] for rule in decide.decision.parameters["rules"]] == ["bags"]
+    with pytest.raises(UserError, match="unknown metric 'accuracy'; there are parse_rate"):
+        decide("run-3", gate_rules="rules: [{name: bags, metric: accuracy, at_least: 0.5}]")
 
 
 def test_a_refusal_is_a_verdict_with_a_decision(decide: Gate) -> None:
     verdict = decide(min_samples=301)
     assert not verdict.passed
-    assert verdict.reason == "refused: samples (samples is 300, not >= 301)"
+    assert verdict.reason == "refused: samples (samples is 240, not >= 301)"
     assert decide.decision.reason == verdict.reason
     assert not decide.decision.passed
     assert decide.report.startswith("# Refused\n")
@@ -128,7 +217,9 @@ def test_every_run_decides_for_itself(decide: Gate) -> None:
     first = decide.decision
     decide("run-2")
     assert decide.decision.input_key != first.input_key
-    assert decide.decision.run_id == "run-2"
+    assert decide.decision.run_id.endswith("run-2")
+    # And says the same of the same.
+    assert decide.decision.rules == first.rules
 
 
 UNREADABLE = {
@@ -142,10 +233,15 @@ UNREADABLE = {
 }
 
 
-@pytest.mark.parametrize("name", ["tuned", "base"])
-def test_an_unreadable_evaluation_refuses_with_a_decision(decide: Gate, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "cases"), [("tuned", UNREADABLE), ("base", ["no file"]), ("champion", ["empty", "no file"])]
+)
+def test_an_unreadable_evaluation_refuses_with_a_decision(
+    decide: Gate, name: str, cases: Iterable[str]
+) -> None:
     path = decide.folder / f"{name}.json"
-    for case, content in UNREADABLE.items():
+    for case in cases:
+        content = UNREADABLE[case]
         path.unlink(missing_ok=True)
         if content is not None:
             path.write_bytes(content)
@@ -157,18 +253,40 @@ def test_an_unreadable_evaluation_refuses_with_a_decision(decide: Gate, name: st
         assert name not in decide.decision.parents
 
 
-def test_a_figure_that_is_not_finite_or_missing_refuses(decide: Gate) -> None:
+@pytest.mark.parametrize("damage", ["changed", "gone", "no baselines"])
+def test_predictions_that_are_not_those_of_the_record_refuse(
+    decide: Gate, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOVEA_CACHE", str(decide.folder / "cache"))
+    moved = decide.tuned.model_copy(update={"uri": f"{decide.tuned.uri[:-1]}-{damage}/"})
+    if damage == "changed":
+        data = Storage().read_bytes(decide.tuned.uri + "predictions-00000.parquet")
+        Storage().write_bytes(moved.uri + "predictions-00000.parquet", data[:-8] + bytes(8))
+    if damage in ("changed", "gone"):
+        write_record(moved, decide.folder / "tuned.json")
+    else:
+        files = [entry for entry in decide.base.files if entry.path != "baselines.parquet"]
+        write_record(decide.base.model_copy(update={"files": tuple(files)}), decide.folder / "base.json")
+    verdict = decide()
+    assert not verdict.passed
+    assert "records_readable" in verdict.reason
+    assert ("baselines" if damage == "no baselines" else "predictions of tuned") in verdict.reason
+
+
+def test_a_figure_that_is_not_finite_missing_or_made_up_refuses(decide: Gate) -> None:
     path = decide.folder / "tuned.json"
-    good = json.loads(path.read_text())
-    for figure, value in itertools.product(Metrics.model_fields.keys() - {"intervals"}, ["NaN", None]):
-        document = json.loads(json.dumps(good))
+    good_one = json.loads(path.read_text())
+    for figure, value in [("samples", "NaN"), ("category_accuracy", "Infinity"), ("price_mean_ape", None)]:
+        document = json.loads(json.dumps(good_one))
         document["metrics"][figure] = "@"
         if value is None:
             del document["metrics"][figure]
         path.write_text(json.dumps(document).replace('"@"', str(value)))
-        verdict = decide()
+        verdict = decide(f"{figure}-{value}")
         assert not verdict.passed
         assert figure in verdict.reason
+    path.write_text(json.dumps(good_one | {"metrics": good_one["metrics"] | {"title_exact": 0.123456}}))
+    assert "figures_agree (title_exact of tuned is 0.123456 in the record" in decide("made-up").reason
 
 
 def test_without_the_models_record_there_is_no_decision(decide: Gate) -> None:
@@ -181,7 +299,7 @@ def test_without_the_models_record_there_is_no_decision(decide: Gate) -> None:
 
 
 def test_the_base_itself_is_refused_as_the_model(decide: Gate) -> None:
-    write_record(evaluation(BASE, 0.99, 0.05), decide.folder / "tuned.json")
+    write_record(decide.base, decide.folder / "tuned.json")
     verdict = decide()
     assert not verdict.passed
     assert "evaluated_this_model" in verdict.reason
@@ -191,12 +309,13 @@ def test_the_base_itself_is_refused_as_the_model(decide: Gate) -> None:
 def test_wrong_limits_are_an_error_that_names_them(decide: Gate, limits: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(limits))):
         decide(**limits)
-    assert Storage().exists(f"{decide.artifact_root}/runs/run-1/failure.json")
+    assert Storage().exists(f"{decide.artifact_root}/runs/{decide.folder.name}-run-1/failure.json")
 
 
 def test_values_cannot_break_out_of_the_report(decide: Gate) -> None:
     hostile = "<script>alert(1)</script> | [x](http://example.org) ![](http://example.org)\n# Passed"
     (decide.folder / "tuned.json").write_text(json.dumps({"kind": hostile}))
+    write_record(AbsentRecord(reason=hostile), decide.folder / "champion.json")
     assert not decide().passed
     assert "<script>" not in decide.report
     assert "](http" not in decide.report
@@ -208,3 +327,7 @@ def test_the_components_defaults_are_the_rules_defaults() -> None:
     parameters = inspect.signature(gate.python_func).parameters
     for name, field in Limits.model_fields.items():
         assert parameters[name].default == field.default
+
+
+def test_evaluations_of_tests_are_like_real_ones() -> None:
+    assert set(METRICS) <= set(measure(outcomes(good()), RESAMPLES).intervals)

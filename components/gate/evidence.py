@@ -1,0 +1,113 @@
+"""What the gate judges by: records, and what came of each row, read so that nothing broken goes unseen."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from components.gate.rules import BASE_SHUFFLED, MODEL, SHUFFLED, Evidence
+from fovea.errors import UserError
+from fovea.metrics import BASELINES, Outcomes, read_baselines, read_outcomes
+from fovea.records import (
+    AbsentRecord,
+    EvaluationRecord,
+    ModelRecord,
+    R,
+    Record,
+    read_optional_record,
+    read_record,
+)
+from fovea.steps import plain_line
+from fovea.storage import Storage
+from fovea.task import Task
+
+PREDICTIONS = "predictions-*.parquet"
+
+T = TypeVar("T")
+
+
+def gather(
+    *, base: str | Path, tuned: str | Path, champion: str | Path, model: str | Path, storage: Storage
+) -> tuple[Evidence, ModelRecord | None, dict[str, Record]]:
+    """Read the records from files, and what came of each row from S3, held against the records' digests.
+
+    Returns:
+        The evidence, in which what cannot be read is missing and says why; the model's record; and the
+        records that could be read, by name.
+    """
+    reading = _Reading(storage)
+    record = reading.record(model, ModelRecord, "model")
+    of_base = reading.record(base, EvaluationRecord, "evaluation of the base")
+    of_tuned = reading.record(tuned, EvaluationRecord, "evaluation of the model")
+    of_champion = reading.optional(champion, "evaluation of the champion")
+    found = {"model": record, "base": of_base, "tuned": of_tuned, "champion": of_champion}
+    outcomes = reading.outcomes(record.task if record else None, of_base, of_tuned, of_champion)
+    evidence = Evidence(
+        candidate=of_tuned,
+        base=of_base,
+        champion=of_champion,
+        model_digest=record.digest if record else None,
+        base_digest=record.base.digest if record and record.base else None,
+        outcomes=outcomes,
+        unreadable=tuple(reading.unreadable),
+    )
+    return evidence, record, {name: each for name, each in found.items() if isinstance(each, Record)}
+
+
+class _Reading:
+    """Reads what it can, and keeps what it cannot as lines for people."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.unreadable: list[str] = []
+        self._storage = storage
+
+    def record(self, path: str | Path, kind: type[R], what: str) -> R | None:
+        return self._read(what, lambda: read_record(path, kind))
+
+    def optional(self, path: str | Path, what: str) -> EvaluationRecord | AbsentRecord | None:
+        return self._read(what, lambda: read_optional_record(path, EvaluationRecord))
+
+    def outcomes(
+        self,
+        task: Task | None,
+        base: EvaluationRecord | None,
+        tuned: EvaluationRecord | None,
+        champion: EvaluationRecord | AbsentRecord | None,
+    ) -> Mapping[str, Outcomes]:
+        if task is None:
+            self._complain("model", "its record names no task, so no prediction can be read")
+            return {}
+        found: dict[str, Outcomes | None] = {}
+        for name, record in ((MODEL, tuned), ("base", base), ("champion", champion)):
+            if isinstance(record, EvaluationRecord):
+                found[name] = self._predictions(record, task, name)
+        for name, record in ((SHUFFLED, tuned), (BASE_SHUFFLED, base)):
+            if record is not None and record.shuffled is not None:
+                found[name] = self._predictions(record, task, name, shuffled=True)
+        if base is not None:
+            folder = self._read("baselines", lambda: self._storage.download(base, pattern=BASELINES))
+            read = folder and self._read("baselines", lambda: read_baselines(folder / BASELINES))
+            found |= {f"baseline:{name}": outcomes for name, outcomes in (read or {}).items()}
+        return {name: outcomes for name, outcomes in found.items() if outcomes is not None}
+
+    def _predictions(
+        self, record: EvaluationRecord, task: Task, name: str, *, shuffled: bool = False
+    ) -> Outcomes | None:
+        def read() -> Outcomes:
+            if record.task_digest != task.digest:
+                raise UserError("are of another task than the model's")
+            folder = self._storage.download(record, pattern=PREDICTIONS)
+            # Those that the record names, and whose digests were checked.
+            paths = [folder / entry.path for entry in record.files if entry.path.startswith("predictions-")]
+            return read_outcomes(paths, task, shuffled=shuffled)
+
+        return self._read(f"predictions of {name}", read)
+
+    def _read(self, what: str, read: Callable[[], T]) -> T | None:
+        try:
+            return read()
+        except (UserError, ValueError) as error:  # ValueError: bytes that are no text
+            self._complain(what, str(error))
+            return None
+
+    def _complain(self, what: str, why: str) -> None:
+        self.unreadable.append(plain_line(f"{what}: {why}", length=300))
