@@ -22,7 +22,7 @@ from components.merge_adapter.lora import LoraAdapter
 from fovea.errors import UserError
 
 _CHUNK = 16 << 20
-_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def merge_file(source: Path, target: Path, adapter: LoraAdapter) -> int:
 def _read(file: BinaryIO, place: Place) -> torch.Tensor:
     data = bytearray(place.end - place.begin)
     file.readinto(data)  # type: ignore[attr-defined]
-    return torch.frombuffer(data, dtype=_DTYPES[place.dtype]).view(place.shape)
+    return torch.frombuffer(data, dtype=DTYPES[place.dtype]).view(place.shape)
 
 
 def _copy(source: BinaryIO, target: BinaryIO, count: int) -> None:

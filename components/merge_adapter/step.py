@@ -25,7 +25,7 @@ class MergeAdapterParameters(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     verify: bool = True
-    """Compare the merged model with base and adapter. It takes the memory of the model in float32."""
+    """Compare the merged model with base and adapter. It takes the memory of the model, as it is stored."""
 
 
 def merge_adapter_step(
