@@ -105,12 +105,20 @@ class Rule:
     """A rule of the gate, written for people."""
 
     passed: bool
+    is_condition: bool
+    """Whether it holds or not, rather than asks for a figure."""
     description: str
     reason: str
     value: str
     interval: str
     compared: str
+    rows: str
     limit: str
+
+    @property
+    def held(self) -> bool:
+        """Whether it is a condition that holds, which is nothing to look at."""
+        return self.is_condition and self.passed
 
 
 def write_report(
@@ -181,7 +189,7 @@ class _Report:
         return render_page(
             TEMPLATE,
             decision=self._decision,
-            rules=[written(rule) for rule in self._decision.rules] if self._decision else [],
+            rules=_by_verdict(self._decision.rules) if self._decision else [],
             tuned=self._tuned,
             dataset=self._dataset,
             currency=self._dataset.currency or "",
@@ -367,25 +375,30 @@ def written(rule: RuleResult) -> Rule:
     """Return a rule as people read it: figures as percentages, differences in points."""
     factor = 1.0 if rule.metric in _NO_FRACTIONS or rule.name == "samples" else 100.0
     sign = {">=": "≥", "<=": "≤"}.get(rule.comparison, rule.comparison)
-    compared = ""
-    if not rule.metric and rule.comparison == ">=" and rule.limit == 1.0 and rule.value in (0.0, 1.0):
-        value, limit = "holds" if rule.value else "does not hold", ""
-    else:
-        value = _amount(rule.value, factor, is_gain=bool(rule.against))
-        limit = "" if rule.limit is None else f"{sign} {_amount(rule.limit, factor)}"
-    if rule.own is not None and rule.compared is not None:
-        compared = f"{_amount(rule.own, factor)} against {_amount(rule.compared, factor)}"
+    is_condition = not rule.metric and rule.comparison == ">=" and rule.limit == 1.0 and rule.value in (0, 1)
+    limit = "" if rule.limit is None else f"{sign} {_amount(rule.limit, factor)}"
     if rule.against and rule.limit is not None:
         limit = f"surely {sign} {_amount(rule.limit, factor, is_gain=True)}".removesuffix(" points")
+    compared = ""
+    if rule.own is not None and rule.compared is not None:
+        compared = f"{_amount(rule.own, factor)} against {_amount(rule.compared, factor)}"
+    value = "holds" if rule.value else "does not hold"
     return Rule(
-        rule.passed,
-        shown(rule.description, 160),
-        "" if rule.passed else shown(rule.reason, 300),
-        value,
-        _ends(rule.interval, factor) if rule.interval else "",
-        compared,
-        limit,
+        passed=rule.passed,
+        is_condition=is_condition,
+        description=shown(rule.description, 160),
+        reason=shown(rule.reason, 300) if not rule.passed or rule.value is None else "",
+        value=value if is_condition else _amount(rule.value, factor, is_gain=bool(rule.against)),
+        interval=_ends(rule.interval, factor) if rule.interval else "",
+        compared=compared,
+        rows="" if rule.samples is None else f"{rule.samples:,}",
+        limit="" if is_condition else limit,
     )
+
+
+def _by_verdict(rules: Iterable[RuleResult]) -> list[Rule]:
+    """Return the rules with those that failed first, and the conditions that hold last."""
+    return sorted(map(written, rules), key=lambda rule: (rule.passed, rule.is_condition))
 
 
 def _amount(value: float | None, factor: float, *, is_gain: bool = False) -> str:

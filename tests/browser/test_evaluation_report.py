@@ -1,5 +1,6 @@
 """The report of an evaluation in a real browser, within a frame as KFP's UI shows it."""
 
+import base64
 import html
 import http.server
 import itertools
@@ -224,6 +225,24 @@ def test_it_fits_the_screen(page: Browser, report: Path, width: int, dark: bool)
     assert page.evaluate(f"{wide}.length") > 0 or width > 360
     if folder := os.environ.get("FOVEA_SCREENSHOTS"):
         page.screenshot(Path(folder) / f"evaluation-{width}-{'dark' if dark else 'light'}.png")
+
+
+@pytest.mark.skipif("FOVEA_REPORT" not in os.environ, reason="draws the pictures of docs/, where asked to")
+def test_pictures_for_the_documentation(page: Browser) -> None:
+    """Of the report that FOVEA_REPORT names, into the folder FOVEA_SCREENSHOTS."""
+    folder = Path(os.environ["FOVEA_SCREENSHOTS"])
+    url = Path(os.environ["FOVEA_REPORT"]).resolve().as_uri()
+    for name, width, height, dark, top in (
+        ("evaluation", 1100, 1650, False, "main"),
+        ("evaluation-pictures", 1100, 1180, False, ".choose.sticky"),
+        ("evaluation-narrow-dark", 360, 1500, True, "main"),
+    ):
+        page.open(url, width=width, dark=dark)
+        page.evaluate("Promise.all([...document.images].map(each => each.decode())).then(() => 1)")
+        start = page.evaluate(f"document.querySelector('{top}').getBoundingClientRect().top")
+        clip = {"x": 0, "y": max(0, start - 12), "width": width, "height": height, "scale": 1}
+        shot = page.call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
+        (folder / f"{name}.png").write_bytes(base64.b64decode(shot["data"]))
 
 
 def test_who_cannot_see_it_is_told(page: Browser, report: Path) -> None:
