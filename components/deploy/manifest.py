@@ -18,6 +18,8 @@ TEMPLATE_ANNOTATION = "fovea.dev/template"
 
 _PORT = 8080
 _PROBE_SECONDS = 10
+_GRACE_SECONDS = 60
+"""The runtime's wait before it tells the server to end, the time for requests under way, and a rest."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ def predictor(served: Served, asked: KServeParameters) -> dict[str, Any]:
             "resources": _resources(asked),
             **_probes(served.service, asked),
         },
+        # Kubernetes' own 30 s would kill the server before its time is over.
+        "terminationGracePeriodSeconds": _GRACE_SECONDS,
         **({"serviceAccountName": asked.service_account_name} if asked.service_account_name else {}),
         **({"nodeSelector": dict(asked.node_selector)} if asked.node_selector else {}),
         **({"tolerations": _tolerations(asked)} if asked.tolerations else {}),

@@ -1,10 +1,12 @@
 """The manifest, and what follows from it without a cluster."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -27,6 +29,7 @@ from components.deploy.verify import Expectation, Probe
 from components.kserve_parameters import KServeParameters
 from fovea.task import product_task
 
+REPOSITORY = Path(__file__).resolve().parents[3]
 DIGEST = "sha256:" + "1" * 64
 SERVED = Served("shop", DIGEST, "s3://models/a.json", "bfloat16", "s3://models/evaluation.json")
 
@@ -54,6 +57,15 @@ def test_a_whole_manifest() -> None:
     assert canary["predictor"]["minReplicas"] == 1
     assert "maxReplicas" not in canary["predictor"]
     assert json.loads(json.dumps(manifest)) == manifest
+
+
+def test_pods_may_live_as_long_as_the_server_asks() -> None:
+    runtime = yaml.safe_load((REPOSITORY / "manifests" / "base" / "serving-runtime.yaml").read_text())
+    (container,) = runtime["spec"]["containers"]
+    before = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    (grace,) = [arg for arg in container["args"] if arg.startswith("--grace-seconds=")]
+    allowed = predictor(SERVED, KServeParameters())["terminationGracePeriodSeconds"]
+    assert allowed >= before + int(grace.partition("=")[2]) + 5
 
 
 def test_the_name_follows_from_what_pods_are_made_of_alone() -> None:
