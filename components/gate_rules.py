@@ -142,7 +142,7 @@ class RuleSpec(_Strict):
     def limit(self) -> float:
         """What the value must reach; of a comparison, what the gain must surely be above."""
         if self.against:
-            return -self.margin
+            return 0.0 - self.margin
         return self.at_least if self.at_least is not None else self.at_most or 0.0
 
 

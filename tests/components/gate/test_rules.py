@@ -309,7 +309,7 @@ def spec(**asked: Any) -> RuleSpec:
         (spec(slice="category=BELTS", metric="products", at_least=49), False, "not >= 49"),
         (spec(slice="category=SCARVES", metric="picture_reliance", at_least=0.3), True, "as >= 0.3"),
         (spec(slice="price_band=4", against="baseline:majority_category"), False, "not surely above"),
-        (spec(slice="price_band=1", against="baseline:majority_category"), True, "surely above -0"),
+        (spec(slice="price_band=1", against="baseline:majority_category"), True, "surely above 0"),
         (spec(against="champion", margin=0.5), True, "surely above -0.5"),
         (spec(metric="title_f1", at_most=0.5), False, "not <= 0.5"),
     ],
