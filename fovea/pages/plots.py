@@ -11,6 +11,8 @@ from typing import Self
 from fovea.pages.charts import Tick
 
 _STEPS = (1, 2, 2.5, 5, 10)
+_PARTS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8))
+_FEWEST_TICKS = 3
 _ROUNDING = 1e-9
 
 Point = tuple[float, float]
@@ -48,13 +50,16 @@ class Axis:
 
     @classmethod
     def powers(cls, low: float, high: float, form: Callable[[float], str] = amount) -> Self:
-        """Return a logarithmic axis with ticks at 1, 3, 10, 30 …; both ends are above 0."""
-        if high < low * 2:
+        """Return a logarithmic axis with three ticks or more at round values; both ends are above 0."""
+        if high < low * 4:
             low, high = low / 2, high * 2
         tens = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        parts = (1,) if len(tens) > 4 else (1, 3)
-        values = [part * 10.0**ten for ten in tens for part in parts if low <= part * 10.0**ten <= high]
-        return cls._of(low, high, values[:: -(-len(values) // 6) or 1], form, logarithmic=True)
+        values: list[float] = []
+        for parts in _PARTS:
+            if len(values) < _FEWEST_TICKS:
+                values = [part * 10.0**ten for ten in tens for part in parts]
+                values = [value for value in values if low <= value <= high]
+        return cls._of(low, high, values[:: -(-len(values) // 6)], form, logarithmic=True)
 
     @classmethod
     def _of(

@@ -234,7 +234,7 @@ def test_pictures_for_the_documentation(page: Browser) -> None:
     url = Path(os.environ["FOVEA_REPORT"]).resolve().as_uri()
     for name, width, height, dark, top in (
         ("evaluation", 1100, 1650, False, "main"),
-        ("evaluation-pictures", 1100, 1180, False, ".choose.sticky"),
+        ("evaluation-pictures", 1100, 800, False, ".choose.sticky"),
         ("evaluation-narrow-dark", 360, 1500, True, "main"),
     ):
         page.open(url, width=width, dark=dark)
