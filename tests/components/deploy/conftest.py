@@ -1,10 +1,11 @@
 """What comes before a deployment: a model, a dataset, an evaluation and a decision, in a real S3."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import boto3
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -168,10 +169,9 @@ def answers(tuned_folder: Path) -> list[Answer]:
     return Predictor.load(tuned_folder, device="cpu").answer(pictures, max_new_tokens=32)
 
 
-@pytest.fixture
-def world(s3: str, tmp_path: Path, tuned_folder: Path, answers: list[Answer]) -> World:
-    """All that a deployment needs."""
-    context = RunContext(artifact_root=s3, run_id="run-0")
+def make_world(root: str, folder: Path, tuned_folder: Path, answers: list[Answer]) -> World:
+    """Commit under ``root`` all that a deployment needs."""
+    context = RunContext(artifact_root=root, run_id="run-0")
     common: dict[str, Any] = {"version": 1, "context": context, "parameters": {}, "parents": {}}
     model = run_step(
         ModelRecord,
@@ -185,4 +185,31 @@ def world(s3: str, tmp_path: Path, tuned_folder: Path, answers: list[Answer]) ->
     dataset = run_step(DatasetRecord, step="prepare_data", work=_write_dataset, **common)
     evaluation = evaluate(context, model, dataset, [answer.text for answer in answers])
     decision = decide(context, model, evaluation)
-    return World(s3, tmp_path, model, dataset, evaluation, decision)
+    return World(root, folder, model, dataset, evaluation, decision)
+
+
+@pytest.fixture
+def world(s3: str, tmp_path: Path, tuned_folder: Path, answers: list[Answer]) -> World:
+    """All that a deployment needs."""
+    return make_world(s3, tmp_path, tuned_folder, answers)
+
+
+@pytest.fixture(scope="session")
+def shared_world(
+    s3_server: dict[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
+    tuned_folder: Path,
+    answers: list[Answer],
+) -> World:
+    """Made once; tests take it as `settled`."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_server.items():
+            patch.setenv(name, value)
+        boto3.Session().client("s3").create_bucket(Bucket="settled")
+        return make_world("s3://settled", tmp_path_factory.mktemp("settled"), tuned_folder, answers)
+
+
+@pytest.fixture
+def settled(s3: str, shared_world: World, tmp_path: Path) -> World:
+    """The same for every test: nothing is deployed in it, and nothing of it is changed."""
+    return replace(shared_world, folder=tmp_path)

@@ -6,6 +6,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,23 @@ def record_uri(world: World) -> str:
     return index_uri(world.root, world.model.step, world.model.input_key)
 
 
+@pytest.fixture
+def one_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The server of the test's first deployment is kept for the next, which would start the same one."""
+    real, addresses = LocalServer.running, list[str]()
+    with ExitStack() as stack:
+
+        @contextmanager
+        def running(server: LocalServer, timeout: float) -> Iterator[str]:
+            if not addresses:
+                addresses.append(stack.enter_context(real(server, timeout)))
+            yield addresses[0]
+
+        monkeypatch.setattr(LocalServer, "running", running)
+        yield
+
+
+@pytest.mark.usefixtures("one_server")
 def test_a_model_that_answers_as_evaluated_is_deployed(world: World, answers: list[Answer]) -> None:
     verdict = world.deploy(service_name="shop", probes=ROWS + 10)
     assert verdict == (
@@ -53,18 +72,17 @@ def test_a_model_that_answers_as_evaluated_is_deployed(world: World, answers: li
     report = StepReport.model_validate_json(storage.read_bytes(f"{world.root}/runs/run-1/deploy.json"))
     assert (report.reused, report.record_uri) == (False, deployment_uri(world.root, "shop"))
 
-
-def test_one_answer_that_differs_refuses(world: World, answers: list[Answer]) -> None:
+    # One answer that differs refuses, and what is known to be deployed stays.
     texts = [answer.text for answer in answers]
     texts[2] = texts[2].replace(".0", ".5")
     context = RunContext(artifact_root=world.root, run_id="run-0")
     evaluation = evaluate(context, world.model, world.dataset, texts)
     decision = decide(context, world.model, evaluation)
-    verdict = world.deploy(evaluation=evaluation, decision=decision, probes=3)
+    verdict = world.deploy(evaluation=evaluation, decision=decision, service_name="shop", probes=3)
     assert not verdict.deployed
     assert "2 of 3 held-out pictures" in verdict.reason
     assert texts[2] in verdict.reason
-    assert not Storage().exists(deployment_uri(world.root, "fovea"))
+    assert storage.read_bytes(deployment_uri(world.root, "shop")) == text
     written = json.loads((world.folder / "out" / "deployment").read_text())
     assert written == {"deployed": False, "reason": verdict.reason}
 
@@ -79,10 +97,10 @@ def refused(world: World, **changed: Any) -> str:
     return str(verdict.reason)
 
 
-def test_what_the_gate_refused_is_refused(world: World) -> None:
-    context = RunContext(artifact_root=world.root, run_id="run-0")
-    decision = decide(context, world.model, world.evaluation, passed=False)
-    assert refused(world, decision=decision) == "the gate refused the model: parse_rate is 0.1"
+def test_what_the_gate_refused_is_refused(settled: World) -> None:
+    context = RunContext(artifact_root=settled.root, run_id="run-0")
+    decision = decide(context, settled.model, settled.evaluation, passed=False)
+    assert refused(settled, decision=decision) == "the gate refused the model: parse_rate is 0.1"
 
 
 @pytest.mark.parametrize(
@@ -96,9 +114,9 @@ def test_what_the_gate_refused_is_refused(world: World) -> None:
     ],
 )
 def test_records_that_do_not_belong_together(
-    world: World, name: str, change: dict[str, Any], reason: str
+    settled: World, name: str, change: dict[str, Any], reason: str
 ) -> None:
-    assert refused(world, **{name: getattr(world, name).model_copy(update=change)}) == reason
+    assert refused(settled, **{name: getattr(settled, name).model_copy(update=change)}) == reason
 
 
 @pytest.mark.parametrize(
@@ -115,16 +133,16 @@ def test_records_that_do_not_belong_together(
         ({"service_name": "../x"}, "service_name"),
     ],
 )
-def test_wrong_parameters(world: World, parameters: dict[str, Any], message: str) -> None:
+def test_wrong_parameters(settled: World, parameters: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        world.deploy(**parameters)
-    assert Storage().exists(f"{world.root}/runs/run-1/failure.json")
+        settled.deploy(**parameters)
+    assert Storage().exists(f"{settled.root}/runs/run-1/failure.json")
 
 
-def test_a_taken_port_is_the_reason(world: World) -> None:
+def test_a_taken_port_is_the_reason(settled: World) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        verdict = world.deploy(port=port)
+        verdict = settled.deploy(port=port)
     assert not verdict.deployed
     assert f"port {port} on 127.0.0.1 cannot be used" in verdict.reason
 
@@ -137,15 +155,15 @@ def test_a_model_changed_in_the_bucket_is_the_reason(world: World) -> None:
     assert "is not the file its record names" in verdict.reason
 
 
-def test_a_server_that_takes_too_long_is_stopped(world: World) -> None:
+def test_a_server_that_takes_too_long_is_stopped(settled: World) -> None:
     with (
         pytest.raises(ServerError, match=r"was not ready after 0 s"),
-        LocalServer(record_uri(world), "fovea").running(timeout=0.1),
+        LocalServer(record_uri(settled), "fovea").running(timeout=0.1),
     ):
         pass
 
 
-def test_the_server_ends_with_the_process_that_started_it(world: World) -> None:
+def test_the_server_ends_with_the_process_that_started_it(settled: World) -> None:
     script = (
         "import sys\n"
         "from components.deploy.local_server import LocalServer\n"
@@ -154,7 +172,7 @@ def test_the_server_ends_with_the_process_that_started_it(world: World) -> None:
         "    sys.stdin.read()\n"
     )
     parent = subprocess.Popen(
-        [sys.executable, "-c", script, record_uri(world)],
+        [sys.executable, "-c", script, record_uri(settled)],
         cwd=REPOSITORY,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

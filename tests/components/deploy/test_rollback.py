@@ -79,6 +79,6 @@ def test_a_champion_that_fails_now_is_not_brought_back(world: World, passes: lis
     assert champion_before(Storage(), world.root, present(world)).run_id == "run-1"
 
 
-def test_what_was_never_deployed(world: World) -> None:
+def test_what_was_never_deployed(settled: World) -> None:
     with pytest.raises(UserError, match="no run has deployed the service 'shop'"):
-        roll_back("shop", world.root, Storage())
+        roll_back("shop", settled.root, Storage())
