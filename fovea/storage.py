@@ -35,6 +35,7 @@ _WORKERS = 8
 _STALE = timedelta(days=2)
 """Longer than any upload takes."""
 _ABSENT = {"404", "NoSuchKey", "NotFound"}
+_BEYOND_THE_END = {"416", "InvalidRange"}
 
 
 def split_uri(uri: str) -> tuple[str, str]:
@@ -77,7 +78,13 @@ class Storage:
         # A session of its own: the module's default one keeps the first credentials it ever saw.
         self._client = client or boto3.Session().client(
             "s3",
-            config=Config(retries={"mode": "standard", "max_attempts": 5}, max_pool_connections=4 * _WORKERS),
+            config=Config(
+                retries={"mode": "standard", "max_attempts": 5},
+                max_pool_connections=4 * _WORKERS,
+                # rclone answers a range with the checksum of the whole object; what is read in ranges has a
+                # SHA-256 of ours.
+                response_checksum_validation="when_required",
+            ),
         )
         self._transfer = TransferConfig(
             multipart_threshold=64 << 20, multipart_chunksize=32 << 20, max_concurrency=4
@@ -92,8 +99,28 @@ class Storage:
         """
         bucket, key = split_uri(uri)
         with _explained(uri):
-            body: bytes = self._client.get_object(Bucket=bucket, Key=key)["Body"].read()
+            found = self._client.get_object(Bucket=bucket, Key=key, ChecksumMode="ENABLED")
+            body: bytes = found["Body"].read()
             return body
+
+    def read_range(self, uri: str, start: int, length: int) -> bytes:
+        """Return ``length`` bytes (at least 1) of an object from ``start`` on, fewer where it ends before.
+
+        Raises:
+            UserError: there is no such object, or S3 refuses.
+        """
+        bucket, key = split_uri(uri)
+        with _explained(uri):
+            try:
+                found = self._client.get_object(
+                    Bucket=bucket, Key=key, Range=f"bytes={start}-{start + length - 1}"
+                )
+            except ClientError as error:
+                if _code(error) in _BEYOND_THE_END:
+                    return b""
+                raise
+            part: bytes = found["Body"].read()
+            return part
 
     def read_file(self, uri: str, path: Path) -> None:
         """Bring an object of any size into a local file.

@@ -65,7 +65,7 @@ def cluster_pictures(db: sqlite3.Connection) -> None:
     hashes = _hashes(db)
     roots = np.arange(len(hashes))
     for one, other in _candidates(hashes, roots):
-        first, second = _root(roots, one), _root(roots, other)
+        first, second = find_root(roots, one), find_root(roots, other)
         if first == second:
             continue
         digests, prints = zip(*(_print(db, each) for each in (one, other)), strict=True)
@@ -73,7 +73,7 @@ def cluster_pictures(db: sqlite3.Connection) -> None:
             roots[max(first, second)] = min(first, second)
             kind = "same" if prints[0] == prints[1] else "near"
             db.execute("INSERT OR IGNORE INTO links VALUES (?, ?, ?)", (*sorted(digests), kind))
-    joined = ((_root(roots, each), each) for each in range(len(roots)) if roots[each] != each)
+    joined = ((find_root(roots, each), each) for each in range(len(roots)) if roots[each] != each)
     db.execute("UPDATE prints SET cluster = id")
     db.executemany("UPDATE prints SET cluster = ? WHERE id = ?", joined)
 
@@ -92,10 +92,10 @@ def _candidates(hashes: Bytes, roots: NDArray[np.intp]) -> Iterator[tuple[int, i
         keys = np.ascontiguousarray(band).view(np.uint32).ravel()
         # Within equal keys by the whole hash, so that the window holds the most alike.
         order = np.lexsort((*hashes.T[:8], keys))
-        ends = np.flatnonzero(np.diff(keys[order])) + 1
-        for bucket in np.split(order, ends):
-            if len(bucket) > 1:
-                yield from _alike(bucket, hashes, roots)
+        edges = np.flatnonzero(np.diff(keys[order], prepend=~keys[order[:1]], append=~keys[order[-1:]]))
+        several = np.flatnonzero(np.diff(edges) > 1)
+        for start, end in zip(edges[several], edges[several + 1], strict=True):
+            yield from _alike(order[start:end], hashes, roots)
 
 
 def _alike(bucket: NDArray[np.intp], hashes: Bytes, roots: NDArray[np.intp]) -> Iterator[tuple[int, int]]:
@@ -107,7 +107,8 @@ def _alike(bucket: NDArray[np.intp], hashes: Bytes, roots: NDArray[np.intp]) -> 
             yield int(one), int(other)
 
 
-def _root(roots: NDArray[np.intp], node: int) -> int:
+def find_root(roots: NDArray[np.intp], node: int) -> int:
+    """Return what stands for a node's group where ``roots`` leads from each node to another or itself."""
     while roots[node] != node:
         roots[node] = roots[roots[node]]
         node = int(roots[node])

@@ -28,11 +28,10 @@ from urllib.parse import quote
 
 import pyarrow
 import pyarrow.parquet
-from botocore.exceptions import BotoCoreError, ClientError
 
 from fovea.errors import UserError
 from fovea.fetch import Version
-from fovea.storage import Storage, join_uri, split_uri
+from fovea.storage import Storage, join_uri
 
 _PACK_BYTES = 32 << 20
 _PACK_SECONDS = 5.0
@@ -125,7 +124,13 @@ class PictureStore:
         """
         start = near[0].offset
         length = max(stored.offset + stored.length for stored in near) - start
-        data = _read_range(self._storage, self._pack_uri(near[0].pack), start, length)
+        uri = self._pack_uri(near[0].pack)
+        try:
+            data = self._storage.read_range(uri, start, length)
+        except UserError:
+            if self._storage.exists(uri):
+                raise
+            data = b""
         originals = [data[one.offset - start : one.offset - start + one.length] for one in near]
         return [
             original if hashlib.sha256(original).hexdigest() == one.digest else None
@@ -300,17 +305,3 @@ def _is_near(first: Stored, last: Stored, following: Stored) -> bool:
         and following.offset - last.offset - last.length <= _GAP_BYTES
         and following.offset + following.length - first.offset <= _READ_BYTES
     )
-
-
-def _read_range(storage: Storage, uri: str, start: int, length: int) -> bytes:
-    """Return a part of an object; nothing where there is no such object or part."""
-    bucket, key = split_uri(uri)
-    try:
-        answer = storage._client.get_object(
-            Bucket=bucket, Key=key, Range=f"bytes={start}-{start + length - 1}"
-        )
-        part: bytes = answer["Body"].read()
-        return part
-    except (ClientError, BotoCoreError):
-        # The plain way knows what to say.
-        return storage.read_bytes(uri)[start : start + length] if storage.exists(uri) else b""

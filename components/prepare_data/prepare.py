@@ -2,13 +2,14 @@
 
 import logging
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from components.prepare_data import figures
 from components.prepare_data.card import write_card
-from components.prepare_data.figures import shown
 from components.prepare_data.fill import PICTURE_LIMITS, drop_duplicates, fetch_pictures
 from components.prepare_data.parameters import PrepareParameters
 from components.prepare_data.picture_store import open_store
@@ -39,7 +40,7 @@ from fovea.records import (
 )
 from fovea.steps import Attempt, RunContext, parse_parameters, reporting_failure, run_step
 from fovea.storage import Storage, join_uri
-from fovea.task import CategoryField, Task
+from fovea.task import Task
 
 STEP = "prepare_data"
 VERSION = 2
@@ -219,7 +220,7 @@ class _Preparation:
             settings=self._wanted.model_dump(mode="json"),
         )
         self._storage.write_bytes(self.report_uri, path.read_bytes())
-        tracked.log_params({name: shown(value) for name, value in self._wanted.model_dump().items()})
+        tracked.log_params({name: figures.shown(value) for name, value in self._wanted.model_dump().items()})
         rows = {split: rows for split, (rows, _) in workspace.splits().items()}
         tracked.log_metrics({**rows, "left_out": sum(workspace.dropped().values())}, prefix="rows_")
         tracked.log_file(path)
@@ -250,14 +251,9 @@ class _Preparation:
 
 
 def _categories(workspace: Workspace, task: Task) -> dict[str, int]:
-    names = [name for name, field in task.fields.items() if isinstance(field, CategoryField)]
-    counts: dict[str, int] = {}
-    for name in names:
-        for value, rows in workspace.db.execute(
-            'SELECT json_extract("values", ?), count(*) FROM rows WHERE reason IS NULL GROUP BY 1',
-            (f'$."{name}"',),
-        ):
-            counts[value] = counts.get(value, 0) + rows
+    counts = Counter[str]()
+    for _, found in figures.categories(workspace, task):
+        counts.update({name: sum(splits.values()) for name, splits in found.items()})
     return dict(sorted(counts.items()))
 
 

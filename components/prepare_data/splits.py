@@ -7,21 +7,28 @@ row, and a row that is new and would join two splits is left out.
 The assignments are a log: numbered Parquet objects that are never rewritten, each written on the condition
 that nobody else wrote that number. With them a run that is killed after it added to them, and starts again,
 comes to the same splits: kept rows are known then, and those it left out are as new as before.
+
+Some S3 servers (rclone's) ignore such a condition. So what was written is read back, and a run that finds
+another's there begins again. A write that comes after the reading is not seen: on such a server let one
+preparation of a ``split_name`` run at a time.
 """
 
 import hashlib
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from components.prepare_data.near_duplicates import cluster_pictures
+from components.prepare_data.near_duplicates import cluster_pictures, find_root
 from components.prepare_data.workspace import Workspace
-from fovea.storage import Storage, join_uri
+from fovea.storage import Storage, join_uri, sha256_file
 
 SPLITS = ("train", "validation", "test")
 IN_TWO_SPLITS = "near_duplicates_in_two_splits"
@@ -33,7 +40,7 @@ LARGEST_SMALL_GROUP = 20
 
 _FORMAT = 1
 """Raised when fingerprints are no longer comparable with the assignments' own."""
-_BATCH = 10_000
+_BATCH = 1000
 
 _COLUMNS = pyarrow.schema(
     [
@@ -100,22 +107,28 @@ class Assignments:
     def add(self, workspace: Workspace) -> bool:
         """Add the workspace's new rows; return False where another run added something meanwhile."""
         new = workspace.db.execute(
-            "SELECT DISTINCT rows.product, digest, rows.split, prints.fingerprint "
-            "FROM rows JOIN pictures USING (address) JOIN prints USING (digest) "
-            "LEFT JOIN assigned USING (product, digest) "
-            "WHERE rows.reason IS NULL AND assigned.split IS NULL ORDER BY rows.product, digest"
+            # Sorted without the fingerprints, which are most of it.
+            "SELECT product, digest, split, (SELECT fingerprint FROM prints WHERE digest = new.digest) FROM ("
+            "  SELECT DISTINCT rows.product, digest, rows.split"
+            "  FROM rows JOIN pictures USING (address) LEFT JOIN assigned USING (product, digest)"
+            "  WHERE rows.reason IS NULL AND assigned.split IS NULL ORDER BY rows.product, digest"
+            ") AS new"
         )
-        with tempfile.TemporaryFile() as file:
-            if not _write(file, new):
+        with tempfile.TemporaryDirectory() as folder:
+            mine, there = Path(folder, "mine.parquet"), Path(folder, "there.parquet")
+            if not _write(mine, new):
                 return True
-            file.seek(0)
             uri = f"{self._uri}{self._read + 1:08}.parquet"
-            return self._storage.write_bytes(uri, file, only_if_absent=True)
+            with mine.open("rb") as file:
+                if not self._storage.write_bytes(uri, file, only_if_absent=True):
+                    return False
+            self._storage.read_file(uri, there)
+            return sha256_file(there) == sha256_file(mine)
 
 
-def _write(file: Any, rows: Any) -> int:
+def _write(path: Path, rows: Any) -> int:
     count = 0
-    with pyarrow.parquet.ParquetWriter(file, _COLUMNS, compression="zstd") as writer:
+    with pyarrow.parquet.ParquetWriter(path, _COLUMNS, compression="zstd") as writer:
         while batch := rows.fetchmany(_BATCH):
             columns = [pyarrow.array(column) for column in zip(*batch, strict=True)]
             writer.write_batch(pyarrow.RecordBatch.from_arrays(columns, schema=_COLUMNS))
@@ -132,11 +145,14 @@ def assign_splits(workspace: Workspace, plan: SplitPlan) -> None:
     db = workspace.db
     db.execute("UPDATE rows SET split = NULL, reason = nullif(reason, ?)", (IN_TWO_SPLITS,))
     _find_clusters(workspace)
-    broken = _find_groups(workspace)
+    _find_groups(workspace)
     _fix_what_is_known(workspace)
     # What shares a cluster that is taken follows that, and needs no company.
-    new = "WHERE new AND cluster NOT IN (SELECT cluster FROM taken)"
-    for members in _components(_sharing(workspace, new), apart=broken):
+    new = (
+        "WHERE new AND cluster NOT IN (SELECT cluster FROM taken) "
+        "AND product NOT IN (SELECT product FROM groups WHERE reason IS NOT NULL)"
+    )
+    for members in _groups(workspace, new):
         forced = {split for product in members for split in _forced(workspace, product)}
         _decide(workspace, members, forced or {plan.split_of(plan.speaker(members))})
     alone = db.execute(
@@ -179,23 +195,20 @@ def _find_clusters(workspace: Workspace) -> None:
     )
 
 
-def _find_groups(workspace: Workspace) -> set[str]:
-    """Fill ``groups``, from this run's rows alone; return the products of groups that are broken up."""
+def _find_groups(workspace: Workspace) -> None:
+    """Fill ``groups``, from this run's rows alone; those that are too large are broken up."""
     db = workspace.db
     rows = db.execute("SELECT sum(size) FROM pairs").fetchone()[0] or 0
     limit = max(LARGEST_GROUP * rows, LARGEST_SMALL_GROUP)
-    broken: set[str] = set()
-    for members in _components(_sharing(workspace, ""), apart=set()):
+    for members in _groups(workspace, ""):
         sizes = (
             db.execute("SELECT sum(size) FROM pairs WHERE product = ?", (product,)) for product in members
         )
         too_large = sum(size.fetchone()[0] for size in sizes) > limit
-        broken.update(members if too_large else ())
         db.executemany(
             "INSERT INTO groups VALUES (?, ?, ?)",
             ((product, members[0], "too_large" if too_large else None) for product in members),
         )
-    return broken
 
 
 def _fix_what_is_known(workspace: Workspace) -> None:
@@ -249,37 +262,41 @@ def _write_down(workspace: Workspace) -> None:
     )
 
 
-def _sharing(workspace: Workspace, condition: str) -> Iterator[tuple[int, str]]:
-    """Yield (cluster, product), by cluster, of the clusters that several products share."""
-    yield from workspace.db.execute(
-        f"SELECT cluster, product FROM pairs JOIN ("  # noqa: S608 - the condition is this module's own
-        f"SELECT cluster FROM pairs {condition} GROUP BY cluster HAVING count(DISTINCT product) > 1"
-        f") USING (cluster) {condition} GROUP BY cluster, product"
+def _groups(workspace: Workspace, condition: str) -> Iterator[list[str]]:
+    """Yield the products that hang together by clusters of pictures, each list in alphabetical order.
+
+    Only the pairs that meet the condition count. In memory lie 8 bytes a product, and one list.
+    """
+    db = workspace.db
+    workspace.run(
+        f"""
+        DROP TABLE IF EXISTS sharing;
+        DROP TABLE IF EXISTS members;
+        CREATE TABLE sharing AS -- clusters that several products share
+            SELECT cluster, product FROM pairs JOIN (
+                SELECT cluster FROM pairs {condition} GROUP BY cluster HAVING count(DISTINCT product) > 1
+            ) USING (cluster) {condition} GROUP BY cluster, product;
+        CREATE TABLE members (id INTEGER PRIMARY KEY, product TEXT UNIQUE, root INTEGER);
+        INSERT INTO members (id, product)
+            SELECT row_number() OVER (ORDER BY product) - 1, product FROM sharing GROUP BY product
+        """  # noqa: S608 - the condition is this module's own
     )
-
-
-def _components(sharing: Iterable[tuple[int, str]], *, apart: set[str]) -> list[list[str]]:
-    """Return the products that hang together, each list in alphabetical order; those ``apart`` with none."""
-    parent: dict[str, str] = {}
-
-    def find(product: str) -> str:
-        parent.setdefault(product, product)
-        while parent[product] != product:
-            parent[product] = parent[parent[product]]
-            product = parent[product]
-        return product
-
-    cluster, first = -1, ""
-    for where, product in sharing:
-        if product in apart:
-            continue
-        if where != cluster:
-            cluster, first = where, product
-        parent[find(product)] = find(first)
-    members: dict[str, list[str]] = {}
-    for product in sorted(parent):
-        members.setdefault(find(product), []).append(product)
-    return [each for each in members.values() if len(each) > 1]
+    roots = np.arange(db.execute("SELECT count(*) FROM members").fetchone()[0])
+    here, first = -1, 0
+    for cluster, member in db.execute(
+        "SELECT cluster, id FROM sharing JOIN members USING (product) ORDER BY cluster"
+    ):
+        if cluster != here:
+            here, first = cluster, member
+        one, other = sorted((find_root(roots, first), find_root(roots, member)))
+        roots[other] = one
+    db.executemany(
+        "UPDATE members SET root = ? WHERE id = ?",
+        ((find_root(roots, each), each) for each in range(len(roots))),
+    )
+    found = db.execute("SELECT root, product FROM members ORDER BY root, id")
+    for _, group in groupby(found, itemgetter(0)):
+        yield [product for _, product in group]
 
 
 def _hash(purpose: str, seed: int, product: str) -> float:

@@ -130,12 +130,14 @@ def _csv(path: Path, location: str, columns: Sequence[str]) -> Iterator[SourceRo
     )
     number = 2  # the header is 1
     for batch in reader:
-        for record in batch.to_pylist():
-            while malformed and malformed[0].number == number:
-                yield _malformed(malformed.pop(0).text)
+        # Some rows at a time: as objects they take many times the memory of the batch.
+        for start in range(0, batch.num_rows, _BATCH_ROWS):
+            for record in batch.slice(start, _BATCH_ROWS).to_pylist():
+                while malformed and malformed[0].number == number:
+                    yield _malformed(malformed.pop(0).text)
+                    number += 1
+                yield SourceRow(record)
                 number += 1
-            yield SourceRow(record)
-            number += 1
     yield from (_malformed(row.text) for row in malformed)
 
 

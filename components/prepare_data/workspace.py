@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from fovea.task import FieldValue
 
-_CACHE_KIB = 16 << 10
+_CACHE_KIB = 4 << 10
 
 _TABLES = """
 CREATE TABLE rows (

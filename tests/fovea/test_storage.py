@@ -71,6 +71,16 @@ def test_what_goes_up_comes_down(s3: str, payload: Path) -> None:
         assert (folder / entry.path).read_bytes() == (payload / entry.path).read_bytes()
 
 
+def test_a_part_of_an_object(s3: str) -> None:
+    storage = Storage()
+    storage.write_bytes(f"{s3}/object", bytes(range(200)))
+    for start, length in ((0, 200), (0, 7), (190, 10), (190, 1000), (77, 1)):
+        assert storage.read_range(f"{s3}/object", start, length) == bytes(range(200))[start : start + length]
+    assert storage.read_range(f"{s3}/object", 200, 5) == b""
+    with pytest.raises(UserError, match="there is no such object"):
+        storage.read_range(f"{s3}/none", 0, 5)
+
+
 def test_a_file_that_was_changed_in_s3_is_refused_and_never_in_the_cache(s3: str, payload: Path) -> None:
     storage = Storage()
     record = model_record(storage, payload, f"{s3}/models/a/")
