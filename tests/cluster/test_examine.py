@@ -3,6 +3,7 @@
 import base64
 import http.server
 import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,19 @@ from tests.cluster.conftest import Install
 IMAGE = "registry.example/fovea@sha256:" + "1" * 64
 TAINT = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
 TOLERATION = {"key": "nvidia.com/gpu", "operator": "Exists"}
+# Another worker of the session has nodes of its own.
+POOL = f"a100-{uuid.uuid4().hex[:6]}"
 SERVICE = {
     "tolerations": [TOLERATION],
-    "node_selector": {"pool": "a100"},
+    "node_selector": {"pool": POOL},
     "service_account_name": "fovea-server",
 }
 
+FREE = f"1 on {POOL}-1, 2 on {POOL}-2"
+
 
 def settings(**changes: Any) -> ClusterSettings:
-    placed = {"gpu_node_selector": {"pool": "a100"}, "gpu_tolerations": [TOLERATION]}
+    placed = {"gpu_node_selector": {"pool": POOL}, "gpu_tolerations": [TOLERATION]}
     return ClusterSettings.model_validate(
         {"image": IMAGE, "scratch": "80Gi", "defaults": {"kserve": SERVICE}, **placed, **changes}
     )
@@ -51,9 +56,9 @@ def two_nodes(admin: Any, install: Install) -> Iterator[None]:
     }
     small = {"cpu": "4", "memory": "16Gi", "ephemeral-storage": "50Gi", "pods": "110"}
     nodes = [
-        ("a100-1", {"pool": "a100"}, [TAINT], gpus),
-        ("a100-2", {"pool": "a100"}, [TAINT], gpus),
-        ("small-1", {}, [], small),
+        (f"{POOL}-1", {"pool": POOL}, [TAINT], gpus),
+        (f"{POOL}-2", {"pool": POOL}, [TAINT], gpus),
+        (f"small-{POOL}", {}, [], small),
     ]
     for name, labels, taints, allocatable in nodes:
         core.create_node({"metadata": {"name": name, "labels": labels}, "spec": {"taints": taints}})
@@ -66,7 +71,7 @@ def two_nodes(admin: Any, install: Install) -> Iterator[None]:
         "image": "busy",
         "resources": {"limits": {"nvidia.com/gpu": "1"}, "requests": {"cpu": "1"}},
     }
-    body = {"metadata": {"name": "busy"}, "spec": {"nodeName": "a100-1", "containers": [holder]}}
+    body = {"metadata": {"name": "busy"}, "spec": {"nodeName": f"{POOL}-1", "containers": [holder]}}
     core.create_namespaced_pod(namespace, body)
     yield
     for name, *_ in nodes:
@@ -92,7 +97,7 @@ def test_an_installation_that_is_whole(install: Install, admin: Any, s3: str) ->
     assert levels.pop("GPUs to serve") == {"ok"}
     assert {each for level in levels.values() for each in level} == {"ok"}, found
     assert "takes a conditional write twice" in found["S3"][0].found
-    assert found["GPUs to train"][0].found == "training takes 1 on one node; free: 1 on a100-1, 2 on a100-2"
+    assert found["GPUs to train"][0].found == f"training takes 1 on one node; free: {FREE}"
     assert "room for 3 more pods of 1" in found["GPUs to serve"][0].found
     assert [each.found for each in found["account"]] == ["fovea-pipeline", "fovea-deployer", "fovea-server"]
     assert "fetch profiles default, intranet" in found["platform"][0].found
@@ -113,7 +118,7 @@ def test_what_does_not_fit(install: Install, admin: Any) -> None:
     found = look(admin, namespace, large)
     for what in ("GPUs to train", "GPUs to serve", "disk", "memory", "CPU", "Kueue", "Secret"):
         assert "missing" in {each.level for each in found[what]}, found[what]
-    assert "training takes 4 on one node; free: 1 on a100-1, 2 on a100-2" in found["GPUs to train"][0].found
+    assert f"training takes 4 on one node; free: {FREE}" in found["GPUs to train"][0].found
     assert {each.found for each in found["Secret"]} >= {"there is no Secret fovea-s3"}
     (class_,) = look(admin, namespace, settings(scratch_class="gp3"))["storage class"]
     assert class_.found == "there is no gp3"
