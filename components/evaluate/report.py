@@ -43,11 +43,6 @@ _IN_SLICES = (
 )
 _NO_FRACTIONS = {"samples", "products", "price_mean_absolute_error"}
 _SLICES = {"category": "By category", "price_band": "By price"}
-_BASELINES = {
-    "majority_category": "most frequent",
-    "category_median_price": "typical of category",
-    "nearest_neighbour": "nearest picture",
-}
 
 
 @dataclass(frozen=True)
@@ -210,7 +205,7 @@ class _Report:
         base, champion = self._base, self._models["champion"]
         found = [
             Subject(
-                _BASELINES.get(name, shown(name.replace("_", " "), 40)),
+                _baseline(name),
                 "five",
                 metrics,
                 metrics,
@@ -280,11 +275,15 @@ class _Report:
                 yield kind, title, list(models), [_slice_table(kind, name, models) for name in _IN_SLICES]
 
 
+def _baseline(name: str) -> str:
+    return shown(name.replace("_", " "), 40)
+
+
 def _read_baselines(base: EvaluationRecord, storage: Storage) -> dict[str, Outcomes]:
     if not base.baselines:
         return {}
     found = read_baselines(storage.download(base, pattern=BASELINES) / BASELINES)
-    return {_BASELINES.get(name, shown(name, 40)): outcomes for name, outcomes in found.items()}
+    return {_baseline(name): outcomes for name, outcomes in found.items()}
 
 
 def _slice_table(kind: str, name: str, models: Mapping[str, EvaluationRecord]) -> SliceTable:

@@ -192,7 +192,6 @@ def save_evaluation(
         baselines={each: measured(found) for each, found in trivial.items()},
         confusion=confusion(outcomes),
         calibration=fitted,
-        chance_category_accuracy=0.5,
     )
 
 

@@ -114,12 +114,12 @@ def test_what_it_shows(bucket: Bucket, tmp_path: Path) -> None:
     for digest in (tuned.model_digest, base.model_digest, champion.model_digest, dataset.digest):
         assert digest.removeprefix("sha256:")[:12] in text
     assert (
-        "More right categories than the champion +50.0 points 40.0 – 60.0 100.0 % against 50.0 % surely > 0.0"
+        "More right categories than the champion +50.0 points surely > 0.0 40.0 – 60.0 100.0 % against 50.0 %"
         in text
     )
     low, high = tuned.metrics.intervals["title_exact"].low, tuned.metrics.intervals["title_exact"].high
     assert f"90.0 % {100 * low:.1f} – {100 * high:.1f}" in text
-    assert "most frequent" in text
+    assert "majority category" in text
     assert "shuffled" in text
     for name in ("Price, median error", "By category", "By price", "CATEGORY 2", "10.00 to 40.00"):
         assert name in text
