@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-WIDTH, HEIGHT = 640, 200
+WIDTH, HEIGHT = 320, 150
+"""Of the drawing, about as wide as it is on a phone, so that its text can be read there."""
 _MOST_POINTS = 500
 _TICKS = 4
 
@@ -57,9 +58,10 @@ def curves(series: Mapping[str, Sequence[tuple[float, float]]]) -> Curves | None
         for name, points in finite.items()
     }
     shares = [number / _TICKS for number in range(_TICKS + 1)]
+    steps = sorted({round(left + share * (right - left)) for share in shares})
     return Curves(
         lines,
-        tuple(Tick(f"{left + share * (right - left):,.0f}", share * WIDTH) for share in shares),
+        tuple(Tick(f"{step:,}", (step - left) / width * WIDTH) for step in steps),
         tuple(Tick(_number(low + share * (high - low)), HEIGHT * (1 - share)) for share in shares),
         f"steps {left:,.0f} to {right:,.0f}, from {_number(low)} to {_number(high)}",
     )

@@ -1,6 +1,5 @@
 """The parts of a training that need no training."""
 
-import json
 import math
 import re
 from pathlib import Path
@@ -27,6 +26,7 @@ from fovea.errors import UserError
 from fovea.phi3v import Phi3VConfig, Phi3VForCausalLM, Phi3VProcessor
 from fovea.task import product_task
 from tests.components.train_lora.inputs import write_dataset
+from tests.components.train_lora.outputs import left
 from tests.tiny_model import write_tiny_model
 
 PUBLISHED = Phi3VConfig(rope_scaling={"type": "su", "short_factor": [1.0] * 48, "long_factor": [4.0] * 48})
@@ -162,34 +162,6 @@ def test_a_loss_that_explodes_ends_the_training_and_a_spike_does_not() -> None:
         step(watch, state, loss)
     with pytest.raises(UserError, match=r"exploded: 99.0 at step 22, where it began with 4.0.* rows a;"):
         step(watch, state, 99.0)
-
-
-def history(steps: int) -> list[dict[str, float]]:
-    entries: list[dict[str, float]] = []
-    for number in range(1, steps + 1):
-        entries.append(
-            {
-                "step": number,
-                "loss": 5 / number,
-                "grad_norm": 1.0,
-                "learning_rate": 1e-4,
-                "seconds": 2.0,
-                "waiting_seconds": 0.02,
-                "tokens": 1000.0,
-                "pictures": 4.0,
-            }
-        )
-        if number % 10 == 0:
-            entries.append({"step": number, "eval_loss": 6 / number, "eval_answers_right": 0.5})
-    return entries
-
-
-def left(output: Path, answers: list[dict[str, Any]], steps: int = 30) -> Path:
-    (output / "history.json").write_text(json.dumps(history(steps)))
-    trained = {"steps": steps, "epochs": 3.0, "train_loss": 1.0, "validation_loss": 0.2, "kept_step": 20}
-    (output / "trained.json").write_text(json.dumps(trained))
-    (output / "answers.json").write_text(json.dumps({"step": steps, "rows": answers}))
-    return output
 
 
 def test_the_report_shows_curves_and_answers_and_escapes_all(tmp_path: Path) -> None:
