@@ -253,12 +253,14 @@ class Examination:
             yield Finding("missing", "runtime", f"there is no ServingRuntime {name}", self._install)
             return
         image = found["spec"]["containers"][0].get("image", "")
-        if "@sha256:" in image:
-            yield Finding("ok", "runtime", f"{name}: {image}")
+        if "@sha256:" not in image:
+            remedy = "pin it: kustomize's images, digest"
+            yield Finding("note", "runtime", f"{name}: {image} is no digest", remedy)
+        elif image != self.settings.image:
+            told = f"{name} serves with {image}, runs have {self.settings.image}"
+            yield Finding("note", "runtime", told, "right during an upgrade; else make them the same")
         else:
-            yield Finding(
-                "note", "runtime", f"{name}: {image} is no digest", "pin it: kustomize's images, digest"
-            )
+            yield Finding("ok", "runtime", f"{name}: {image}")
 
     def _nodes(self) -> Iterator[Finding]:
         nodes = Nodes.read(self._get("/api/v1/nodes"), self._get("/api/v1/pods"))

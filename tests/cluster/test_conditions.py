@@ -73,7 +73,9 @@ def test_the_role_is_enough_and_no_more(
     assert cluster.done == granted_verbs()
 
 
-def test_a_namespace_without_rights(place: Place, alice: Any) -> None:
+def test_a_namespace_without_rights(place: Place, alice: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As if the API server had been up for long.
+    monkeypatch.setattr("components.deploy.cluster._START_SECONDS", 0.0)
     cluster = Cluster(alice, place.namespace)
     with pytest.raises(ClusterError, match=r"may not get leases .* bind the Role fovea-deployer"):
         place.deploy("a", cluster=cluster)

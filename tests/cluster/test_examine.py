@@ -22,7 +22,9 @@ from pipelines.findings import Finding
 from tests.cluster.api_server import ENVTEST
 from tests.cluster.conftest import Install
 
-IMAGE = "registry.example/fovea@sha256:" + "1" * 64
+IMAGE = "ghcr.io/fovea-mlops/fovea@sha256:" + "0" * 64
+"""The production overlay's."""
+
 TAINT = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
 TOLERATION = {"key": "nvidia.com/gpu", "operator": "Exists"}
 # Another worker of the session has nodes of its own.
@@ -120,7 +122,10 @@ def test_what_does_not_fit(install: Install, admin: Any) -> None:
         assert "missing" in {each.level for each in found[what]}, found[what]
     assert f"training takes 4 on one node; free: {FREE}" in found["GPUs to train"][0].found
     assert {each.found for each in found["Secret"]} >= {"there is no Secret fovea-s3"}
-    (class_,) = look(admin, namespace, settings(scratch_class="gp3"))["storage class"]
+    other = settings(scratch_class="gp3", image=IMAGE.replace("0", "1"))
+    found = look(admin, namespace, other)
+    assert "runs have" in found["runtime"][0].found
+    (class_,) = found["storage class"]
     assert class_.found == "there is no gp3"
 
 
