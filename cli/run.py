@@ -43,7 +43,7 @@ def run(
 
     from pipelines.local import Sample, run_locally
     from pipelines.processes import interruptible
-    from pipelines.report import choose_examples, save_picture, write_report
+    from pipelines.report import choose_examples, save_evaluation, save_picture, write_report
     from pipelines.settings import default_settings, read_overrides, read_settings
     from pipelines.state import claim
     from pipelines.summary import collect_summary
@@ -67,6 +67,7 @@ def run(
         )
         summary.write(place.last_run)
         write_report(place.last_run, summary, *choose_examples(records, ended.storage, place.cache))
+        save_evaluation(place.last_run, ended.storage, ended.settings.artifact_root, ended.run_id)
         if summary.endpoint:
             save_picture(place.last_run, records, ended.storage, place.cache, summary.endpoint.row_id)
     _print_summary(console, summary, place)
@@ -117,12 +118,14 @@ def _print_summary(console: "Console", summary: "Summary", place: "State") -> No
     console.print("\n[bold]Where it is[/bold]")
     for what, path in (
         ("report", place.last_run / "report.html"),
+        ("evaluation", place.last_run / "evaluation.html"),
         ("figures", place.last_run / "summary.json"),
         ("full log", place.last_run / "log.txt"),
         ("MLflow store", place.mlflow),
         ("S3 store", place.s3),
     ):
-        console.print(f"  {what:13}{_near(path)}", markup=False)
+        if path.exists():
+            console.print(f"  {what:13}{_near(path)}", markup=False)
 
 
 def _print_models(console: "Console", summary: "Summary") -> None:
@@ -132,10 +135,11 @@ def _print_models(console: "Console", summary: "Summary") -> None:
 
     table = Table(title=f"\n{summary.samples} held-out pictures", title_justify="left", title_style="bold")
     table.add_column("")
-    for heading in figures.COLUMNS.values():
+    headings = figures.columns(summary.models)
+    for heading in headings.values():
         table.add_column(heading, justify="right")
     for name, label in figures.ROWS.items():
-        table.add_row(label, *(figures.metric(summary.models.get(model), name) for model in figures.COLUMNS))
+        table.add_row(label, *(figures.metric(summary.models[model], name) for model in headings))
     console.print(table)
 
 

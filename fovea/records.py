@@ -258,8 +258,6 @@ class EvaluationRecord(Record):
     confusion: Confusion | None = None
     calibration: Calibration | None = None
     """Of the confidences, from the validation split; None where it was not asked for."""
-    chance_category_accuracy: float
-    """What always answering the split's most frequent category would reach."""
 
 
 class RuleResult(_Model):

@@ -1,9 +1,17 @@
 """How figures are written for people, in the terminal and in the report alike."""
 
+from collections.abc import Mapping
+
 from fovea.records import Metrics, RuleResult
 
-COLUMNS = {"base": "base", "tuned": "tuned", "shuffled": "shuffled"}
-"""The models of the table, by the summary's name for them."""
+COLUMNS = {
+    "nearest_neighbour": "nearest neighbour",
+    "base": "base",
+    "champion": "champion",
+    "tuned": "tuned",
+    "shuffled": "shuffled",
+}
+"""The models of the table, by the summary's name for them; one that is not there has no column."""
 
 ROWS = {
     "parse_rate": "answers that can be read",
@@ -12,6 +20,11 @@ ROWS = {
     "price_median_ape": "median price error",
 }
 """The figures of the table, by their name in `Metrics`."""
+
+
+def columns(models: Mapping[str, Metrics]) -> dict[str, str]:
+    """Return the headings of the table's columns, by the summary's names for the models."""
+    return {name: heading for name, heading in COLUMNS.items() if name in models}
 
 
 def percent(value: float | None) -> str:

@@ -79,6 +79,7 @@ def finetune(
     max_samples: int = 0,
     generation_batch_size: int = 16,
     max_new_tokens: int = 64,
+    calibration_samples: int = 500,
     min_samples: int = 200,
     min_parse_rate: float = 0.98,
     min_category_accuracy: float = 0.9,
@@ -147,6 +148,8 @@ def finetune(
         max_samples: Rows of the test split that the models are evaluated on; 0 for all.
         generation_batch_size: Pictures answered at once in the evaluation.
         max_new_tokens: Longest answer, in tokens.
+        calibration_samples: Rows of the validation split that the confidences of a tuned model are calibrated
+            on; 0 for none.
         min_samples: The gate asks for at least this many evaluated rows.
         min_parse_rate: The gate asks for this share of answers that can be read.
         min_category_accuracy: The gate asks for this share of right categories.

@@ -7,10 +7,11 @@ from typing import Any
 
 import pyarrow.parquet as parquet
 
+from components.evaluate.publish import NAME as EVALUATION_REPORT
 from fovea.pages import picture_url, render_page
 from fovea.pictures import PictureLimits, decode_picture
 from fovea.records import DatasetRecord, EvaluationRecord, Record
-from fovea.storage import Storage
+from fovea.storage import Storage, join_uri
 from fovea.task import FieldValue, PriceField, Task
 from pipelines import figures
 from pipelines.state import write_whole
@@ -83,6 +84,16 @@ def save_picture(
     found = _pictures(storage, cache, dataset, evaluation.split, [row_id])
     path = folder / "held-out.jpg"
     path.write_bytes(found[row_id])
+    return path
+
+
+def save_evaluation(folder: Path, storage: Storage, artifact_root: str, run_id: str) -> Path | None:
+    """Write the run's report of the evaluation to ``evaluation.html`` in ``folder``; None without one."""
+    uri = join_uri(artifact_root, "runs", run_id, EVALUATION_REPORT)
+    if not run_id or not storage.exists(uri):
+        return None
+    path = folder / EVALUATION_REPORT
+    path.write_bytes(storage.read_bytes(uri))
     return path
 
 

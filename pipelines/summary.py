@@ -87,7 +87,9 @@ class Summary(_Model):
     samples: int | None
     """Rows of the held-out split that the figures rest on."""
     models: dict[str, Metrics]
-    """By ``base``, ``tuned`` and ``shuffled``: the tuned model shown other products' pictures."""
+    """By ``base``, ``champion``, ``tuned``, ``shuffled`` (the tuned model shown other products' pictures),
+    and by the names of the trivial baselines.
+    """
     gate: GateSummary | None
     endpoint: EndpointSummary | None
     steps: dict[str, StepSummary]
@@ -153,9 +155,11 @@ def _reports(storage: Storage, artifact_root: str, run_id: str) -> dict[str, Ste
 
 def _models(records: Mapping[str, Record]) -> dict[str, Metrics]:
     models = {}
-    base, tuned = records.get("evaluate_base"), records.get("evaluate_tuned")
+    base, champion, tuned = (records.get(f"evaluate_{name}") for name in ("base", "champion", "tuned"))
     if isinstance(base, EvaluationRecord):
-        models["base"] = base.metrics
+        models = {**base.baselines, "base": base.metrics}
+    if isinstance(champion, EvaluationRecord):
+        models["champion"] = champion.metrics
     if isinstance(tuned, EvaluationRecord):
         models["tuned"] = tuned.metrics
         if tuned.shuffled is not None:

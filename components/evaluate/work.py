@@ -1,7 +1,6 @@
 """The work of evaluate: ask the model about every picture of a split, and measure what it answers."""
 
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,8 +149,6 @@ class Evaluation:
                 for kind, masks in slices(outcomes).items()
             },
             "confusion": confusion(outcomes),
-            "chance_category_accuracy": max(Counter(outcomes.category_truth.tolist()).values())
-            / len(outcomes),
         }
 
     def _track(self, own: Mapping[str, Any]) -> None:

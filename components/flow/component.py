@@ -58,6 +58,7 @@ def preflight(  # noqa: D417
     max_samples: int,
     generation_batch_size: int,
     max_new_tokens: int,
+    calibration_samples: int,
     min_samples: int,
     min_parse_rate: float,
     min_category_accuracy: float,

@@ -93,6 +93,7 @@ class FinetuneParameters(BaseModel):
     max_samples: Annotated[int, Field(ge=0)] = 0
     generation_batch_size: Annotated[int, Field(ge=1, le=1024)] = 16
     max_new_tokens: Annotated[int, Field(ge=1, le=1024)] = 64
+    calibration_samples: Annotated[int, Field(ge=0)] = 500
 
     # What the gate asks for
     min_samples: Annotated[int, Field(ge=1)] = 200

@@ -90,7 +90,6 @@ RECORDS: list[Record] = [
         shuffled=None,
         slices={"category": {"BAGS": METRICS}},
         baselines={"majority_category": METRICS},
-        chance_category_accuracy=0.2,
     ),
     Decision(
         **made(uri="", files=[]),

@@ -35,7 +35,7 @@ def test_a_refused_run_says_why_and_deploys_nothing(
 
 def test_its_summary_holds_every_figure(folder: Folder, refused: "subprocess.CompletedProcess[str]") -> None:
     summary = folder.summary
-    for model in ("base", "tuned", "shuffled"):
+    for model in ("nearest_neighbour", "base", "tuned", "shuffled"):
         for figure in ("parse_rate", "title_exact", "category_accuracy", "price_median_ape"):
             assert 0 <= summary["models"][model][figure] <= 1
     assert summary["samples"] >= 5
@@ -46,6 +46,7 @@ def test_its_summary_holds_every_figure(folder: Folder, refused: "subprocess.Com
     assert list(summary["steps"]) == steps
     assert not any(step["reused"] for step in summary["steps"].values())
     assert (folder.state / "last-run" / "report.html").stat().st_size > 10_000
+    assert "no report" not in (folder.state / "last-run" / "evaluation.html").read_text()
 
 
 def test_a_second_run_reuses_what_did_not_change(

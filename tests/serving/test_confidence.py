@@ -148,7 +148,6 @@ def evaluation(task: Task, calibration: Calibration | None = CALIBRATION, num_cr
         generation=GenerationParameters(max_new_tokens=64, num_crops=num_crops, dtype="float32"),
         metrics=some_metrics(),
         shuffled=None,
-        chance_category_accuracy=0.2,
         calibration=calibration,
     )
 

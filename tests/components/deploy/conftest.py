@@ -98,7 +98,6 @@ def evaluate(
             "generation": GenerationParameters(max_new_tokens=32, num_crops=4, dtype="float32"),
             "metrics": metrics,
             "shuffled": None,
-            "chance_category_accuracy": 0.3,
             "calibration": CALIBRATION,
         }
 

@@ -40,7 +40,6 @@ EVALUATION = EvaluationRecord(
     generation=GenerationParameters(max_new_tokens=64, num_crops=4, dtype="float32"),
     metrics=some_metrics(),
     shuffled=None,
-    chance_category_accuracy=0.2,
 )
 DATASET = DatasetRecord(
     **MADE, task=product_task(), splits={}, dropped={}, currency=None, categories={}, longest_side=56

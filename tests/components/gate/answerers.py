@@ -88,7 +88,6 @@ def record(digest: str, found: Mapping[str, Outcomes], **changes: Any) -> Evalua
         "dataset_digest": OTHER,
         "task_digest": TASK.digest,
         "split": "test",
-        "chance_category_accuracy": 0.5,
         "generation": GenerationParameters(max_new_tokens=64, num_crops=4, dtype="float32"),
         "metrics": measure(found["own"], RESAMPLES),
         "shuffled": measure(found["shuffled"], RESAMPLES),
