@@ -4,7 +4,8 @@
     python -m benchmarks.prepare_data memory     of the whole step, with few rows and with many
     python -m benchmarks.prepare_data reading    pictures a second that `datasets` streams from shards in S3
 
-The web server, S3 and what is measured share this machine's cores.
+The web server, S3 and what is measured share this machine's cores. Beside pictures a second, which other work
+on the machine spoils, stands the processor time that a picture took, which it hardly changes.
 """
 
 import io
@@ -17,11 +18,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import boto3
+import psutil  # type: ignore[import-untyped]
 import pyarrow
 import pyarrow.parquet
 import requests  # type: ignore[import-untyped]
@@ -30,7 +32,7 @@ from botocore.config import Config
 from datasets import Image as DatasetsImage
 from datasets import load_dataset
 from PIL import Image
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 
 from benchmarks.photographs import SIZES, write_photographs
@@ -59,17 +61,28 @@ _SEQUENTIAL_SHARE = 8
 
 
 @dataclass(frozen=True)
+class Rate:
+    """How fast one way was."""
+
+    pictures_per_second: float
+    own_ms: float
+    """Processor time a picture."""
+    servers_ms: float
+    """That of the web server and of S3, which in earnest are other machines'."""
+
+
+@dataclass(frozen=True)
 class Speed:
-    """One row, in pictures a second. None: it could not be installed."""
+    """One row. None: it could not be installed."""
 
     latency_ms: int
-    bound: float
-    unkept: float
+    bound: Rate
+    unkept: Rate
     """Without the picture store, which the others do not have."""
-    first: float
-    again: float
-    img2dataset: float | None
-    sequential: float
+    first: Rate
+    again: Rate
+    img2dataset: Rate | None
+    sequential: Rate
 
 
 def measure_speed(latencies: Sequence[int], pictures: int, other: Path | None, sizes: Sizes) -> list[Speed]:
@@ -95,17 +108,30 @@ def _at_latency(site: str, latency: int, pictures: int, folder: Path, root: str,
     some = urls[: max(1, pictures // _SEQUENTIAL_SHARE)]
     sequential = _rate(len(some), lambda: _sequential(some))
     # What slows the machine down for a while would otherwise tell on one of them alone.
-    bound = (before + _bound(folder, pictures)) / 2
+    bound = _mean(before, _bound(folder, pictures))
     return Speed(latency, bound, unkept, first, again, theirs, sequential)
 
 
-def _rate(pictures: int, work: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def _rate(pictures: int, work: Callable[[], object]) -> Rate:
+    servers = psutil.Process().children(recursive=True)
+    start, own, others = time.perf_counter(), time.process_time(), _processor_seconds(servers)
     work()
-    return pictures / (time.perf_counter() - start)
+    return Rate(
+        pictures / (time.perf_counter() - start),
+        1000 * (time.process_time() - own) / pictures,
+        1000 * (_processor_seconds(servers) - others) / pictures,
+    )
 
 
-def _bound(folder: Path, pictures: int) -> float:
+def _processor_seconds(processes: Sequence[psutil.Process]) -> float:
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
+
+
+def _mean(one: Rate, other: Rate) -> Rate:
+    return Rate(*((mine + theirs) / 2 for mine, theirs in zip(astuple(one), astuple(other), strict=True)))
+
+
+def _bound(folder: Path, pictures: int) -> Rate:
     """Decode, scale and encode alone, on all cores."""
     reuse_freed_memory()
     originals = [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]
@@ -126,7 +152,7 @@ class _Web:
         raise NotImplementedError
 
 
-def _stored(urls: Sequence[str], root: str) -> float:
+def _stored(urls: Sequence[str], root: str) -> Rate:
     """As the step does it: through the picture store, with fingerprints, onto this disk."""
     storage = Storage()
     with tempfile.TemporaryDirectory() as name:
@@ -168,19 +194,19 @@ def _sequential(urls: Sequence[str]) -> None:
 
 
 _IMG2DATASET = """
-import json, sys, time
+import json, os, sys, time
 from img2dataset import download
 
 if __name__ == "__main__":
     options, folder = json.loads(sys.argv[1]), sys.argv[2]
     for number, urls in enumerate(("one.txt", "all.txt")):
-        start = time.perf_counter()
+        start, processor = time.perf_counter(), sum(os.times()[:4])
         download(url_list=f"{folder}/{urls}", output_folder=f"{folder}/{number}", **options)
-        print("seconds", time.perf_counter() - start)
+        print("seconds", time.perf_counter() - start, sum(os.times()[:4]) - processor)
 """
 
 
-def _img2dataset(python: Path, urls: Sequence[str]) -> float:
+def _img2dataset(python: Path, urls: Sequence[str]) -> Rate:
     """img2dataset with as many processes as cores; the time it takes for one picture is taken off."""
     cores = os.cpu_count() or 1
     options = {
@@ -199,14 +225,23 @@ def _img2dataset(python: Path, urls: Sequence[str]) -> float:
         (Path(folder) / "all.txt").write_text("\n".join(urls))
         script = Path(folder) / "run.py"
         script.write_text(_IMG2DATASET)
-        told = _run([str(python), str(script), json.dumps(options), folder])
+        told = ""
+
+        def work() -> None:
+            nonlocal told
+            told = _run([str(python), str(script), json.dumps(options), folder])
+
+        servers_ms = _rate(len(urls), work).servers_ms
         one, all_of_them = (
-            float(line.split()[1]) for line in told.splitlines() if line.startswith("seconds")
+            [float(word) for word in line.split()[1:]]
+            for line in told.splitlines()
+            if line.startswith("seconds")
         )
         made = len(list((Path(folder) / "1").rglob("*.jpg")))
     if made != len(urls):
         raise UserError(f"img2dataset made {made} of {len(urls)} pictures")
-    return len(urls) / (all_of_them - one)
+    seconds, processor = (more - less for more, less in zip(all_of_them, one, strict=True))
+    return Rate(len(urls) / seconds, 1000 * processor / len(urls), servers_ms)
 
 
 def _run(command: Sequence[str]) -> str:
@@ -359,21 +394,35 @@ def _presigned(uri: str) -> str:
     return url
 
 
-def speed_table(rows: list[Speed], sizes: Sizes) -> Table:
+def speed_tables(rows: list[Speed], sizes: Sizes) -> Group:
     """The rows for people."""
     measures = ", ".join(f"{width} x {height}" for width, height in sizes)
-    table = Table(title=f"Pictures a second on {_machine()}\n{measures}, to at most {LONGEST_SIDE}")
-    table.caption = (
+    wall = Table(title=f"Pictures a second on {_machine()}\n{measures}, to at most {LONGEST_SIDE}")
+    wall.caption = (
         "bound: decoding, scaling and encoding alone, on all cores; % of it.\n"
         "first: originals go into the picture store. again: they come from there."
     )
-    for heading in ("latency", "bound", "no store", "first", "again", "img2dataset", "sequential"):
-        table.add_column(heading, justify="right")
+    processor = Table(title="Processor time a picture, ms: its own + the web server's and S3's")
+    processor.caption = "%: of its own, the bound's; what it would come to if no core ever waited."
+    for table in (wall, processor):
+        for heading in ("latency", "bound", "no store", "first", "again", "img2dataset", "sequential"):
+            table.add_column(heading, justify="right")
     for row in rows:
-        speeds = (row.unkept, row.first, row.again, row.img2dataset, row.sequential)
-        cells = ["–" if speed is None else f"{speed:.1f} {speed / row.bound:>4.0%}" for speed in speeds]
-        table.add_row(f"{row.latency_ms} ms", f"{row.bound:.1f}", *cells)
-    return table
+        ways = (row.unkept, row.first, row.again, row.img2dataset, row.sequential)
+        speeds = ["–" if way is None else _speed(way, row.bound) for way in ways]
+        wall.add_row(f"{row.latency_ms} ms", f"{row.bound.pictures_per_second:.1f}", *speeds)
+        times = ["–" if way is None else _processor_time(way, row.bound) for way in ways]
+        processor.add_row(f"{row.latency_ms} ms", f"{row.bound.own_ms:.1f}", *times)
+    return Group(wall, processor)
+
+
+def _speed(way: Rate, bound: Rate) -> str:
+    share = way.pictures_per_second / bound.pictures_per_second
+    return f"{way.pictures_per_second:.1f} {share:>4.0%}"
+
+
+def _processor_time(way: Rate, bound: Rate) -> str:
+    return f"{way.own_ms:.1f} + {way.servers_ms:.1f} {bound.own_ms / way.own_ms:>4.0%}"
 
 
 def memory_table(rows: list[Memory]) -> Table:
@@ -426,7 +475,7 @@ def speed_command(
     sizes = tuple(size for size in SIZES if scaling or max(size) <= LONGEST_SIDE)
     with _installed_img2dataset() if img2dataset else nullcontext() as other:
         rows = measure_speed(latency, pictures, other, sizes)
-    _show(speed_table(rows, sizes), rows, json_file)
+    _show(speed_tables(rows, sizes), rows, json_file)
 
 
 @app.command("memory")
@@ -449,7 +498,7 @@ def reading_command(
     _show(reading_table(rows), rows, json_file)
 
 
-def _show(table: Table, rows: Sequence[Any], json_file: Path | None) -> None:
+def _show(table: Table | Group, rows: Sequence[Any], json_file: Path | None) -> None:
     # Into a file or a log, not folded to a terminal's usual width.
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     if json_file is not None:

@@ -9,6 +9,10 @@ Under ``{artifact_root}/pictures/{fetch profile}/``:
 A pack is written first, its index object last: what no index object names is not there. Names are unique and
 nothing is written twice, so any number of runs may use a store at once; of several entries for a URL the
 newest counts. An original that lies in the store already, under whatever URL, is not written again.
+
+A run that finds many index objects writes what they say into few, and then deletes them. Who misses one that
+was listed lists again: what it said is there, in an object written before it went. A run that is killed in
+between leaves some of it said twice.
 """
 
 import hashlib
@@ -24,6 +28,7 @@ from dataclasses import astuple, dataclass, fields, replace
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pyarrow
@@ -42,6 +47,11 @@ _GAP_BYTES = 512 << 10
 _READ_BYTES = 8 << 20
 
 _READERS = 8
+
+_MERGE_FROM = 200
+"""Index objects that are merged, and how many rows one holds then."""
+_MERGED_ROWS = 20_000
+_ROWS = 1000
 
 logger = logging.getLogger("fovea")
 
@@ -100,11 +110,34 @@ class PictureStore:
         Raises:
             UserError: S3 refuses, or an index object cannot be read.
         """
+        read = set[str]()
         with ThreadPoolExecutor(_READERS, "index") as threads:
-            uris = self._storage.list(join_uri(self._root, "index/"))
-            while some := list(islice(uris, 8 * _READERS)):
-                for table in threads.map(self._read_index, some):
-                    self._remember(Stored(**row) for row in table.to_pylist())
+            while self._load_others(read, threads):
+                pass
+        (rows,) = self._db.execute("SELECT count(*) FROM stored").fetchone()
+        if len(read) >= _MERGE_FROM + rows // _MERGED_ROWS:
+            self._merge(read)
+
+    def _load_others(self, read: set[str], threads: ThreadPoolExecutor) -> bool:
+        """Read the index objects that were not ``read`` yet; return whether one had gone by then."""
+        gone = False
+        uris = iter([uri for uri in self._storage.list(join_uri(self._root, "index/")) if uri not in read])
+        while some := list(islice(uris, 2 * _READERS)):
+            read.update(some)
+            for uri, data in zip(some, threads.map(self._read_index, some), strict=True):
+                gone |= data is None
+                self._remember(_entries(uri, data) if data is not None else [])
+        return gone
+
+    def _merge(self, uris: Iterable[str]) -> None:
+        """Write what is known into few index objects, in place of these."""
+        rows = self._db.execute(f"SELECT {_COLUMNS} FROM stored")  # noqa: S608 - the index's own columns
+        while some := rows.fetchmany(_MERGED_ROWS):
+            self._write_index(_unique_name(), some)
+        try:
+            self._storage.delete(uris)
+        except UserError as error:
+            logger.warning("picture store: index objects that are no longer needed stay: %s", error)
 
     def lookup(self, urls: Sequence[str]) -> dict[str, Stored]:
         """Return what is known of these URLs, a few hundred at most."""
@@ -215,7 +248,7 @@ class PictureStore:
         )
 
     def _begin_pack(self) -> None:
-        self._pack = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:16]}"
+        self._pack = _unique_name()
         self._pack_size = 0
         self._originals: list[bytes] = []
         self._entries: list[Stored] = []
@@ -231,20 +264,23 @@ class PictureStore:
     def _write(self, pack: str, originals: list[bytes], entries: list[Stored]) -> None:
         if originals:
             self._storage.write_bytes(self._pack_uri(pack), b"".join(originals))
-        columns = zip(*map(astuple, entries), strict=True)
-        table = pyarrow.table(dict(zip(_SCHEMA.names, map(list, columns), strict=True)), _SCHEMA)
+        self._write_index(pack, map(astuple, entries))
+
+    def _write_index(self, name: str, entries: Iterable[tuple[Any, ...]]) -> None:
+        columns = map(list, zip(*entries, strict=True))
+        table = pyarrow.table(dict(zip(_SCHEMA.names, columns, strict=True)), _SCHEMA)
         index = io.BytesIO()
         pyarrow.parquet.write_table(table, index, compression="zstd")
-        self._storage.write_bytes(join_uri(self._root, "index", f"{pack}.parquet"), index.getvalue())
+        self._storage.write_bytes(join_uri(self._root, "index", f"{name}.parquet"), index.getvalue())
 
-    def _read_index(self, uri: str) -> pyarrow.Table:
+    def _read_index(self, uri: str) -> bytes | None:
+        """Return an index object; None where another run has merged it meanwhile."""
         try:
-            return pyarrow.parquet.read_table(io.BytesIO(self._storage.read_bytes(uri)), schema=_SCHEMA)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(
-                f"{uri}: is no index of the picture store ({str(error).splitlines()[0]}); remove it, and its "
-                "pictures are fetched again"
-            ) from error
+            return self._storage.read_bytes(uri)
+        except UserError:
+            if self._storage.exists(uri):
+                raise
+            return None
 
     def _pack_uri(self, pack: str) -> str:
         return join_uri(self._root, "packs", f"{pack}.bin")
@@ -286,6 +322,23 @@ def open_store(
             logger.warning("picture store: the last pictures are not kept: %s", error)
         raise
     store.close()
+
+
+def _entries(uri: str, data: bytes) -> Iterator[Stored]:
+    """Yield what an index object says."""
+    try:
+        with pyarrow.parquet.ParquetFile(io.BytesIO(data)) as file:
+            for batch in file.iter_batches(_ROWS, columns=_SCHEMA.names):
+                yield from (Stored(**row) for row in batch.to_pylist())
+    except (pyarrow.ArrowException, OSError, TypeError) as error:
+        raise UserError(
+            f"{uri}: is no index of the picture store ({str(error).splitlines()[0]}); remove it, and its "
+            "pictures are fetched again"
+        ) from error
+
+
+def _unique_name() -> str:
+    return f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:16]}"
 
 
 def group_reads(wanted: Sequence[Stored]) -> list[list[int]]:

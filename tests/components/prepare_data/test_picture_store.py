@@ -217,6 +217,52 @@ def test_a_damaged_pack_is_noticed_and_replaced(
     assert not caplog.records
 
 
+def fill(run: Run, shop: Shop, runs: int) -> list[str]:
+    """Let so many runs each add a picture, and so an index object; return the pictures."""
+    names = [f"/new-{number}.jpg" for number in range(runs)]
+    for number, name in enumerate(names):
+        shop.pictures[name] = jpeg(100 + number)
+        run([name])
+    shop.sent.clear()
+    return names
+
+
+def test_many_index_objects_become_few(
+    run: Run, shop: Shop, s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = fill(run, shop, 5)
+    shop.pictures["/new-0.jpg"] = jpeg(99)
+    run(["/new-0.jpg"], recheck_after=AT_ONCE)
+    assert len(objects(s3, "index")) == 6
+    monkeypatch.setattr(picture_store, "_MERGE_FROM", 5)
+    monkeypatch.setattr(picture_store, "_MERGED_ROWS", 4)
+    for _ in range(2):
+        found = run(names)
+        assert len(objects(s3, "index")) == 2
+    assert found["/new-0.jpg"].digest == hashlib.sha256(jpeg(99)).hexdigest()
+    assert shop.sent == ["/new-0.jpg"]
+
+
+def test_an_index_object_that_another_run_merges_meanwhile_is_not_missed(
+    run: Run, shop: Shop, s3: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    names = fill(run, shop, 5)
+    listed = Storage.list
+
+    def merged_once_listed(self: Storage, uri: str) -> list[str]:
+        found = list(listed(self, uri))
+        if "/index/" in uri and len(found) == 5:
+            monkeypatch.setattr(Storage, "list", listed)
+            monkeypatch.setattr(picture_store, "_MERGE_FROM", 5)
+            run(names[:1])
+        return found
+
+    monkeypatch.setattr(Storage, "list", merged_once_listed)
+    run(names)
+    assert len(objects(s3, "index")) == 1
+    assert not shop.sent
+
+
 def test_each_profile_has_a_store_of_its_own(run: Run, shop: Shop) -> None:
     run(profile="intranet")
     shop.sent.clear()
