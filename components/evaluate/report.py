@@ -41,6 +41,7 @@ _IN_SLICES = (
     "price_mean_absolute_error",
     "parse_rate",
 )
+_UNKNOWN = "–"
 _NO_FRACTIONS = {"samples", "products", "price_mean_absolute_error"}
 _SLICES = {"category": "By category", "price_band": "By price"}
 
@@ -112,8 +113,8 @@ class Rule:
 
     @property
     def held(self) -> bool:
-        """Whether it is a condition that holds, which is nothing to look at."""
-        return self.is_condition and self.passed
+        """Whether it holds without a figure, and so is nothing to look at."""
+        return self.passed and (self.is_condition or self.value == _UNKNOWN)
 
 
 def write_report(
@@ -220,16 +221,16 @@ class _Report:
         return found
 
     def _headlines(self) -> Iterator[tuple[str, str, str, list[str]]]:
-        """Yield figures of the challenger, each with what the others reach."""
+        """Yield figures of the challenger, each with what the champion and the best trivial answer reach."""
+        subjects = self._subjects()
+        trivial = [subject for subject in subjects if subject.trivial]
         for name in HEADLINES:
-            others = [
-                f"{model} {value_text(name, getattr(record.metrics, name))}"
-                for model, record in self._models.items()
-                if record is not None and model != "challenger"
-            ]
+            others = [subject for subject in subjects if subject.name == "champion"]
+            if name != "parse_rate":
+                others += _best_of(name, trivial)
             metrics = self._tuned.metrics
-            text, interval = value_text(name, getattr(metrics, name)), interval_text(name, metrics)
-            yield METRICS[name], text, interval, others
+            said = [f"{each.name} {value_text(name, getattr(each.metrics, name))}" for each in others]
+            yield METRICS[name], value_text(name, getattr(metrics, name)), interval_text(name, metrics), said
 
     def _comparison(self, name: str) -> Comparison:
         subjects = self._subjects()
@@ -328,6 +329,12 @@ def _best(name: str, columns: Sequence[Metrics]) -> float | None:
     return min(values) if name in LOWER_IS_BETTER else max(values)
 
 
+def _best_of(name: str, subjects: Sequence[Subject]) -> list[Subject]:
+    """Return the one whose figure is best, if there is any."""
+    sign = -1 if name in LOWER_IS_BETTER else 1
+    return sorted(subjects, key=lambda each: -sign * getattr(each.metrics, name))[:1]
+
+
 def _axis(name: str, columns: Sequence[Metrics]) -> Axis:
     """Return an axis from 0 that holds the figures; fractions that cannot be above 1 take all of 0 to 1."""
     if name not in LOWER_IS_BETTER:
@@ -402,7 +409,7 @@ def _by_verdict(rules: Iterable[RuleResult]) -> list[Rule]:
 
 def _amount(value: float | None, factor: float, *, is_gain: bool = False) -> str:
     if value is None:
-        return "–"
+        return _UNKNOWN
     text = f"{value:,.6g}" if factor == 1 else f"{factor * value:.1f}"
     text = text.replace("-", "−")
     if is_gain:

@@ -233,9 +233,9 @@ def test_pictures_for_the_documentation(page: Browser) -> None:
     folder = Path(os.environ["FOVEA_SCREENSHOTS"])
     url = Path(os.environ["FOVEA_REPORT"]).resolve().as_uri()
     for name, width, height, dark, top in (
-        ("evaluation", 1100, 1650, False, "main"),
-        ("evaluation-pictures", 1100, 800, False, ".choose.sticky"),
-        ("evaluation-narrow-dark", 360, 1500, True, "main"),
+        ("evaluation", 1100, 1640, False, "main"),
+        ("evaluation-pictures", 1100, 760, False, ".choose.sticky"),
+        ("evaluation-narrow-dark", 360, 1400, True, "main"),
     ):
         page.open(url, width=width, dark=dark)
         page.evaluate("Promise.all([...document.images].map(each => each.decode())).then(() => 1)")
