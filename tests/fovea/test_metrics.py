@@ -207,8 +207,8 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
         alone = Outcomes(**{**vars(sample), "products": sample.row_ids})
         interval = bootstrap(alone, names[:1], resamples=250)[names[0]]
         naive += interval.low <= great.category_accuracy <= interval.high
-    # Of 300 trials at 95 %, fewer than 90.5 % or more than 99 % come once in a thousand times. Percentiles of a
-    # mean with a long tail are a little narrow: 92 % in 2,000 trials.
+    # Of 300 trials at 95 %, fewer than 90.5 % or more than 99 % come once in a thousand times. Percentiles of
+    # a mean with a long tail are a little narrow: 92 % in 2,000 trials.
     assert all(0.905 <= count / trials <= 0.99 for count in covered.values()), covered
     assert naive < min(covered.values())
 
