@@ -2,6 +2,7 @@
 
 import logging
 import socket
+import sys
 import warnings
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,10 @@ from serving.v2 import v2_router
 
 logger = logging.getLogger("serving")
 
+_SWITCH_SECONDS = 0.001
+"""After so long the thread that generates gives Python's lock to others that ask for it. The event loop asks
+after every wait: with the usual 5 ms, many short turns of it add up."""
+
 
 def run(
     settings: ServerSettings,
@@ -48,6 +53,7 @@ def run(
     Raises:
         UserError: the model cannot be loaded, or the evaluation asked it something else.
     """
+    sys.setswitchinterval(_SWITCH_SECONDS)
     disable_progress_bar()
     # Of kserve's own use of FastAPI, once for each route.
     warnings.simplefilter("ignore", FastAPIDeprecationWarning)
@@ -96,7 +102,7 @@ def build(
     )
     application.openapi = document(application, with_keys=keys is not None)  # type: ignore[method-assign]
     add_error_handlers(application)
-    application.add_middleware(BodyLimit)
+    application.add_middleware(BodyLimit, check_room=served.batcher.check_room)
     if keys is not None:
         application.add_middleware(KeyCheck, keys=keys, requests_per_minute=settings.requests_per_minute)
     application.add_middleware(RequestLog)

@@ -110,14 +110,7 @@ class Batcher:
             RequestError: 429, there are not so many places; 503, the server is stopping or has failed.
         """
         with self._changed:
-            self._refuse_if_over()
-            places = self.limits.max_waiting + self.limits.max_batch_size
-            if self._admitted + count > places:
-                raise RequestError(
-                    "too many requests are waiting; ask again in a moment",
-                    status=429,
-                    retry_after=min(60.0, self._admitted * self._seconds_per_answer),
-                )
+            self._check_room(count)
             self._admitted += count
             self._count()
         try:
@@ -126,6 +119,15 @@ class Batcher:
             with self._changed:
                 self._admitted -= count
                 self._count()
+
+    def check_room(self) -> None:
+        """Check that one request could be taken on now.
+
+        Raises:
+            RequestError: as `admit` does.
+        """
+        with self._changed:
+            self._check_room(1)
 
     @contextmanager
     def preparing(self) -> Iterator[None]:
@@ -184,6 +186,15 @@ class Batcher:
             self._fail_waiting(_stopping())
             self._changed.notify_all()
         self._thread.join(timeout=30)
+
+    def _check_room(self, count: int) -> None:
+        self._refuse_if_over()
+        if self._admitted + count > self.limits.max_waiting + self.limits.max_batch_size:
+            raise RequestError(
+                "too many requests are waiting; ask again in a moment",
+                status=429,
+                retry_after=min(60.0, self._admitted * self._seconds_per_answer),
+            )
 
     def _refuse_if_over(self) -> None:
         if self._closed:

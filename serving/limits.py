@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -13,13 +14,15 @@ MAX_BODY_BYTES = 64 << 20
 class BodyLimit:
     """ASGI middleware that refuses bodies that are too large (413), too slow (408) or too many (429).
 
-    A declared length is refused before anything is read; a body without one, as soon as it is over.
+    A declared length is refused before anything is read; a body without one, as soon as it is over. Where no
+    request could be taken on, none is read: refusing must stay cheap, or it takes the time of those who wait.
 
     Args:
         app: what is protected.
         max_bytes: of one body.
         max_total_bytes: of all bodies of requests that are not answered yet.
         seconds: how long a body may take to arrive.
+        check_room: raises a `RequestError` where no request could be taken on.
     """
 
     def __init__(
@@ -28,11 +31,13 @@ class BodyLimit:
         max_bytes: int = MAX_BODY_BYTES,
         max_total_bytes: int = 1 << 30,
         seconds: float = 30.0,
+        check_room: Callable[[], None] | None = None,
     ) -> None:
         self._app = app
         self._max_bytes = max_bytes
         self._max_total_bytes = max_total_bytes
         self._seconds = seconds
+        self._check_room = check_room
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -40,6 +45,12 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if self._check_room is not None and scope["method"] == "POST":
+            try:
+                self._check_room()
+            except RequestError as error:
+                await error_response(scope["path"], error)(scope, receive, send)
+                return
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if not declared.isdigit() or int(declared) > self._max_bytes:
             await error_response(scope["path"], self._too_large())(scope, receive, send)

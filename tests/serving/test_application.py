@@ -57,6 +57,8 @@ def test_a_full_queue_is_said_at_once_and_it_recovers(predictor: Controlled) -> 
         refused = client.post(CHAT, json=chat(f"data:image/png;base64,{GOOD}"))
         assert int(refused.headers["retry-after"]) >= 1
         assert refused.json()["error"]["type"] == "rate_limit_error"
+        # No body is even read.
+        assert client.post(PREDICT, content=b" " * (65 << 20)).status_code == 429
         assert client.get("/v2/health/live").status_code == 200
         predictor.gate.set()
         assert {future.result().status_code for future in waiting} == {200}
