@@ -6,7 +6,9 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("module", ["components.merge_adapter.step", "components.evaluate.step"])
+@pytest.mark.parametrize(
+    "module", ["components.prepare_data.prepare", "components.merge_adapter.step", "components.evaluate.step"]
+)
 def test_a_step_loads_nothing_heavy_before_there_is_work(module: str) -> None:
     heavy = "{'torch', 'transformers', 'peft', 'datasets', 'mlflow'}"
     code = f"import sys, {module}; sys.exit(', '.join({heavy} & set(sys.modules)) or 0)"

@@ -51,6 +51,14 @@ def urls(s3: str, tmp_path: Path) -> list[str]:
     ]
 
 
+def test_the_columns_are_what_datasets_would_write() -> None:
+    columns = schema(product_task())
+    features = datasets.Features.from_arrow_schema(columns)
+    assert isinstance(features["image"], datasets.Image)
+    assert features.arrow_schema == columns
+    assert features.arrow_schema.metadata == columns.metadata
+
+
 def test_shards_stream_and_shuffle_reproducibly(
     urls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
