@@ -7,12 +7,12 @@ digest, requests and limits, GPUs, volumes, configuration and rights, from typed
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from kfp import dsl, kubernetes
 from kfp.dsl import pipeline_context
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from components.deploy.cluster import API_KEYS, CREDENTIALS
 from components.flow.parameters import FinetuneParameters
@@ -85,7 +85,7 @@ class Placement(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     gpus: int = Field(default=1, ge=0, le=16)
-    """Of a training. With 0 everything runs on the CPU."""
+    """Of a training; 0 trains on the CPU."""
     evaluation_gpus: int = Field(default=1, ge=0, le=16)
     """Of each evaluation, which uses one at most."""
     gpu_type: str = Field(default="nvidia.com/gpu", pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$")
@@ -100,6 +100,12 @@ class Placement(BaseModel):
     def _from_json(cls, value: Any) -> Any:
         """Take JSON, or YAML, as text too: that is how a single setting is written on a command line."""
         return yaml.safe_load(value or "null") or {} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.evaluation_gpus and not self.gpus:
+            raise ValueError("gpus is 0, and evaluation_gpus is not; set both to 0 for the CPU")
+        return self
 
     def arguments(self) -> dict[str, Any]:
         """Return the values as parameters of the pipeline.
@@ -175,7 +181,9 @@ def read_cluster_settings(path: Path) -> ClusterSettings:
         return ClusterSettings.model_validate(content)
     except ValidationError as error:
         wrong = "; ".join(
-            f"{'.'.join(map(str, each['loc']))}: {each['msg'].removeprefix('Value error, ')}"
+            f"{'.'.join(map(str, each['loc']))}: {each['msg'].removeprefix('Value error, ')}".removeprefix(
+                ": "
+            )
             for each in error.errors()
         )
         raise UserError(f"{path}: {wrong}") from None

@@ -40,7 +40,7 @@ def needs_of(parameters: FinetuneParameters, placement: Placement, settings: Clu
     chain = (tasks.small, tasks.prepare, tasks.train, tasks.merge, tasks.evaluate, tasks.small, tasks.deploy)
     return Needs(
         training_gpus=placement.gpus,
-        evaluation_gpus=placement.evaluation_gpus if placement.gpus else 0,
+        evaluation_gpus=placement.evaluation_gpus,
         serving_gpus=gpus,
         canary_gpus=0 if service.rollout == "recreate" else gpus,
         gpu_type=placement.gpu_type,

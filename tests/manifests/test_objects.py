@@ -7,9 +7,14 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
+import typer
 import yaml
 
+from cli.main import app
+from cli.submit import _POD_TOKEN
 from fovea.platform import Platform
+from pipelines.cluster import ClusterSettings
+from pipelines.settings import validate_settings
 from serving.__main__ import parse_arguments
 from tests.manifests.kustomize import ALL, COMPONENTS, MANIFESTS, OVERLAYS, Object, build, by_kind, pod_specs
 
@@ -163,6 +168,25 @@ def test_the_server_with_keys_has_these_options() -> None:
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     assert str(settings.api_keys) == mounts["api-keys"]
     assert settings.requests_per_minute
+
+
+def test_the_recurring_run_is_submitted_with_options_that_there_are() -> None:
+    objects = build("components/recurring-run")
+    (container,) = pod_specs(objects)["CronJob/fovea-submit"]["containers"]
+    assert container["command"] == ["fovea", "submit"]
+    command = typer.main.get_command(app).commands["submit"]  # type: ignore[attr-defined]
+    known = {option for parameter in command.params for option in parameter.opts}
+    assert {word.partition("=")[0] for word in container["args"]} <= known
+    mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert str(_POD_TOKEN.parent) in mounted
+    files = {
+        name: text
+        for each in by_kind(objects, "ConfigMap").values()
+        for name, text in each["data"].items()
+        if each["metadata"]["name"].startswith("fovea-recurring-run")
+    }
+    settings = ClusterSettings.model_validate(yaml.safe_load(files["cluster.yaml"]))
+    assert validate_settings({**settings.defaults, **yaml.safe_load(files["run.yaml"])})
 
 
 def test_images_are_set_in_one_place() -> None:

@@ -246,6 +246,7 @@ def test_custom_resources_hold_the_same_pipeline() -> None:
     ("content", "told"),
     [
         ("image: fovea:latest", "image: String should match pattern"),
+        (f"image: {IMAGE}\ngpus: 0", "set both to 0 for the CPU"),
         (f"image: {IMAGE}\ngpu: 1", "gpu: Extra inputs are not permitted"),
         (f"image: {IMAGE}\ntasks: {{train: {{cpu: 8, memory: lots}}}}", "tasks.train.memory"),
         (f"image: {IMAGE}\ndefaults: {{deploy_target: local}}", "deploy_target has one value on a cluster"),
