@@ -112,7 +112,8 @@ def test_a_model_is_registered_once_for_a_source(server: MlflowClient) -> None:
     assert register("s3://fovea/model/2/").model_version == "2"
     assert server.get_model_version_by_alias("shoes", "challenger").source == "s3://fovea/model/2/"
 
-    tracking.tag_model_version(first, {"gate": "passed"}, alias="champion")
+    tracking.tag_model_version(first, {"gate": "passed"}, alias="champion", description="# Passed\n" * 999)
+    assert server.get_model_version("shoes", "1").description.startswith("# Passed")
     assert server.get_model_version("shoes", "1").tags["gate"] == "passed"
     assert server.get_model_version_by_alias("shoes", "champion").source == first_source
     assert tracking.version_source("shoes", "champion") == first_source
@@ -192,8 +193,15 @@ def test_pictures_datasets_and_the_machine(server: MlflowClient, monkeypatch: py
     picture = Image.new("RGB", (8, 8), "red")
     for step in (1, 2):
         run.log_table({"step": [step], "picture": [picture], "answer": ["Bag"]}, "answers.json")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    wanted, until = (
+        {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"},
+        time.time() + 60,
+    )
     with run.system_metrics():
-        pass
+        while not wanted <= server.get_run(run.reference.run_id).data.metrics.keys():
+            assert time.time() < until
+            time.sleep(0.05)
     run.finish()
     found = server.get_run(run.reference.run_id)
     (dataset,) = found.inputs.dataset_inputs
