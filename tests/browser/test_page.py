@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
+from fovea.task import product_task
+from serving.location import locate_model
 from tests.browser.chromium import PROGRAM, SKIP, Browser, browser
 from tests.serving.conftest import ANSWER, RunningServer, picture, running_server
+from tests.serving.evaluations import evaluation
 from tests.tiny_model import write_tiny_model
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason=SKIP)
@@ -26,15 +29,23 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 def serve(folder: Path, answer: str, *options: str) -> Any:
-    from fovea.task import product_task
-
     model = write_tiny_model(folder / "model", answer=answer, task=product_task())
     return running_server(folder / "server", "--model-dir", str(model), *options)
 
 
+def calibrated(folder: Path) -> Any:
+    """Serve a model whose titles could not be calibrated."""
+    model = write_tiny_model(folder / "model", answer=ANSWER, task=product_task())
+    _, digest = locate_model(str(model))
+    record = evaluation(product_task()).model_copy(update={"model_digest": digest})
+    (folder / "evaluation.json").write_text(record.to_json())
+    options = ["--model-dir", str(model), "--evaluation", str(folder / "evaluation.json")]
+    return running_server(folder / "server", *options)
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    with serve(tmp_path_factory.mktemp("usual"), ANSWER) as started:
+    with calibrated(tmp_path_factory.mktemp("usual")) as started:
         yield started
 
 
@@ -85,6 +96,8 @@ def test_a_picture_is_answered(page: Browser, server: RunningServer, scarf: Path
     assert "product\n" in shown
     assert "full price\n" in shown
     assert "120.00" in shown or "340.00" in shown
+    assert shown.count(" % sure") == 2
+    assert text(page, "unsure") == "How sure the model is of product is not known."
     assert text(page, "model").startswith("fovea, sha256:")
     assert page.evaluate("document.getElementById('preview').naturalWidth") == 480
     page.evaluate("document.querySelector('details').open = true")
@@ -172,6 +185,8 @@ def test_a_key_is_asked_for_and_nothing_in_an_answer_runs(
     page.evaluate(f"document.getElementById('key').value = '{KEY}'")
     choose(page, scarf)
     assert HOSTILE in text(page, "fields")
+    assert text(page, "unsure").startswith("This model was not calibrated")
+    assert "sure" not in text(page, "fields")
     assert text(page, "model").startswith("fovea, sha256:")
     assert page.evaluate("document.title") == "Fovea: ask about a picture"
     assert page.evaluate("document.querySelectorAll('#answer img, #answer b').length") == 0

@@ -12,13 +12,12 @@ from starlette.testclient import TestClient
 from fovea.calibration import Calibration, FieldCalibration
 from fovea.errors import UserError
 from fovea.inference import Answer
-from fovea.records import EvaluationRecord, GenerationParameters, now
-from fovea.task import Task, product_task
+from fovea.task import product_task
 from serving.application import _calibration
 from serving.location import find_evaluation, locate_model
 from tests.serving.conftest import StartServer, encoded, picture
+from tests.serving.evaluations import evaluation
 from tests.serving.in_process import CALIBRATION, DIGEST, Controlled, application, load
-from tests.some_metrics import some_metrics
 
 PICTURES = [picture(number) for number in range(6)]
 
@@ -127,29 +126,6 @@ def test_without_a_calibration_none_is_made_up(predictor: Controlled) -> None:
         assert all(prediction["confidence"] is None for prediction in predict(client))
         refused = chat(client, min_confidence=0.1)
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "min_confidence")
-
-
-def evaluation(task: Task, calibration: Calibration | None = CALIBRATION, num_crops: int = 4) -> Any:
-    """The record of an evaluation that found this calibration."""
-    return EvaluationRecord(
-        step="evaluate",
-        step_version=1,
-        input_key="0" * 64,
-        uri="",
-        files=(),
-        parameters={},
-        parents={},
-        created_at=now(),
-        run_id="run",
-        model_digest=DIGEST,
-        dataset_digest=DIGEST,
-        task_digest=task.digest,
-        split="test",
-        generation=GenerationParameters(max_new_tokens=64, num_crops=num_crops, dtype="float32"),
-        metrics=some_metrics(),
-        shuffled=None,
-        calibration=calibration,
-    )
 
 
 def test_the_calibration_is_the_evaluations_of_this_model(predictor: Controlled, tmp_path: Path) -> None:
