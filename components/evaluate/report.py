@@ -71,7 +71,7 @@ class Comparison:
     """A figure of each subject, on one axis."""
 
     name: str
-    lower_is_better: bool
+    note: str
     axis: Axis
     rows: tuple[tuple[Subject, Mark, Cell], ...]
 
@@ -187,8 +187,9 @@ class _Report:
             decision=self._decision,
             rules=_by_verdict(self._decision.rules) if self._decision else [],
             tuned=self._tuned,
-            dataset=self._dataset,
-            currency=self._dataset.currency or "",
+            reason=shown(_without_verdict(self._decision.reason), 1000) if self._decision else "",
+            task=shown(f"{self._dataset.task.name} {self._dataset.task.version}", 60),
+            currency=shown(self._dataset.currency or "", 12),
             models={name: record for name, record in self._models.items() if record is not None},
             short=_short,
             headlines=list(self._headlines()),
@@ -238,9 +239,11 @@ class _Report:
             subjects.append(Subject("shuffled", "four", self._tuned.shuffled))
         axis = _axis(name, [subject.metrics for subject in subjects])
         best = _best(name, [subject.metrics for subject in subjects])
+        notes = [shown(self._dataset.currency or "", 12)] if _is_money(name) else []
+        notes += ["less is better"] if name in LOWER_IS_BETTER else []
         return Comparison(
             METRICS[name],
-            name in LOWER_IS_BETTER,
+            ", ".join(filter(None, notes)),
             axis,
             tuple(
                 (
@@ -370,6 +373,11 @@ def _ends(interval: Interval, factor: float) -> str:
 
 def _is_money(name: str) -> bool:
     return name == "price_mean_absolute_error"
+
+
+def _without_verdict(reason: str) -> str:
+    """Return the gate's reason without the verdict that it begins with, as that stands beside it."""
+    return reason.removeprefix("passed: ").removeprefix("refused: ")
 
 
 def _short(digest: str) -> str:

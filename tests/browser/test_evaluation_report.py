@@ -2,10 +2,8 @@
 
 import base64
 import html
-import http.server
 import itertools
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +15,7 @@ from components.evaluate.report import write_report
 from components.evaluate.rows import Row
 from fovea.records import RuleResult
 from fovea.storage import Storage
-from tests.browser.chromium import PROGRAM, SKIP, Browser, browser
+from tests.browser.chromium import PROGRAM, SKIP, Browser
 from tests.components.evaluate import evaluations as made
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason=SKIP)
@@ -27,31 +25,6 @@ SANDBOX = "allow-scripts"
 
 SHOWN = "[...document.querySelectorAll('figure.example')].filter(each => each.offsetParent)"
 CATEGORIES = 5
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with browser(tmp_path_factory.mktemp("chromium")) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def trap() -> Iterator[tuple[str, list[str]]]:
-    """A server that nothing should call, its address and who called."""
-    called: list[str] = []
-
-    class Trap(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            called.append(self.path)
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *args: object) -> None: ...
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Trap) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", called
-        server.shutdown()
 
 
 def attacks(trap: str) -> list[str]:
@@ -227,11 +200,13 @@ def test_it_fits_the_screen(page: Browser, report: Path, width: int, dark: bool)
         page.screenshot(Path(folder) / f"evaluation-{width}-{'dark' if dark else 'light'}.png")
 
 
-@pytest.mark.skipif("FOVEA_REPORT" not in os.environ, reason="draws the pictures of docs/, where asked to")
+@pytest.mark.skipif(
+    "FOVEA_EVALUATION_REPORT" not in os.environ, reason="draws the pictures of docs/, where asked to"
+)
 def test_pictures_for_the_documentation(page: Browser) -> None:
-    """Of the report that FOVEA_REPORT names, into the folder FOVEA_SCREENSHOTS."""
+    """Of the report that FOVEA_EVALUATION_REPORT names, into the folder FOVEA_SCREENSHOTS."""
     folder = Path(os.environ["FOVEA_SCREENSHOTS"])
-    url = Path(os.environ["FOVEA_REPORT"]).resolve().as_uri()
+    url = Path(os.environ["FOVEA_EVALUATION_REPORT"]).resolve().as_uri()
     for name, width, height, dark, top in (
         ("evaluation", 1100, 1640, False, "main"),
         ("evaluation-pictures", 1100, 760, False, ".choose.sticky"),
