@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from components.prepare_data.parameters import PrepareParameters
 from components.prepare_data.splits import IN_TWO_SPLITS, SPLITS
 from components.prepare_data.tokens import CONTEXT_TOKENS, TOO_LONG
 from components.prepare_data.workspace import Workspace
@@ -80,6 +81,28 @@ class Spread:
     ninety_fifth: float
     most: float
     total: float
+
+
+def uses(parameters: PrepareParameters, task: Task) -> dict[str, str]:
+    """Return the table's column for each use."""
+    others = {
+        "picture": parameters.image_column,
+        "same product": parameters.product_column,
+        "currency": parameters.currency_column,
+        "rate": parameters.rate_column,
+    }
+    fields = {name.replace("_", " "): field.column for name, field in task.fields.items()}
+    return {use: column for use, column in (fields | others).items() if column}
+
+
+def first_values(workspace: Workspace, column: str) -> tuple[str, ...]:
+    """Return the first different values of a column of the table, three at most."""
+    found: dict[str, None] = {}
+    for (raw,) in workspace.db.execute("SELECT raw FROM rows ORDER BY number LIMIT 20"):
+        value = json.loads(raw).get(column)
+        if value not in (None, ""):
+            found[shown(value, 60)] = None
+    return tuple(found)[:3]
 
 
 def count(workspace: Workspace) -> Counts:

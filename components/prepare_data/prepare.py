@@ -157,6 +157,7 @@ class _Preparation:
     def _fill(self, workspace: Workspace, folder: Path, attempt: Attempt) -> None:
         """Find out of every row whether it is kept, and in which split."""
         read_rows(self._source, workspace, self._task, self._wanted)
+        self._tell_columns(workspace)
         self._fetch(workspace, folder, attempt)
         drop_duplicates(workspace)
         if self._base is not None:
@@ -166,6 +167,15 @@ class _Preparation:
         splits = workspace.splits()
         sizes = ", ".join(f"{split} {splits.get(split, (0, 0))[0]}" for split in SPLITS)
         logger.info("%s: %s rows; left out: %s", STEP, sizes, told(workspace.dropped()) or "none")
+
+    def _tell_columns(self, workspace: Workspace) -> None:
+        """Say what the table was taken for, before pictures are fetched and anything waits for a GPU."""
+        for use, column in figures.uses(self._wanted, self._task).items():
+            values = " · ".join(figures.first_values(workspace, column)) or "nothing"
+            logger.info("%s: column %s is taken for %s: %s", STEP, figures.shown(column), use, values)
+        counts = figures.count(workspace)
+        left_out = told(counts.dropped) or "none"
+        logger.info("%s: %d rows; left out before pictures are fetched: %s", STEP, counts.read, left_out)
 
     def _fetch(self, workspace: Workspace, folder: Path, attempt: Attempt) -> None:
         wanted = self._wanted

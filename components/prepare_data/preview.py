@@ -195,7 +195,7 @@ def look_at(
         preview = tell(
             workspace,
             task,
-            uses=_uses(parameters, task),
+            uses=figures.uses(parameters, task),
             rows=_count_rows(source, parameters),
             num_crops=parameters.num_crops,
             training_share=1 - parameters.validation_fraction - parameters.test_fraction,
@@ -212,18 +212,6 @@ def _tokenizer(base_model: str, num_crops: int, storage: Storage) -> Tokenizer:
     if not Path(base_model, "tokenizer.json").is_file():
         raise UserError(f"base_model: {base_model} is no folder with a tokenizer; give a model's folder")
     return Tokenizer(Path(base_model), num_crops)
-
-
-def _uses(parameters: PrepareParameters, task: Task) -> dict[str, str]:
-    """Return the table's column for each use."""
-    others = {
-        "picture": parameters.image_column,
-        "same product": parameters.product_column,
-        "currency": parameters.currency_column,
-        "rate": parameters.rate_column,
-    }
-    fields = {name.replace("_", " "): field.column for name, field in task.fields.items()}
-    return {use: column for use, column in (fields | others).items() if column}
 
 
 def _count_rows(source: Source, parameters: PrepareParameters) -> int | None:
@@ -269,7 +257,9 @@ def tell(
     total = training_rows * epochs * float(lengths.mean()) if lengths.size else 0.0
     speeds = (*SPEEDS, Speed("yours", own_speed, "as you say")) if own_speed else SPEEDS
     return Preview(
-        columns=tuple(ColumnUse(use, column, _values(workspace, column)) for use, column in uses.items()),
+        columns=tuple(
+            ColumnUse(use, column, figures.first_values(workspace, column)) for use, column in uses.items()
+        ),
         counts=counts,
         left_out=tuple(
             _left_out(workspace, reason, number, uses) for reason, number in counts.dropped.items()
@@ -312,13 +302,3 @@ def _left_out(workspace: Workspace, reason: str, rows: int, uses: Mapping[str, s
     values = json.loads(raw)
     example = detail or values.get(about, values)
     return LeftOut(reason, about, explanation, rows, figures.shown(example, 120))
-
-
-def _values(workspace: Workspace, column: str) -> tuple[str, ...]:
-    """Return the first different values of a column."""
-    found: dict[str, None] = {}
-    for (raw,) in workspace.db.execute("SELECT raw FROM rows ORDER BY number LIMIT 20"):
-        value = json.loads(raw).get(column)
-        if value not in (None, ""):
-            found[figures.shown(value, 60)] = None
-    return tuple(found)[:3]

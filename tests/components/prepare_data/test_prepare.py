@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import io
 import json
+import logging
 import random
 import threading
 from collections import Counter
@@ -264,7 +265,7 @@ def test_repetitions_are_dropped_and_variants_kept(feed: Path, s3: str) -> None:
     assert sum(split.products for split in record.splits.values()) == 30
 
 
-def test_every_row_is_kept_or_counted(feed: Path, s3: str) -> None:
+def test_every_row_is_kept_or_counted(feed: Path, s3: str, caplog: pytest.LogCaptureFixture) -> None:
     rows = [good_row(number) for number in range(30)]
     rows[0]["title"] = "<|end|>"
     rows[1]["full_price"] = "on request"
@@ -273,7 +274,8 @@ def test_every_row_is_kept_or_counted(feed: Path, s3: str) -> None:
     rows[4]["product_code"] = ""
     path = Path(write_table(feed / "table.csv", rows))
     path.write_text(path.read_text() + "one,two\n")
-    record = prepare(s3, str(path))
+    with caplog.at_level(logging.INFO, "fovea"):
+        record = prepare(s3, str(path))
     assert record.dropped == {
         "full_price_unreadable": 1,
         "malformed_line": 1,
@@ -283,6 +285,14 @@ def test_every_row_is_kept_or_counted(feed: Path, s3: str) -> None:
         "title_special_token": 1,
     }
     assert sum(split.rows for split in record.splits.values()) == 25
+    said = [line.removeprefix("prepare_data: ") for line in caplog.messages]
+    assert "column full_price is taken for full price: 100.00 · on request · 102.00" in said
+    early = [line for line in said if "before pictures are fetched" in line]
+    assert len(early) == 1
+    assert early[0].startswith("31 rows; left out ")
+    assert early[0].endswith(
+        ("full_price_unreadable 1", "malformed_line 1", "product_code_empty 1", "_token 1")
+    )
 
 
 def test_shards_have_a_bounded_number_of_rows(
