@@ -17,7 +17,7 @@ from fovea import tracking
 from fovea.calibration import Calibration, fit_calibration
 from fovea.inference import Answer, Predictor
 from fovea.metrics import Fields, Outcomes, confusion, measure, slices, with_intervals, write_baselines
-from fovea.records import DatasetRecord, GenerationParameters, ModelRecord
+from fovea.records import Confusion, DatasetRecord, GenerationParameters, ModelRecord
 from fovea.steps import Attempt
 from fovea.task import Task
 
@@ -158,6 +158,7 @@ class Evaluation:
             run = tracking.Run.of(self.model.mlflow)
             run.log_metrics(with_intervals(metrics), prefix=f"{self.asked.split}/")
             run.log_metrics(shuffled.figures if shuffled else {}, prefix=f"{self.asked.split}/shuffled/")
+            run.log_table(_columns(own["confusion"]), "confusion.json")
         logger.info(
             "%s: of %d rows %.1f %% can be read, %.1f %% have the right category, median price error %.1f %%",
             attempt.task,
@@ -166,6 +167,18 @@ class Evaluation:
             100 * metrics.category_accuracy,
             100 * metrics.price_median_ape,
         )
+
+
+def _columns(confusion: Confusion) -> dict[str, list[str] | list[int]]:
+    """Return the matrix as a table of which category was answered with which, and in how many rows."""
+    names = confusion.categories
+    pairs = [(row, column) for row in range(len(names)) for column in range(len(names))]
+    found = [(row, column) for row, column in pairs if confusion.rows[row][column]]
+    return {
+        "truth": [names[row] for row, _ in found],
+        "answer": [names[column] for _, column in found],
+        "rows": [confusion.rows[row][column] for row, column in found],
+    }
 
 
 def _outcomes(task: Task, split: Split, answers: Sequence[Fields | None]) -> Outcomes:

@@ -518,6 +518,9 @@ def tracked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         def log_metrics(self, values: dict[str, float], prefix: str) -> None:
             logged.append((prefix, values))
 
+        def log_table(self, columns: dict[str, list[Any]], name: str) -> None:
+            logged.append((name, columns))
+
     monkeypatch.setattr(work.tracking.Run, "of", lambda reference: Run())
     return logged
 
@@ -525,11 +528,13 @@ def tracked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_figures_go_to_the_models_run(inputs: Inputs, tracked: list[Any]) -> None:
     inputs.use("constant")
     record = inputs.evaluate()
-    assert [prefix for prefix, _ in tracked] == ["test/", "test/shuffled/"]
+    assert [prefix for prefix, _ in tracked] == ["test/", "test/shuffled/", "confusion.json"]
+    confusion = {"truth": ["BAGS", "BELTS", "SHOES"], "answer": ["BAGS"] * 3, "rows": [3] * 3}
+    assert tracked[2][1] == confusion
     assert tracked[0][1].items() > record.metrics.figures.items()
     # What a champion reaches on later data is not what its own run reached.
     inputs.evaluate(subject="champion", max_samples=5)
-    assert len(tracked) == 2
+    assert len(tracked) == 3
 
 
 def test_the_components_defaults_are_the_steps() -> None:
