@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 import typer
 import yaml
 from kubernetes import client
+from moto import mock_aws
 from typer.testing import CliRunner
 
 from cli.doctor import doctor
@@ -199,6 +201,21 @@ def test_somebody_without_rights_is_told_what_could_not_be_seen(namespace: str, 
         (each,) = found[what]
         assert each.level == "note", what
         assert "you may not look" in each.found
+
+
+def test_an_s3_that_knows_conditions(monkeypatch: pytest.MonkeyPatch) -> None:
+    with mock_aws():
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+        monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+        boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="models")
+        root = settings(defaults={"artifact_root": "s3://models/fovea", "kserve": SERVICE})
+        (found,) = Examination(Cluster(None, "shop"), root)._s3()
+        (missing,) = Examination(Cluster(None, "shop"), root, "s3://others/fovea")._s3()
+        (unknown,) = Examination(Cluster(None, "shop"), settings())._s3()
+    assert (found.level, found.found[:17]) == ("ok", "s3://models/fovea")
+    assert (missing.level, "s3://others" in missing.found) == ("missing", True)
+    assert (unknown.level, "--artifact-root" in unknown.remedy) == ("note", True)
 
 
 def test_mlflow_that_knows_not_the_host(namespace: str, admin: Any) -> None:
