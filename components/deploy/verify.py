@@ -3,11 +3,12 @@
 import base64
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import numpy as np
 import pyarrow.parquet as pq
 
 from components.deploy.parameters import Example
@@ -20,20 +21,23 @@ from fovea.task import FieldValue, Task
 PREDICT_PATH = "/v1/models/{name}:predict"
 CHAT_PATH = "/openai/v1/chat/completions"
 
-# Below float32, which pictures share a batch can change an answer's last digits.
-_MAY_DIFFER = {"float32": 0.0}
-_MAY_DIFFER_OTHERWISE = 0.1
+_COLDER = 4
+_RISK = 0.001
 _AT_ONCE = 16
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A held-out picture, with what the evaluation got for it and what is true."""
+    """A held-out picture, with what the evaluation got for it and what is true.
+
+    ``likelihood`` is the evaluation's, of all its fields together; None where the answer could not be read.
+    """
 
     row_id: str
     picture: bytes
     text: str
     truth: dict[str, FieldValue]
+    likelihood: float | None = 1.0
 
     @property
     def base64(self) -> str:
@@ -92,10 +96,9 @@ def load_probes(
     """
     folder = storage.download(evaluation, pattern="predictions-*.parquet")
     files = sorted(folder.glob("predictions-*.parquet"))
-    predictions = pq.read_table(files, columns=["row_id", "text"]).slice(0, count)
-    texts: dict[str, str] = dict(
-        zip(predictions["row_id"].to_pylist(), predictions["text"].to_pylist(), strict=True)
-    )
+    predictions = pq.read_table(files).slice(0, count).to_pylist()
+    texts: dict[str, str] = {row["row_id"]: row["text"] for row in predictions}
+    likelihoods = {row["row_id"]: _likelihood(row) for row in predictions}
     shards = storage.download(dataset, pattern=f"{evaluation.split}-*.parquet")
     names = list(dataset.task.fields)
     rows = pq.read_table(
@@ -117,9 +120,38 @@ def load_probes(
             picture=found[row_id]["image"]["bytes"],
             text=text,
             truth={name: found[row_id][name] for name in names},
+            likelihood=likelihoods[row_id],
         )
         for row_id, text in texts.items()
     ]
+
+
+def _likelihood(prediction: dict[str, Any]) -> float | None:
+    scores = [value for name, value in prediction.items() if name.startswith("score_")]
+    return None if any(score is None for score in scores) else math.exp(sum(scores))
+
+
+def most_that_differ(likelihoods: Iterable[float | None]) -> int:
+    """Return how many answers may differ from the evaluation's where both compute in 16 bits.
+
+    What else is in a batch changes the rounding, and so the logits a little. To sample is to add noise of
+    Gumbel's distribution to the logits: at temperature 1 it changes an answer with the probability that the
+    evaluation did not give it. 16-bit rounding is smaller: logits of 16 to 32 are an eighth apart in
+    bfloat16, so a difference of two is off by about 0.3, less than the 0.45 of sampling at a temperature of
+    1/4, which raises an answer's odds to their fourth power or more. That bounds the chance of each answer
+    to differ, and so many may as a right model exceeds once in a thousand deployments. One that could not
+    be read may differ.
+
+    Args:
+        likelihoods: what the evaluation gave each answer; None where it could not be read.
+    """
+    counts = np.ones(1)  # the probabilities of 0, 1, 2, … that differ
+    for likelihood in likelihoods:
+        sure, unsure = (likelihood or 0.0) ** _COLDER, (1 - (likelihood or 0.0)) ** _COLDER
+        chance = unsure / (sure + unsure)
+        counts = np.convolve(counts, [1 - chance, chance])
+    at_least = counts[::-1].cumsum()[::-1]
+    return int(np.flatnonzero(at_least > _RISK)[-1])
 
 
 def verify(
@@ -256,7 +288,7 @@ def _compare(
     if differing:
         probe, answer = differing[0]
         reason += f"; of {probe.row_id} {answer.protocol} says {answer.text!r}, the evaluation {probe.text!r}"
-    allowed = _MAY_DIFFER.get(expected.dtype, _MAY_DIFFER_OTHERWISE) * len(probes)
+    allowed = 0 if expected.dtype == "float32" else most_that_differ(probe.likelihood for probe in probes)
     return Verification(len(differing) <= allowed, reason, len(probes), agreed, example)
 
 

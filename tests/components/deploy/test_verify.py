@@ -1,13 +1,16 @@
 """A server that answers wrongly is told from one that answers as evaluated."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from components.deploy.verify import Expectation, Probe, Verification, verify
+from components.deploy.verify import Expectation, Probe, Verification, most_that_differ, verify
 from fovea.calibration import Calibration, FieldCalibration
 from fovea.task import product_task
 
@@ -39,6 +42,7 @@ def served(
     change_chat: Change,
     dtype: str = "float32",
     calibration: Calibration | None = None,
+    probes: Sequence[Probe] = PROBES,
 ) -> Verification:
     """Verify a stand-in for the server whose answers may be changed."""
 
@@ -55,7 +59,7 @@ def served(
         return httpx.Response(200, json=content)
 
     with httpx.Client(transport=httpx.MockTransport(respond), base_url="http://server") as client:
-        return verify(client, PROBES, Expectation("fovea", DIGEST, TASK, 32, dtype, calibration=calibration))
+        return verify(client, probes, Expectation("fovea", DIGEST, TASK, 32, dtype, calibration=calibration))
 
 
 def unchanged(one: dict[str, Any]) -> None:
@@ -114,13 +118,29 @@ def change_some(count: int) -> Change:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "differing", "passed"),
-    [("float32", 1, False), ("bfloat16", 2, True), ("bfloat16", 3, False), ("float16", 3, False)],
+    ("dtype", "likelihood", "differing", "passed"),
+    [
+        ("float32", 0.5, 1, False),
+        ("bfloat16", 0.99, 1, False),
+        ("bfloat16", 0.8, 2, True),
+        ("bfloat16", 0.8, 3, False),
+        ("float16", 0.6, 9, True),
+        ("float16", 0.6, 10, False),
+    ],
 )
-def test_how_many_may_differ(dtype: str, differing: int, passed: bool) -> None:
-    result = served(change_some(differing), unchanged, dtype)
+def test_how_many_may_differ(dtype: str, likelihood: float, differing: int, passed: bool) -> None:
+    probes = [replace(probe, likelihood=likelihood) for probe in PROBES]
+    result = served(change_some(differing), unchanged, dtype, probes=probes)
     assert (result.passed, result.agreed) == (passed, 20 - differing)
     assert "row-0" in result.reason
+
+
+@given(st.lists(st.none() | st.floats(0.0, 1.0), min_size=1, max_size=20))
+def test_the_surer_the_evaluation_was_the_fewer_may_differ(likelihoods: list[float | None]) -> None:
+    allowed = most_that_differ(likelihoods)
+    assert sum(each is None for each in likelihoods) <= allowed <= len(likelihoods)
+    assert most_that_differ([1.0 if each is None else max(each, 0.99) for each in likelihoods]) == 0
+    assert most_that_differ([*likelihoods, 1.0]) == allowed
 
 
 @pytest.mark.parametrize(
