@@ -11,6 +11,7 @@ import yaml
 from components.deploy.cluster import API_KEYS, CREDENTIALS
 from components.flow.parameters import FinetuneParameters
 from fovea.errors import UserError
+from pipelines import cluster
 from pipelines.cluster import FIXED, MINIMAL, ClusterSettings, Placement, read_cluster_settings
 from pipelines.compile import compile_for_cluster, compile_resources, version_of
 
@@ -227,6 +228,12 @@ def test_the_description_is_a_table_with_the_choices(compiled: tuple[Document, D
 
 def test_the_same_settings_give_the_same_bytes() -> None:
     assert compile_for_cluster(SETTINGS, minimal=True) == compiled_text(True)
+
+
+def test_a_task_whose_kind_nobody_has_said_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(cluster._KINDS, "gate")
+    with pytest.raises(TypeError, match="gate: say in pipelines.cluster what kind of task it is"):
+        cluster.cluster_pipeline(SETTINGS)
 
 
 def test_custom_resources_hold_the_same_pipeline() -> None:
