@@ -5,12 +5,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import boto3
 import pytest
+from boto3.s3.transfer import TransferConfig
+from botocore.retries.standard import ExponentialBackoff
 from moto.server import ThreadedMotoServer
 
 from fovea import ranges
@@ -170,11 +173,11 @@ def test_files_go_up_and_down_alone(conditional_s3: str, tmp_path: Path) -> None
 
 
 class CuttingProxy:
-    """Stands before an S3 server and cuts every connection after so many bytes of its answers."""
+    """Stands before an S3 server and cuts connections after so many bytes of its answers, or of requests."""
 
-    def __init__(self, host: str, port: int, cuts: Iterator[int]) -> None:
+    def __init__(self, host: str, port: int, cuts: Iterator[int], of: str = "answers") -> None:
         self.cut = 0
-        self._server, self._cuts = (host, port), cuts
+        self._server, self._cuts, self._of = (host, port), cuts, of
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -186,8 +189,9 @@ class CuttingProxy:
             except OSError:
                 return
             server = socket.create_connection(self._server)
-            threading.Thread(target=self._pass, args=(caller, server, None), daemon=True).start()
-            threading.Thread(target=self._pass, args=(server, caller, next(self._cuts)), daemon=True).start()
+            for source, target, passed in ((caller, server, "requests"), (server, caller, "answers")):
+                left = next(self._cuts) if passed == self._of else None
+                threading.Thread(target=self._pass, args=(source, target, left), daemon=True).start()
 
     def _pass(self, source: socket.socket, target: socket.socket, left: int | None) -> None:
         with suppress(OSError):
@@ -228,6 +232,46 @@ def test_a_download_whose_connections_are_cut_goes_on(
     assert (fetched / "large.bin").read_bytes() == (folder / "large.bin").read_bytes()
     assert proxy.cut > 3
     assert sorted(path.name for path in fetched.iterdir()) == ["large.bin", "small.bin"]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_an_upload_whose_connections_are_cut_goes_on_or_is_done_again(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """At random points, in several parts: what comes down is what went up, and no part is left over."""
+    random_ = random.Random(seed)  # noqa: S311
+    folder = tmp_path / "payload"
+    folder.mkdir()
+    (folder / "large.bin").write_bytes(random_.randbytes(16 << 20))
+    (folder / "small.bin").write_bytes(random_.randbytes(100_000))
+    direct = Storage()
+    # A part is of 5 MiB: the first connections break in it, later ones do or do not.
+    cuts = chain([1 << 20] * 4, iter(lambda: random_.randint(1, 10 << 20), None))
+    address = urlsplit(os.environ["AWS_ENDPOINT_URL_S3"])
+    proxy = CuttingProxy(
+        str(address.hostname),
+        address.port or 80,
+        cuts,
+        "requests",
+    )
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+    monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0.0)
+    storage = Storage()
+    storage._transfer = TransferConfig(multipart_threshold=5 << 20, multipart_chunksize=5 << 20)
+    for _ in range(20):
+        with suppress(UserError):
+            record = model_record(storage, folder, f"{s3}/models/a/")
+            break
+        # Given up: nobody sees half of a file, and its parts are gone.
+        assert not direct.exists(f"{s3}/models/a/large.bin")
+    proxy.close()
+    assert proxy.cut > 0
+    assert "Uploads" not in boto3.Session().client(
+        "s3", endpoint_url=address.geturl()
+    ).list_multipart_uploads(Bucket=split_uri(s3)[0])
+    fetched = direct.download(record, cache=tmp_path / "other")
+    for path in folder.iterdir():
+        assert (fetched / path.name).read_bytes() == path.read_bytes()
 
 
 def test_a_server_that_gives_nothing_is_given_up(

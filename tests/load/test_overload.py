@@ -77,8 +77,10 @@ def test_ten_minutes_of_overload(server: RunningServer) -> None:
     early, late = memory[len(memory) // 5], max(memory[-len(memory) // 5 :])
     print(f"capacity {capacity:.1f}/s; {found}; memory {early >> 20} to {late >> 20} MiB")
     check(server, found)
-    # A full queue is served in so many seconds; the machine may be slower now than when it was measured.
+    # It answers on at about its own speed (other work on the machine may slow it down), and nobody waits for
+    # much longer than a full queue takes at the speed it had.
+    assert found.answers_per_second > capacity / 3
     assert found.p99 is not None
-    assert found.p99 < 4 * PLACES / capacity + 1
+    assert found.p99 < 4 * PLACES / min(capacity, found.answers_per_second) + 1
     assert late < 1.1 * early + (16 << 20)
     assert httpx.get(f"{server.address}/v2/health/live", trust_env=False).status_code == 200
