@@ -92,8 +92,12 @@ def served(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ite
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *args: object) -> None: ...
 
+    class Server(ThreadingHTTPServer):
+        # A connection that does not fit in the queue comes back a second later.
+        request_queue_size = 128
+
     allow_loopback(monkeypatch, tmp_path)
-    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))) as server:
+    with Server(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
@@ -433,6 +437,15 @@ def test_one_clear_error(
         "traceback": "",
     }
     assert not list(storage().list(f"{s3}/index/"))
+
+
+def test_an_s3_that_refuses_is_one_clear_error(feed: Path, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    context = RunContext(artifact_root=s3, run_id="run")
+    wanted = {**SMALL, "source": str(feed / "table.csv")}
+    with pytest.raises(UserError, match=r"S3 refuses access \(\w+\); check the credentials") as caught:
+        prepare_data_step(context, wanted, "/dev/null", storage=Storage())
+    assert "\n" not in str(caught.value)
 
 
 def test_gives_up_early_when_no_picture_can_be_had(feed: Path, s3: str) -> None:
