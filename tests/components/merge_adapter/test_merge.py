@@ -1,8 +1,15 @@
 import hashlib
 import inspect
 import json
+import os
+import random
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
@@ -310,6 +317,74 @@ def test_the_step_makes_a_model_that_loads_and_registers_it(
     again = inputs.merge("run-2", registered_model_name="bags")
     assert (again.digest, again.uri) == (record.digest, record.uri)
     assert registered[1][0] == "bags"
+
+
+class Killer:
+    """Runs the step in processes that it kills."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        script = Path(__file__).with_name("killed.py")
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parents[3]),
+            "MLFLOW_TRACKING_URI": "",
+            "TMPDIR": str(inputs.folder),
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, str(script)], stdin=PIPE, stdout=PIPE, text=True, env=environment
+        )
+        self._arguments = {
+            "adapter_record": str(inputs.folder / "adapter.json"),
+            "base_record": str(inputs.folder / "base.json"),
+            "model_record": str(inputs.folder / "model.json"),
+            "artifact_root": inputs.root,
+            "verify": False,
+        }
+
+    def run(self, run_id: str, seconds: float | None = None) -> int:
+        """Run the step for so long at most; return how it ended."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        told = {"seconds": seconds, "arguments": {**self._arguments, "run_id": run_id}}
+        self._process.stdin.write(json.dumps(told) + "\n")
+        self._process.stdin.flush()
+        while not (line := self._process.stdout.readline()).strip().lstrip("-").isdigit():
+            assert line, "the process has ended"
+        return int(line)
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(60, marks=pytest.mark.prove)])
+def test_killed_half_way_nothing_half_written_is_ever_found(inputs: Inputs, kills: int) -> None:
+    lot, storage, found = random.Random(kills), Storage(), list[str]()  # noqa: S311
+    killer = Killer(inputs)
+    try:
+        started = time.monotonic()
+        assert killer.run("whole") == 0
+        whole = time.monotonic() - started
+        storage.delete(storage.list(f"{inputs.root}/index/"))
+        for number in range(kills):
+            status = killer.run(f"killed-{number}", lot.uniform(0, whole))
+            found = list(storage.list(f"{inputs.root}/index/"))
+            assert status in (0, -signal.SIGKILL)
+            assert status != 0 or found
+            for uri in found:
+                # What is found is whole: every file is there with its digest.
+                record = ModelRecord.from_json(storage.read_bytes(uri))
+                storage.download(record, cache=inputs.folder / f"cache-{number}")
+                storage.delete([uri])  # so that the next one has work to do
+        assert killer.run("last") == 0
+    finally:
+        killer.close()
+    record = ModelRecord.from_json((inputs.folder / "model.json").read_text())
+    assert Storage().find_by_payload(record.uri) == record
+    payloads = {uri.rsplit("/", 1)[0] + "/" for uri in storage.list(f"{inputs.root}/merge_adapter/")}
+    for uri in payloads - {record.uri}:
+        with pytest.raises(UserError, match="no record in the index"):
+            storage.find_by_payload(uri)
 
 
 def test_without_tracking_the_training_run_is_still_known(
