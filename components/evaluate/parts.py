@@ -92,7 +92,7 @@ class Parts:
     def _read(self, uri: str, split: str, first_row: int, row_ids: Sequence[str]) -> pa.Table | None:
         """Return the part that begins at ``first_row``; None where this one does not."""
         part = Part.model_validate_json(self._storage.read_bytes(uri))
-        if part.first_row != first_row:
+        if (part.split, part.first_row) != (split, first_row):
             return None
         data = self._storage.read_bytes(f"{uri.removesuffix('.json')}.parquet")
         if part.input_key != self._input_key or hashlib.sha256(data).hexdigest() != part.sha256:
