@@ -44,6 +44,7 @@ QUICK = {
     "device_batch_size": 2,
     "gradient_checkpointing": False,
     "precision": "float32",
+    "answered_samples": 1,
 }
 
 

@@ -128,7 +128,7 @@ def test_the_best_adapter_is_kept(
         return output
 
     changed(monkeypatch, "evaluation_loop", judge)
-    kept = inputs.train(max_steps=3, keep=keep, answered_samples=1, evaluation_steps=1)
+    kept = inputs.train(max_steps=3, keep=keep, evaluation_steps=1)
     assert kept.steps == 3
     assert kept.validation_loss == (1.0 if keep == "best_loss" else seen[1][1])
     for name, weight in weights(kept).items():
@@ -178,7 +178,7 @@ def test_what_mlflow_did_not_take_in_between_is_there_at_the_end(
         usual(self, failed=failed)
 
     monkeypatch.setattr(tracking.Run, "finish", back)
-    record = inputs.train(epochs=5.0, evaluation_steps=5, answered_samples=1)
+    record = inputs.train(epochs=5.0, evaluation_steps=5)
     mlflow.set_tracking_uri(None)
     assert "MLflow could not log" in capfd.readouterr().out
     assert record.mlflow is not None

@@ -1,6 +1,7 @@
 """What a training must not depend on."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
+from torch._dynamo.utils import counters
 
 from benchmarks.plain_twin import PlainPhi3VForCausalLM
 from components.train_lora import launch
@@ -120,6 +122,18 @@ def test_a_switch_changes_neither_losses_nor_weights(
     close(train(folder, tmp_path, table(SIZES), **switched), usual)
 
 
+@pytest.mark.prove
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.timeout(1800)
+def test_compiling_changes_neither_losses_nor_weights(folder: Path, tmp_path: Path) -> None:
+    """By inductor, the Trainer's own choice; pictures of one size, since each new shape is compiled anew."""
+    rows = table([(40, 40)]).select([0] * 4)
+    compiled = train(folder, tmp_path / "compiled", rows, compile=True)
+    assert counters["stats"]["unique_graphs"] >= 1
+    names = {name.replace("_orig_mod.", ""): weight for name, weight in compiled[1].items()}
+    close((compiled[0], names, None), train(folder, tmp_path / "usual", rows))
+
+
 def test_grouping_by_length_changes_no_samples_loss(folder: Path) -> None:
     rows = table(SIZES)
     collator = AnswerCollator(Phi3VProcessor.from_pretrained(folder), product_task(), 4)
@@ -159,7 +173,7 @@ def test_two_processes_equal_one_and_end_together(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """With gloo. They are told to end, save one checkpoint, and go on; to the same as an undisturbed one."""
-    parameters = {"epochs": 3.0, "learning_rate": 1e-3, "answered_samples": 1}
+    parameters = {"epochs": 3.0, "learning_rate": 1e-3}
     one = inputs.train("one", root=f"{inputs.root}/one", **parameters)
     assert one.steps == 12
 

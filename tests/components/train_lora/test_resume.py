@@ -24,7 +24,6 @@ LONG: dict[str, Any] = {
     "batch_size": 4,
     "device_batch_size": 2,
     "evaluation_steps": 3,
-    "answered_samples": 1,
     "keep": "best_loss",
     "checkpoint_minutes": 1e-9,
 }
