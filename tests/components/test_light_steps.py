@@ -1,4 +1,4 @@
-"""A step that finds its result again loads no torch: the second run of an unchanged pipeline takes seconds."""
+"""A step that finds its result loads no torch: the second run of an unchanged pipeline takes seconds."""
 
 import subprocess
 import sys
