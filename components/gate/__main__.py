@@ -64,12 +64,26 @@ def main(
             max_price_median_ape=max_price_median_ape,
             min_picture_reliance=min_picture_reliance,
             champion_margin=champion_margin,
-            gate_rules=rules if rules.startswith("s3://") or not rules else Path(rules).read_text(),
+            gate_rules=_text(rules),
         )
     except UserError as error:
         typer.echo(f"gate: {error}", err=True)
         raise typer.Exit(1) from error
     raise typer.Exit(0 if verdict.passed else 1)
+
+
+def _text(rules: str) -> str:
+    """Return the YAML in a file; a URI as it is.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    if not rules or rules.startswith("s3://"):
+        return rules
+    try:
+        return Path(rules).read_text()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{rules}: cannot be read ({error}); give a YAML file or an s3:// URI") from error
 
 
 if __name__ == "__main__":

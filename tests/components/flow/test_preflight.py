@@ -8,6 +8,8 @@ from fovea.records import FileEntry, ModelRecord, now, read_record
 from fovea.steps import Failure
 from fovea.storage import Storage, index_uri
 
+RULES = "rules: [{name: mine, metric: accuracy, at_least: 0.9}]"
+
 
 @pytest.fixture
 def base(s3: str) -> ModelRecord:
@@ -63,6 +65,9 @@ def test_a_second_attempt_passes_too(s3: str, base: ModelRecord, tmp_path: Path)
         ({"batch_size": 10, "device_batch_size": 4}, "multiple of device_batch_size"),
         ({"fetch_profile": "elsewhere"}, "'elsewhere' is not configured"),
         ({"base_model": "s3://nowhere/index/x.json"}, "no such bucket"),
+        ({"gate_rules": RULES}, "unknown metric 'accuracy'; there are parse_rate"),
+        ({"gate_rules": "s3://nowhere/rules.yaml"}, "no such bucket"),
+        ({"on_refusal": "ignore"}, "'fail' or 'end'"),
     ],
 )
 def test_stops_at_what_is_wrong(
@@ -72,6 +77,12 @@ def test_stops_at_what_is_wrong(
         preflight_step(values(s3, **wrong), run_id="r1", base_record=tmp_path / "base")
     assert failure(s3).task == "preflight"
     assert not (tmp_path / "base").exists()
+
+
+def test_rules_in_s3_are_read_before_anything_costs_money(s3: str, base: ModelRecord, tmp_path: Path) -> None:
+    Storage().write_bytes(f"{s3}/rules.yaml", RULES.encode())
+    with pytest.raises(UserError, match="unknown metric 'accuracy'"):
+        preflight_step(values(s3, gate_rules=f"{s3}/rules.yaml"), run_id="r1", base_record=tmp_path / "base")
 
 
 def test_a_base_model_without_its_weights_is_refused(s3: str, base: ModelRecord, tmp_path: Path) -> None:
