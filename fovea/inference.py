@@ -22,6 +22,8 @@ from fovea.phi3v.modeling import END_OF_ANSWER_IDS
 from fovea.task import FieldValue, Task, product_task
 from fovea.task.task import TASK_FILE
 
+_ROUND_TOKENS = 256
+
 FinishReason = Literal["stop", "length"]
 Request = tuple[str, Sequence[Image.Image]]
 """A prompt and the pictures that its marks ``<|image_1|>``, ``<|image_2|>``, … show."""
@@ -71,8 +73,16 @@ class Predictor:
     One thread at a time may generate; `prepare` may run in any number of threads beside it.
     """
 
-    def __init__(self, model: Phi3VForCausalLM, processor: Phi3VProcessor, task: Task) -> None:
+    def __init__(
+        self,
+        model: Phi3VForCausalLM,
+        processor: Phi3VProcessor,
+        task: Task,
+        *,
+        static_shapes: bool = False,
+    ) -> None:
         self.model = model.eval()
+        self.static_shapes = static_shapes
         self.processor = processor
         self.task = task
 
@@ -84,6 +94,7 @@ class Predictor:
         device: str = "auto",
         dtype: str = "auto",
         num_crops: int | None = None,
+        static_shapes: bool = False,
     ) -> Self:
         """Load a Phi-3-Vision folder.
 
@@ -93,6 +104,9 @@ class Predictor:
             device: ``auto`` takes a GPU where there is one.
             dtype: ``auto`` is bfloat16 on a GPU and float32 on a CPU.
             num_crops: instead of the processor's own; must be what the model was tuned with.
+            static_shapes: generate in a few shapes only: prompts are padded to multiples of 256 tokens and
+                batches to powers of two, and keys and values lie in a cache of a fixed size. On a GPU
+                transformers then compiles the step from token to token (torch.compile), once for each shape.
 
         Raises:
             UserError: the folder holds no complete model.
@@ -119,7 +133,7 @@ class Predictor:
             )
         if num_crops is not None:
             processor.image_processor.num_crops = num_crops
-        return cls(model.to(device), processor, task)
+        return cls(model.to(device), processor, task, static_shapes=static_shapes)
 
     @property
     def dtype(self) -> str:
@@ -192,7 +206,12 @@ class Predictor:
                 has the text so far.
         """
         limits = [max_new_tokens] * len(samples) if isinstance(max_new_tokens, int) else list(max_new_tokens)
-        longest = max(sample.tokens for sample in samples)
+        asked, longest = len(samples), max(sample.tokens for sample in samples)
+        if self.static_shapes:
+            # The last row again, as often as it takes: it ends when its first one does.
+            again = (1 << (asked - 1).bit_length()) - asked
+            samples, limits = [*samples, *[samples[-1]] * again], [*limits, *limits[-1:] * again]
+            longest = -(-longest // _ROUND_TOKENS) * _ROUND_TOKENS
         device = self.model.device
         pad = self.processor.tokenizer.pad_token_id
         ids = torch.full((len(samples), longest), pad)
@@ -208,18 +227,19 @@ class Predictor:
             generation_config=GenerationConfig(
                 do_sample=False,
                 max_new_tokens=max(limits),
+                cache_implementation="static" if self.static_shapes else None,
                 eos_token_id=END_OF_ANSWER_IDS,
                 pad_token_id=pad,
             ),
             logits_processor=LogitsProcessorList([likelihoods := _Likelihoods()]),
-            stopping_criteria=StoppingCriteriaList([stops := _Stops(limits, on_step)]),
+            stopping_criteria=StoppingCriteriaList([stops := _Stops(limits, on_step, asked)]),
         )
         rows = output[:, longest:].tolist()
         return [
             self._read(sample, row[:length], logprobs)
-            for sample, row, length, logprobs in zip(
-                samples, rows, stops.lengths, likelihoods.rows(), strict=True
-            )
+            for sample, row, length, logprobs in list(
+                zip(samples, rows, stops.lengths, likelihoods.rows(), strict=True)
+            )[:asked]
         ]
 
     def _read(self, sample: Sample, ids: list[int], logprobs: list[float]) -> Answer:
@@ -264,18 +284,23 @@ class _Likelihoods(LogitsProcessor):  # type: ignore[misc]
 
 
 class _Stops(StoppingCriteria):  # type: ignore[misc]
-    """Ends each row of a batch at its own limit, or where it is told to; ``lengths`` says how long it got."""
+    """Ends each row of a batch at its own limit, or where it is told to; ``lengths`` says how long it got.
 
-    def __init__(self, limits: Sequence[int], on_step: OnStep | None) -> None:
+    Rows beyond the first ``asked`` repeat the last of those, and end with it.
+    """
+
+    def __init__(self, limits: Sequence[int], on_step: OnStep | None, asked: int) -> None:
         self.lengths = list(limits)
         self._on_step = on_step
+        self._asked = asked
         self._steps = 0
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         """Return which rows end with the token that was just made; `generate` calls this after each step."""
         self._steps += 1
         if self._on_step is not None:
-            stopped = self._on_step(input_ids[:, -1].tolist())
+            stopped = list(self._on_step(input_ids[: self._asked, -1].tolist()))
+            stopped += stopped[-1:] * (len(self.lengths) - self._asked)
             self.lengths = [
                 min(length, self._steps) if stop else length
                 for length, stop in zip(self.lengths, stopped, strict=True)

@@ -47,6 +47,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> ServerSettings:
         help="auto is bfloat16 on a GPU and float32 on a CPU (%(default)s)",
     )
     parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="generate in a few shapes only, and on a GPU compile the step from token to token for each; "
+        "this was never run on a GPU",
+    )
+    parser.add_argument(
         "--max-batch-size", type=int, default=default.max_batch_size, help="answered together (%(default)s)"
     )
     parser.add_argument(

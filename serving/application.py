@@ -60,7 +60,9 @@ def run(
     fetcher = _fetcher(settings)
     keys = ApiKeys(settings.api_keys) if settings.api_keys else None
     logger.info("loading %s", digest)
-    predictor = Predictor.load(folder, device=settings.device, dtype=settings.dtype)
+    predictor = Predictor.load(
+        folder, device=settings.device, dtype=settings.dtype, static_shapes=settings.compile
+    )
     served = ServedModel(
         name=settings.name,
         digest=digest,

@@ -36,6 +36,7 @@ class ServerSettings:
         name: the name that callers use.
         port: 0 takes a free one.
         host: ``0.0.0.0`` lets other machines in.
+        compile: generate in a few shapes only, which a GPU's step from token to token is compiled for.
         max_waiting: how many pictures may wait beyond those that are answered; more are refused.
         workers: threads that decode pictures and cut them into crops.
         request_seconds: how long a request may take.
@@ -60,6 +61,7 @@ class ServerSettings:
     host: str = "127.0.0.1"
     device: str = "auto"
     dtype: str = "auto"
+    compile: bool = False
     max_batch_size: int = 16
     max_waiting: int = 256
     workers: int = field(default_factory=_usual_workers)
