@@ -24,7 +24,7 @@ def merge_adapter(
         artifact_root: s3://bucket/prefix that payloads and records lie under.
         run_id: The run's ID.
         registered_model_name: The model in MLflow's registry that gets a new version.
-        verify: Compare the merged model's logits with those of base and adapter; takes the model in float32.
+        verify: Compare the merged model's logits with those of base and adapter.
     """
     from components.merge_adapter.step import merge_adapter_step
 
