@@ -5,9 +5,16 @@
 
 Each way is a process of its own: its memory is its own, and so is its time to the first step. The pictures
 are photographs' size, in Parquet, and are decoded and cut into crops as in a real training; the weights are
-random, which takes as long as any.
+random, which takes as long as any. There are as many pictures as the steps after the first one take, so that
+every way sees as many of each shape, though it may take the longest first.
+
+On a CPU, `--threads 1` and the processor's seconds are what to compare where other work slows the machine.
+Memory is measured twice there. What is *held* is what tensors take at the most, as a GPU's memory is counted:
+from a process that gives freed memory back to the system at once. What is *resident* is that of the process
+whose time is measured; the C library keeps much of what is freed there, and cannot use all of it again.
 """
 
+import ctypes
 import json
 import multiprocessing
 import statistics
@@ -17,7 +24,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,6 +56,8 @@ from fovea.sample.tokenizer import make_tokenizer
 from fovea.task import product_task
 
 GIB = 2**30
+_M_MMAP_THRESHOLD = -3
+"""Of glibc's mallopt: blocks from this size on are the system's again when they are freed."""
 SIDES = ((1000, 1000), (700, 1000), (1000, 600), (500, 1000))
 """Pictures of catalogues: squares, and upright and lying ones."""
 
@@ -72,7 +81,14 @@ class Way:
 
 
 WAYS = (
-    Way("plain: Trainer on the twin", plain_model=True, plain_trainer=True, attention="eager"),
+    Way(
+        "plain: Trainer on the twin",
+        plain_model=True,
+        plain_trainer=True,
+        attention="eager",
+        checkpointing=False,
+    ),
+    Way("plain, checkpointing", plain_model=True, plain_trainer=True, attention="eager"),
     Way("ours"),
     Way("ours, on the twin", plain_model=True, attention="eager"),
     Way("ours, eager attention", attention="eager"),
@@ -91,9 +107,14 @@ class Row:
     tokens: float | None = None
     """A step's, padding not counted."""
     seconds: float | None = None
+    processor_seconds: float | None = None
+    """Of all threads together."""
     first_step: float | None = None
     waiting: float | None = None
     added_bytes: int | None = None
+    """Held by tensors at the most, beside the model."""
+    resident_bytes: int | None = None
+    """On a CPU: more resident at the most than before the first step."""
     pictures_per_second: float | None = None
     utilisation: float | None = None
 
@@ -107,6 +128,10 @@ class Setting:
     dtype: str
     pictures: int
     steps: int
+    threads: int = 0
+    """Of PyTorch; 0 for its own choice."""
+    gives_back: bool = False
+    """Give freed memory back to the system at once, which takes time."""
 
 
 class PlainCollator:
@@ -133,16 +158,22 @@ class Timing(TrainerCallback):  # type: ignore[misc]
     def __init__(self, device: str) -> None:
         self._device = device
         self.ends: list[float] = []
+        self.processor_ends: list[float] = []
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         """Note the time."""
         if self._device == Device.CUDA:
             torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
+        self.processor_ends.append(time.process_time())
 
 
 def measure_way(setting: Setting, way: Way, num_crops: int, folder: Path) -> Row:
     """Train some steps one way, in this process, which must be a fresh one."""
+    if setting.threads:
+        torch.set_num_threads(setting.threads)
+    if setting.gives_back:
+        ctypes.CDLL("libc.so.6").mallopt(_M_MMAP_THRESHOLD, 2**20)
     parameters = TrainLoraParameters(
         num_crops=num_crops,
         batch_size=setting.pictures,
@@ -202,8 +233,8 @@ def _row(
     extents: Sequence[Any],
 ) -> Row:
     # The first step allocates and warms up.
-    seconds = [end - begin for begin, end in zip(timing.ends, timing.ends[1:], strict=False)]
-    each = statistics.fmean(seconds)
+    steps = len(timing.ends) - 1
+    each = (timing.ends[-1] - timing.ends[0]) / steps
     history = [entry for entry in trainer.state.log_history if "waiting_seconds" in entry][1:]
     tokens = statistics.fmean(extent.tokens for extent in extents)
     flops = training_step_flops(
@@ -220,6 +251,7 @@ def _row(
         num_crops=num_crops,
         tokens=tokens * setting.pictures,
         seconds=each,
+        processor_seconds=(timing.processor_ends[-1] - timing.processor_ends[0]) / steps,
         first_step=timing.ends[0] - started,
         waiting=sum(e["waiting_seconds"] for e in history) / sum(e["seconds"] for e in history)
         if history
@@ -269,11 +301,19 @@ def compare(setting: Setting, crops: Sequence[int], ways: Sequence[Way]) -> list
     """Measure each way at each number of crops, in turn, each in a process of its own."""
     with tempfile.TemporaryDirectory(prefix="fovea-benchmark-") as name:
         folder = Path(name)
-        write_rows(folder, max(32, setting.pictures * 8), setting.size)
+        write_rows(folder, setting.pictures * (setting.steps - 1), setting.size)
         return [_apart(setting, way, number, folder) for number in crops for way in ways]
 
 
 def _apart(setting: Setting, way: Way, num_crops: int, folder: Path) -> Row:
+    row = _in_a_process(setting, way, num_crops, folder)
+    if setting.device == Device.CUDA or row.seconds is None:
+        return row
+    held = _in_a_process(replace(setting, steps=2, gives_back=True), way, num_crops, folder)
+    return replace(row, added_bytes=held.added_bytes, resident_bytes=row.added_bytes)
+
+
+def _in_a_process(setting: Setting, way: Way, num_crops: int, folder: Path) -> Row:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
         try:
             return executor.submit(measure_way, setting, way, num_crops, folder).result()
@@ -287,33 +327,48 @@ def table(setting: Setting, rows: Sequence[Row]) -> Table:
         title=f"LoRA training steps of {setting.pictures} pictures, {setting.size} model, {setting.dtype}\n"
         f"{device_name(setting.device)}; torch {torch.__version__}"
     )
-    made.caption = f"{MICROSOFT}. Utilisation counts no padding; 45 % of the peak is what is usually reached."
-    for heading in ("", "num_crops", "tokens", "s a step", "pictures/s", "tokens/s", "times the plain"):
+    made.caption = f"{MICROSOFT}. Used: share of the peak, padding not counted; 45 % is usual."
+    for heading in ("", "num_crops", "tokens", "s a step", "times the plain", "processor s", "times"):
         made.add_column(heading, justify="right")
-    for heading in ("GiB added", "of the plain", "first step, s", "waiting", "utilisation"):
+    for heading in (
+        "pictures/s",
+        "tokens/s",
+        "GiB added",
+        "of the plain",
+        "first step, s",
+        "waiting",
+        "used",
+    ):
         made.add_column(heading, justify="right")
     for row in rows:
         plain = next((each for each in rows if each.num_crops == row.num_crops), row)
         if row.seconds is None or row.tokens is None or row.added_bytes is None:
             made.add_row(row.way, str(row.num_crops), *["out of memory"])
             continue
-        faster = f"{plain.seconds / row.seconds:.2f}x" if plain.seconds else "–"
+        faster = _times(plain.seconds, row.seconds)
         less = f"{row.added_bytes / plain.added_bytes:.0%}" if plain.added_bytes else "–"
         made.add_row(
             row.way,
             str(row.num_crops),
             f"{row.tokens:,.0f}",
             f"{row.seconds:.3g}",
+            faster,
+            f"{row.processor_seconds:.3g}",
+            _times(plain.processor_seconds, row.processor_seconds),
             f"{row.pictures_per_second:.3g}",
             f"{row.tokens / row.seconds:,.0f}",
-            faster,
             f"{row.added_bytes / GIB:.2f}",
             less,
+            "–" if row.resident_bytes is None else f"{row.resident_bytes / GIB:.2f}",
             f"{row.first_step:.1f}",
             "–" if row.waiting is None else f"{row.waiting:.1%}",
             "–" if row.utilisation is None else f"{row.utilisation:.1%}",
         )
     return made
+
+
+def _times(plain: float | None, ours: float | None) -> str:
+    return f"{plain / ours:.2f}x" if plain and ours else "–"
 
 
 def main(
@@ -324,6 +379,7 @@ def main(
     ways: Annotated[list[str] | None, typer.Option("--way", help="Only these ways.")] = None,
     pictures: Annotated[int, typer.Option(help="Pictures a step.", min=1)] = 4,
     steps: Annotated[int, typer.Option(help="Steps; the first does not count.", min=2)] = 4,
+    threads: Annotated[int, typer.Option(help="Of PyTorch; 0 for its own choice.", min=0)] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here, too.")] = None,
 ) -> None:
     """Measure training steps, against a plain way and with each switch off."""
@@ -332,7 +388,7 @@ def main(
             "benchmark: no CUDA device is here: run it on a machine with a GPU, or --device cpu", err=True
         )
         raise typer.Exit(1)
-    setting = Setting(device, size, dtype, pictures, steps)
+    setting = Setting(device, size, dtype, pictures, steps, threads)
     # To compile for a CPU takes minutes, and brings nothing there.
     usual = [way.name for way in WAYS if device == Device.CUDA or not way.compiled]
     chosen = [way for way in WAYS if way.name in (ways or usual)]
@@ -341,7 +397,7 @@ def main(
     except UserError as error:
         typer.echo(f"benchmark: {error}", err=True)
         raise typer.Exit(1) from error
-    Console(width=None if sys.stdout.isatty() else 160).print(table(setting, rows))
+    Console(width=None if sys.stdout.isatty() else 180).print(table(setting, rows))
     if json_file is not None:
         made = {"setting": asdict(setting), "rows": [asdict(row) for row in rows]}
         json_file.write_text(json.dumps(made, indent=2) + "\n")
