@@ -104,7 +104,8 @@ def build(
     )
     application.openapi = document(application, with_keys=keys is not None)  # type: ignore[method-assign]
     add_error_handlers(application)
-    application.add_middleware(BodyLimit, check_room=served.batcher.check_room)
+    # Looked up once it is asked: the document is published of no model.
+    application.add_middleware(BodyLimit, check_room=lambda: served.batcher.check_room())
     if keys is not None:
         application.add_middleware(KeyCheck, keys=keys, requests_per_minute=settings.requests_per_minute)
     application.add_middleware(RequestLog)
