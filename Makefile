@@ -18,8 +18,14 @@ PIP_FLAGS ?=
 # Settings for a run: make run ARGS="--set epochs=2"
 ARGS ?=
 
+# The image: make image TARGET=cpu IMAGE=registry.example.com/fovea BUILDER=podman
+IMAGE ?= fovea
+TARGET ?= cuda
+BUILDER ?= $(shell for name in docker podman buildah; do $$name info >/dev/null 2>&1 && echo $$name && break; done)
+IMAGE_FLAGS ?=
+
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint unit prove benchmark benchmark-gpu serve doctor compile openapi constraints clean
+.PHONY: help install run test lint unit prove benchmark benchmark-gpu serve doctor compile openapi image constraints clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +69,13 @@ compile: $(STAMP) ## pipelines/finetune.yaml, after the graph or a component's i
 
 openapi: $(STAMP) ## docs/openapi.json, after the server's schemas or routes have changed
 	$(BIN)/python -P -m serving.publish > .openapi.part && mv .openapi.part docs/openapi.json
+
+image: ## the container image, with docker, podman or buildah; TARGET=cpu leaves CUDA out
+	@[ -n "$(BUILDER)" ] || { \
+		echo "error: install docker, podman or buildah, and see that it runs" >&2; exit 1; }
+	$(BUILDER) build --target $(TARGET) --tag $(IMAGE):$(TARGET) \
+		--build-arg VERSION="$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' fovea/__init__.py)" \
+		--build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null || echo unknown)" $(IMAGE_FLAGS) .
 
 constraints: $(STAMP) ## constraints.txt from what is installed, and what builds the project
 	$(BIN)/python -m pip install -q -c constraints.txt hatchling editables
