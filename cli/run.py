@@ -160,7 +160,7 @@ def _print_gate(console: "Console", summary: "Summary") -> None:
         table.add_row(
             "[green]✓[/green]" if rule.passed else "[red]✗[/red]",
             escape(rule.description),
-            figures.rule_value(rule, rule.value),
+            figures.rule_value(rule),
             figures.rule_limit(rule),
         )
     console.print(table)

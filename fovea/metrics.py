@@ -278,9 +278,11 @@ METRICS: Mapping[str, Metric] = {
     "price_within_10_percent": _price_within_10_percent,
     "price_mean_absolute_error": _mean("price_absolute_error"),
 }
-"""The figures by name; those of `Metrics`. All but the last are fractions, the last is in currency."""
+"""The figures by name; those of `Metrics`. All but `IN_CURRENCY` are fractions."""
 
 LOWER_IS_BETTER = frozenset({"price_median_ape", "price_mean_ape", "price_mean_absolute_error"})
+IN_CURRENCY = frozenset({"price_mean_absolute_error"})
+"""Figures that are amounts of money."""
 
 
 def figure(outcomes: Outcomes, name: str) -> float:

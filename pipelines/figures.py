@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from components.gate_rules import COUNTS
+from fovea.metrics import IN_CURRENCY
 from fovea.records import Metrics, RuleResult
 
 COLUMNS = {
@@ -39,22 +41,29 @@ def metric(metrics: Metrics | None, name: str) -> str:
 
 def rule_limit(rule: RuleResult) -> str:
     """Return what a rule asks for; nothing for a condition, which just holds or not."""
+    if not rule.metric or rule.limit is None:
+        return ""
     sign = {">=": "≥", "<=": "≤"}.get(rule.comparison, rule.comparison)
-    return "" if is_condition(rule) else f"{sign} {rule_value(rule, rule.limit)}"
+    limit = _amount(rule.metric, rule.limit)
+    return f"{sign} {limit.replace('%', 'points') if rule.against else limit}"
 
 
-def rule_value(rule: RuleResult, value: float | None) -> str:
-    """Return a rule's value or limit as it is best read: a condition, a count or a percentage."""
-    if value is None:
+def rule_value(rule: RuleResult) -> str:
+    """Return what a rule saw: whether a condition holds, a figure, or the gain over somebody else's."""
+    if rule.value is None:
         return "–"
-    if is_condition(rule):
-        return "holds" if value >= 1 else "does not hold"
-    return f"{value:,.0f}" if rule.name == "samples" else percent(value)
+    if not rule.metric:
+        return "holds" if rule.value >= 1 else "does not hold"
+    value = _amount(rule.metric, rule.value)
+    if not rule.against:
+        return value
+    return ("+" if rule.value > 0 else "") + value.replace("%", "points")
 
 
-def is_condition(rule: RuleResult) -> bool:
-    """Return whether a rule is a condition that holds or not, rather than a figure against a limit."""
-    return rule.comparison == ">=" and rule.limit == 1.0 and rule.value in (0.0, 1.0)
+def _amount(metric: str, value: float) -> str:
+    if metric in COUNTS:
+        return f"{value:,.0f}"
+    return f"{value:,.2f}" if metric in IN_CURRENCY else percent(value)
 
 
 def duration(seconds: float) -> str:

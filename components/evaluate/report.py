@@ -6,7 +6,7 @@ from pathlib import Path
 
 from components.evaluate import report_examples, report_plots
 from components.evaluate.report_rows import read_rows, shown
-from fovea.metrics import BASELINES, LOWER_IS_BETTER, OTHER, Outcomes, read_baselines
+from fovea.metrics import BASELINES, IN_CURRENCY, LOWER_IS_BETTER, OTHER, Outcomes, read_baselines
 from fovea.pages import render_page
 from fovea.pages.plots import Axis, Mark, amount, mark, percent
 from fovea.records import DatasetRecord, Decision, EvaluationRecord, Interval, Metrics, RuleResult
@@ -42,7 +42,7 @@ _IN_SLICES = (
     "parse_rate",
 )
 _UNKNOWN = "–"
-_NO_FRACTIONS = {"samples", "products", "price_mean_absolute_error"}
+_NO_FRACTIONS = {"samples", "products", *IN_CURRENCY}
 _SLICES = {"category": "By category", "price_band": "By price"}
 
 
@@ -372,7 +372,7 @@ def _ends(interval: Interval, factor: float) -> str:
 
 
 def _is_money(name: str) -> bool:
-    return name == "price_mean_absolute_error"
+    return name in IN_CURRENCY
 
 
 def _without_verdict(reason: str) -> str:

@@ -18,7 +18,7 @@ def metrics(category: float) -> Metrics:
     return some_metrics(samples=304, products=301, category_accuracy=category, price_median_ape=0.07)
 
 
-def rule(name: str, value: float, limit: float, *, passed: bool) -> RuleResult:
+def rule(name: str, value: float, limit: float, *, passed: bool, metric: str = "") -> RuleResult:
     return RuleResult(
         name=name,
         description=f"Rule {name} {HOSTILE}",
@@ -27,6 +27,7 @@ def rule(name: str, value: float, limit: float, *, passed: bool) -> RuleResult:
         limit=limit,
         passed=passed,
         reason=f"because {HOSTILE}",
+        metric=metric,
     )
 
 
@@ -47,8 +48,8 @@ def summary() -> Summary:
             reason=HOSTILE,
             rules=(
                 rule("comparable", 1.0, 1.0, passed=True),
-                rule("samples", 304, 200, passed=True),
-                rule("category_accuracy", 0.85, 0.9, passed=False),
+                rule("samples", 304, 200, passed=True, metric="samples"),
+                rule("category_accuracy", 0.85, 0.9, passed=False, metric="category_accuracy"),
             ),
             base_passed=False,
             base_reason=HOSTILE,
