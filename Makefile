@@ -44,7 +44,8 @@ lint: $(STAMP) ## lint, types and import layers
 	$(BIN)/lint-imports
 
 unit: $(STAMP) ## the tests alone
-	$(BIN)/python -m pytest -n 2
+	# One more than cores: tests wait for servers and a cluster.
+	$(BIN)/python -m pytest -n 3
 
 prove: $(STAMP) ## the slow proofs
 	$(BIN)/python -m pytest -m prove
