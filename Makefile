@@ -43,8 +43,8 @@ lint: $(STAMP) ## lint, types and import layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# One worker more than a small machine's cores: tests wait for servers and a cluster.
 unit: $(STAMP) ## the tests alone
-	# One more than cores: tests wait for servers and a cluster.
 	$(BIN)/python -m pytest -n 3
 
 prove: $(STAMP) ## the slow proofs
