@@ -73,6 +73,8 @@ def run(
     _print_summary(console, summary, place)
     if summary.state == "not_deployed" or _is_deployed_already(summary):
         console.print(f"\nnothing was deployed: {summary.reason.removeprefix('refused: ')}", markup=False)
+        if _is_deployed_already(summary):
+            console.print("make serve starts the service as it stands")
         return
     if summary.state != "succeeded":
         where = f" in {summary.task}" if summary.task else ""
