@@ -45,7 +45,7 @@ lint: $(STAMP) ## lint, types and import layers
 
 # One worker more than a small machine's cores: tests wait for servers and a cluster.
 unit: $(STAMP) ## the tests alone
-	$(BIN)/python -m pytest -n 3
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 prove: $(STAMP) ## the slow proofs
 	$(BIN)/python -m pytest -m prove

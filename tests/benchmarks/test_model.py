@@ -25,6 +25,7 @@ def rows_of(command, tmp_path, *options):
     return made.output, json.loads(file.read_text())
 
 
+@pytest.mark.prove
 def test_comparison(tmp_path):
     shown, numbers = rows_of("compare", tmp_path, "--crops", "16", "--work", "forward+backward")
     rows = numbers["rows"]

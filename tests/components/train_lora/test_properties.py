@@ -166,7 +166,8 @@ def inputs(s3: str, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatc
     return Inputs(s3, tmp_path, folder, {"train": 16, "validation": 4})
 
 
-@pytest.mark.parametrize("interrupted", [False, pytest.param(True, marks=pytest.mark.prove)])
+@pytest.mark.prove
+@pytest.mark.parametrize("interrupted", [False, True])
 def test_two_processes_equal_one_and_end_together(
     inputs: Inputs,
     tmp_path: Path,
