@@ -215,8 +215,10 @@ class KServeDouble:
         }
         old = service.get("status") or {}
         if _comparable(old) != _comparable(status):
+            # Of what was looked at: not onto another of the same name that was made meanwhile.
+            version = {"resourceVersion": service["metadata"]["resourceVersion"]}
             self.objects.patch_namespaced_custom_object_status(
-                *KSERVE, self.namespace, "inferenceservices", name, {"status": status}
+                *KSERVE, self.namespace, "inferenceservices", name, {"metadata": version, "status": status}
             )
 
     def _is_available(self, name: str) -> bool:
