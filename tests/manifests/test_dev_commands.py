@@ -65,7 +65,8 @@ def test_the_sample_comes_into_the_s3_server(tmp_path: Path) -> None:
     job = container("Job/fovea-sample")
     # The model takes minutes and has tests of its own.
     script = "\n".join(line for line in job["args"][0].splitlines() if "model" not in line)
-    script = script.replace("/scratch", str(tmp_path)).replace("fovea ", f"{sys.executable} -P -m cli.main ", 1)
+    program = f"{sys.executable} -P -m cli.main "
+    script = script.replace("/scratch", str(tmp_path)).replace("fovea ", program, 1)
     own = {each["name"]: each["value"] for each in job["env"]}
     own |= {"RCLONE_S3_ENDPOINT": f"http://127.0.0.1:{port}", "HOME": str(tmp_path), **keys}
     with running(serve, f"http://127.0.0.1:{port}", RCLONE_AUTH_KEY=auth["value"]):
