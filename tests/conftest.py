@@ -4,10 +4,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import pytest
 
 from pipelines.embedded_s3 import serve_s3
+from tests.own_bucket import own_bucket
 
 # Before torch is imported, here and in what is started: workers of pytest that wait for each other's threads
 # take twice the time.
@@ -22,11 +22,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, st
 
 
 @pytest.fixture
-def s3(s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+def s3(s3_server: dict[str, str], tmp_path: Path) -> Iterator[str]:
     """A bucket of the test's own on a real S3 server that the environment leads to."""
-    for name, value in s3_server.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("FOVEA_CACHE", str(tmp_path / "cache"))
-    bucket = f"test-{abs(hash(tmp_path)):x}"
-    boto3.Session().client("s3").create_bucket(Bucket=bucket)
-    return f"s3://{bucket}"
+    with own_bucket(s3_server, tmp_path / "cache") as bucket:
+        yield bucket

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import boto3
 import pytest
 
 from components.evaluate.report import write_report
@@ -17,6 +16,7 @@ from fovea.records import RuleResult
 from fovea.storage import Storage
 from tests.browser.chromium import PROGRAM, SKIP, Browser
 from tests.components.evaluate import evaluations as made
+from tests.own_bucket import own_bucket
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason=SKIP)
 
@@ -50,12 +50,8 @@ def report(
 ) -> Path:
     """A report of answers that are all attacks, in titles, categories, texts, rules and models' names."""
     texts, folder = attacks(trap[0]), tmp_path_factory.mktemp("report")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in s3_server.items():
-            patch.setenv(name, value)
-        patch.setenv("FOVEA_CACHE", str(folder / "cache"))
-        boto3.Session().client("s3").create_bucket(Bucket="hostile")
-        bucket = made.Bucket("s3://hostile/fovea", Storage())
+    with own_bucket(s3_server, folder / "cache") as root:
+        bucket = made.Bucket(f"{root}/fovea", Storage())
         rows = [
             Row(
                 f"{number}{texts[number % 11][:50]}",

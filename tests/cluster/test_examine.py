@@ -78,6 +78,8 @@ def two_nodes(admin: Any, install: Install) -> Iterator[None]:
     body = {"metadata": {"name": "busy"}, "spec": {"nodeName": f"{POOL}-1", "containers": [holder]}}
     core.create_namespaced_pod(namespace, body)
     yield
+    # No kubelet would end it, and it would hold a GPU of the next node of that name.
+    core.delete_namespaced_pod("busy", namespace, grace_period_seconds=0)
     for name, *_ in nodes:
         core.delete_node(name)
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import boto3
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,6 +27,7 @@ from fovea.records import (
 )
 from fovea.steps import RunContext, run_step
 from fovea.task import FieldValue, product_task
+from tests.own_bucket import own_bucket
 from tests.some_metrics import some_metrics
 from tests.tiny_model import write_tiny_model
 
@@ -201,11 +201,9 @@ def shared_world(
     answers: list[Answer],
 ) -> World:
     """Made once; tests take it as `settled`."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in s3_server.items():
-            patch.setenv(name, value)
-        boto3.Session().client("s3").create_bucket(Bucket="settled")
-        return make_world("s3://settled", tmp_path_factory.mktemp("settled"), tuned_folder, answers)
+    folder = tmp_path_factory.mktemp("settled")
+    with own_bucket(s3_server, folder / "cache") as root:
+        return make_world(root, folder, tuned_folder, answers)
 
 
 @pytest.fixture

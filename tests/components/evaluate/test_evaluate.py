@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import boto3
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
@@ -41,6 +40,7 @@ from fovea.records import (
 from fovea.records import Split as SplitSize
 from fovea.storage import Storage
 from fovea.task import Task, product_task
+from tests.own_bucket import own_bucket
 from tests.tiny_model import write_tiny_model
 
 ANSWER = "Product: Red Bag, Category: BAGS, Full Price: 100.0"
@@ -123,15 +123,12 @@ Uploaded = dict[str, tuple[str, tuple[FileEntry, ...]]]
 
 
 @pytest.fixture(scope="module")
-def uploaded(s3_server: dict[str, str], folders: dict[str, Path]) -> Uploaded:
+def uploaded(s3_server: dict[str, str], folders: dict[str, Path], cache: Path) -> Uploaded:
     """Where the folders lie in S3, and their files."""
-    with pytest.MonkeyPatch.context() as environment:
-        for name, value in s3_server.items():
-            environment.setenv(name, value)
-        boto3.Session().client("s3").create_bucket(Bucket="evaluated")
+    with own_bucket(s3_server, cache) as bucket:
         storage = Storage()
         return {
-            name: (f"s3://evaluated/{name}/", storage.upload_folder(folder, f"s3://evaluated/{name}/"))
+            name: (f"{bucket}/{name}/", storage.upload_folder(folder, f"{bucket}/{name}/"))
             for name, folder in folders.items()
         }
 

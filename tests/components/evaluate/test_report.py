@@ -9,7 +9,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 from PIL import Image
 
@@ -21,6 +20,7 @@ from fovea.records import DatasetRecord, EvaluationRecord, Interval, RuleResult
 from fovea.storage import Storage
 from tests.components.evaluate import evaluations as made
 from tests.components.evaluate.evaluations import Bucket
+from tests.own_bucket import own_bucket
 
 NASTY = [
     "<script>alert(1)</script>",
@@ -66,12 +66,8 @@ def nothing(rows: Sequence[Row]) -> list[Answer]:
 
 @pytest.fixture(scope="module")
 def bucket(s3_server: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in s3_server.items():
-            patch.setenv(name, value)
-        patch.setenv("FOVEA_CACHE", str(tmp_path_factory.mktemp("cache")))
-        boto3.Session().client("s3").create_bucket(Bucket="evaluations")
-        yield Bucket("s3://evaluations/fovea", Storage())
+    with own_bucket(s3_server, tmp_path_factory.mktemp("cache")) as root:
+        yield Bucket(f"{root}/fovea", Storage())
 
 
 def test_what_it_shows(bucket: Bucket, tmp_path: Path) -> None:

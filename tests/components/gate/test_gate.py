@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
@@ -44,6 +43,7 @@ from tests.components.gate.answerers import (
     record,
     shown_others,
 )
+from tests.own_bucket import own_bucket
 
 MODEL = ModelRecord(
     step="merge_adapter",
@@ -138,12 +138,7 @@ def store(
     s3_server: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, dict[str, EvaluationRecord]]]:
     """A bucket with the evaluations of a base and of a good model; it is only added to."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in s3_server.items():
-            patch.setenv(name, value)
-        patch.setenv("FOVEA_CACHE", str(tmp_path_factory.mktemp("cache")))
-        boto3.Session().client("s3").create_bucket(Bucket="gate")
-        root = "s3://gate"
+    with own_bucket(s3_server, tmp_path_factory.mktemp("cache")) as root:
         base = commit(root, BASE, nothing(), is_base=True)
         yield root, {"base": base, "tuned": commit(root, MODEL.digest, good())}
 
