@@ -8,7 +8,8 @@ from components.evaluate import report_examples, report_plots
 from components.evaluate.report_rows import read_rows, shown
 from fovea.metrics import BASELINES, IN_CURRENCY, LOWER_IS_BETTER, OTHER, Outcomes, read_baselines
 from fovea.pages import render_page
-from fovea.pages.plots import Axis, Mark, amount, mark, percent
+from fovea.pages.charts import amount
+from fovea.pages.plots import Axis, Mark, mark, percent
 from fovea.records import DatasetRecord, Decision, EvaluationRecord, Interval, Metrics, RuleResult
 from fovea.storage import Storage
 

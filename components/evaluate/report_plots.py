@@ -10,8 +10,8 @@ import numpy as np
 from components.evaluate.report_rows import AnsweredRows, shown
 from fovea.calibration import Calibration, Coverage, coverage_table
 from fovea.metrics import UNREADABLE, Outcomes, Roles, confusion
-from fovea.pages.charts import Histogram, histogram
-from fovea.pages.plots import Axis, Plot, amount, percent, plot
+from fovea.pages.charts import Histogram, amount, histogram
+from fovea.pages.plots import Axis, Plot, percent, plot
 
 _MOST_DOTS = 3000
 _FARTHEST = 150.0

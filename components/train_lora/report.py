@@ -1,29 +1,32 @@
 """The report of a training: losses, learning rate, speed, and what the model said."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from components.train_lora.job import ANSWERS, HISTORY, TRAINED
 from fovea.pages import render_page
-from fovea.pages.curves import Curves, curves
+from fovea.pages.charts import amount
+from fovea.pages.plots import Axis, Plot, plot, thinned
 from fovea.storage import Storage, join_uri
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 MAX_BYTES = 5_000_000
 """No report is larger."""
 
-_KINDS = {
-    "training": "one",
-    "validation": "two",
-    "learning rate": "one",
-    "gradient norm": "one",
-    "tokens a second": "one",
-    "fields right": "one",
-    "answers right in all": "two",
-}
 _LONGEST_TEXT = 300
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Lines over the steps of a training, and the colour of each."""
+
+    title: str
+    plot: Plot
+    kinds: dict[str, str]
 
 
 def report_uri(artifact_root: str, input_key: str) -> str:
@@ -42,7 +45,7 @@ def write_report(path: Path, output: Path, *, run_id: str, settings: Mapping[str
         "trained": json.loads((output / TRAINED).read_text()),
         "speed": _speed([entry for entry in history if "loss" in entry]),
         "charts": _charts(history),
-        "settings": settings,
+        "settings": {name: str(value)[:_LONGEST_TEXT] for name, value in settings.items()},
     }
     page = render_page(TEMPLATE, answers=answers, **values)
     if len(page.encode()) > MAX_BYTES and answers:
@@ -71,9 +74,9 @@ def _speed(steps: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     }
 
 
-def _charts(history: Sequence[Mapping[str, float]]) -> list[tuple[str, Curves | None, dict[str, str]]]:
+def _charts(history: Sequence[Mapping[str, float]]) -> list[Chart]:
     def series(name: str) -> list[tuple[float, float]]:
-        return [(entry["step"], entry[name]) for entry in history if name in entry]
+        return [(entry["step"], entry[name]) for entry in history if math.isfinite(entry.get(name, math.nan))]
 
     speeds = [(e["step"], e["tokens"] / e["seconds"]) for e in history if "loss" in e]
     wanted: dict[str, dict[str, list[tuple[float, float]]]] = {
@@ -86,4 +89,19 @@ def _charts(history: Sequence[Mapping[str, float]]) -> list[tuple[str, Curves | 
             "answers right in all": series("eval_answers_all_right"),
         },
     }
-    return [(title, curves(lines), _KINDS) for title, lines in wanted.items()]
+    return [_chart(title, lines) for title, lines in wanted.items() if any(lines.values())]
+
+
+def _chart(title: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> Chart:
+    named = {f"{name}, at the end {amount(of[-1][1])}": of for name, of in lines.items() if of}
+    points = [point for of in named.values() for point in of]
+    low, high = min(0.0, *(y for _, y in points)), max(y for _, y in points)
+    across = Axis.linear(0, max(step for step, _ in points))
+    up = Axis.linear(low, high if high > low else low + 1)
+    drawn = plot(
+        across,
+        up,
+        f"{title}: {'; '.join(named)}, over {len(points):,} values from {amount(low)} to {amount(high)}",
+        {name: thinned(of) for name, of in named.items()},
+    )
+    return Chart(title, drawn, dict(zip(named, ("one", "two"), strict=False)))

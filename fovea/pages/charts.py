@@ -37,6 +37,11 @@ class Histogram:
     label: str
 
 
+def amount(value: float) -> str:
+    """Return a number as short as an axis wants it: ``2.5``, ``40``, ``1,500``."""
+    return f"{value:,.0f}" if abs(value) >= 100 or value == round(value) else f"{value:.3g}"
+
+
 def histogram(
     series: Mapping[str, NDArray[np.float64]], edges: NDArray[np.float64] | None = None
 ) -> Histogram | None:
@@ -58,13 +63,13 @@ def histogram(
     tallest = int(sum(counts.values(), np.zeros(len(edges) - 1, int)).max())
     columns = tuple(
         Column(
-            label=f"{_number(edges[index])} to {_number(edges[index + 1])}: "
+            label=f"{amount(edges[index])} to {amount(edges[index + 1])}: "
             + ", ".join(f"{name} {of[index]:,}" for name, of in counts.items()),
             shares={name: 100 * float(of[index]) / tallest for name, of in counts.items()},
         )
         for index in range(len(edges) - 1)
     )
-    return Histogram(columns, _ticks(edges, logarithmic), f"from {_number(low)} to {_number(high)}")
+    return Histogram(columns, _ticks(edges, logarithmic), f"from {amount(low)} to {amount(high)}")
 
 
 def _even_edges(low: float, high: float) -> NDArray[np.float64]:
@@ -80,16 +85,12 @@ def _ticks(edges: NDArray[np.float64], logarithmic: bool) -> tuple[Tick, ...]:
         steps = (1, 3) if len(tens) < 5 else (1,)
         values = [step * 10.0**ten for ten in tens for step in steps if low <= step * 10.0**ten <= high]
         values = values[:: -(-len(values) // 8) or 1]
-        return tuple(Tick(_number(v), 100 * math.log(v / low) / math.log(high / low)) for v in values)
+        return tuple(Tick(amount(v), 100 * math.log(v / low) / math.log(high / low)) for v in values)
     every = max(1, -(-(len(edges) - 1) // 6))
-    return tuple(Tick(_number(value), 100 * (value - low) / (high - low)) for value in edges[::every])
+    return tuple(Tick(amount(value), 100 * (value - low) / (high - low)) for value in edges[::every])
 
 
 def _round_step(least: float) -> float:
     """Return the smallest of 1, 2, 5, 10, 20 … that is not below ``least``."""
     power: float = 10.0 ** math.floor(math.log10(least))
     return next(step * power for step in (1, 2, 5, 10, 20) if step * power >= least)
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 or value == round(value) else f"{value:.3g}"

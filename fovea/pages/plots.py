@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from fovea.pages.charts import Tick
+from fovea.pages.charts import Tick, amount
 
 _STEPS = (1, 2, 2.5, 5, 10)
 _PARTS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8))
 _FEWEST_TICKS = 3
 _ROUNDING = 1e-9
+_MOST_POINTS = 500
 
 Point = tuple[float, float]
 
@@ -21,11 +22,6 @@ Point = tuple[float, float]
 def percent(fraction: float) -> str:
     """Return a fraction as a percentage that is as short as an axis wants it: ``97 %``, ``2.5 %``."""
     return f"{round(100 * fraction, 1):,g} %"
-
-
-def amount(value: float) -> str:
-    """Return a number as short as an axis wants it: ``2.5``, ``40``, ``1,500``."""
-    return f"{value:,.0f}" if abs(value) >= 100 or value == round(value) else f"{value:.3g}"
 
 
 @dataclass(frozen=True)
@@ -98,6 +94,15 @@ def mark(axis: Axis, kind: str, value: float, interval: tuple[float, float] | No
     """Return a figure as a dot, and its interval as a whisker."""
     low, high = interval or (value, value)
     return Mark(kind, axis.place(value), axis.place(low), axis.place(high), label)
+
+
+def thinned(points: Sequence[Point]) -> list[Point]:
+    """Return at most `_MOST_POINTS` points of a line, each the mean of those that it stands for."""
+    each = -(-len(points) // _MOST_POINTS)
+    groups = [points[start : start + each] for start in range(0, len(points), each)]
+    return [
+        (sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups
+    ]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,26 @@ from typing import Any
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SKIP = "there is no Chromium; on Debian: apt-get install chromium"
 
+FAINT = """(() => {
+  const parse = text => text.match(/[\\d.]+/g).map(v => text.startsWith('color(') ? 255 * v : +v)
+  const linear = v => v / 255 <= 0.03928 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4
+  const light = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b)
+  const back = node => {
+    const found = parse(getComputedStyle(node).backgroundColor)
+    return found.length === 3 ? found : back(node.parentElement)
+  }
+  const low = []
+  for (const node of document.querySelectorAll('main *')) {
+    const own = [...node.childNodes].some(each => each.nodeType === 3 && each.textContent.trim())
+    if (!own || !node.offsetParent) continue
+    const [one, other] = [light(parse(getComputedStyle(node).color)), light(back(node))]
+    const ratio = (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05)
+    if (ratio < 4.5) low.push(`${node.className} ${node.textContent.slice(0, 40)} ${ratio}`)
+  }
+  return low
+})()"""
+"""The texts in a page's main part whose contrast is below 4.5 to 1 (WCAG 2.2, 1.4.3)."""
+
 
 class Browser:
     """One page in a browser."""

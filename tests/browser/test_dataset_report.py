@@ -1,9 +1,6 @@
 """The report of a preparation in a real browser: nothing in it runs or calls out, and it fits the screen."""
 
-import http.server
 import os
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,35 +8,10 @@ import pytest
 from components.prepare_data.report import write_report
 from components.prepare_data.workspace import Workspace
 from fovea.task import CategoryField, PriceField, Task, TextField
-from tests.browser.chromium import PROGRAM, SKIP, Browser, browser
+from tests.browser.chromium import FAINT, PROGRAM, SKIP, Browser
 from tests.components.prepare_data import workspaces
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason=SKIP)
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with browser(tmp_path_factory.mktemp("chromium")) as found:
-        yield found
-
-
-@pytest.fixture
-def trap() -> Iterator[tuple[str, list[str]]]:
-    """A server that nothing should call, its address and who called."""
-    called: list[str] = []
-
-    class Trap(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            called.append(self.path)
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *args: object) -> None: ...
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Trap) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", called
-        server.shutdown()
 
 
 def attacks(trap: str) -> list[str]:
@@ -119,5 +91,6 @@ def test_it_fits_the_screen(page: Browser, report: Path, tmp_path: Path, width: 
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     shade = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
     assert (max(shade) < 60) == dark
+    assert page.evaluate(FAINT) == []
     if folder := os.environ.get("FOVEA_SCREENSHOTS"):
         page.screenshot(Path(folder) / f"report-{width}-{'dark' if dark else 'light'}.png")

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from fovea.task import product_task
 from serving.location import locate_model
-from tests.browser.chromium import PROGRAM, SKIP, Browser, browser
+from tests.browser.chromium import PROGRAM, SKIP, Browser
 from tests.serving.conftest import ANSWER, RunningServer, picture, running_server
 from tests.serving.evaluations import evaluation
 from tests.tiny_model import write_tiny_model
@@ -20,12 +20,6 @@ pytestmark = pytest.mark.skipif(PROGRAM is None, reason=SKIP)
 
 HOSTILE = "<img/src=x/onerror=document.title='owned'>"
 KEY = "a-key-of-the-shop-0001"
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with browser(tmp_path_factory.mktemp("chromium")) as found:
-        yield found
 
 
 def serve(folder: Path, answer: str, *options: str) -> Any:

@@ -2,7 +2,6 @@
 
 import html
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,19 +9,13 @@ from PIL import Image
 
 from components.train_lora.report import write_report
 from fovea.pages import picture_url
-from tests.browser.chromium import PROGRAM, SKIP, Browser, browser
+from tests.browser.chromium import FAINT, PROGRAM, SKIP, Browser
 from tests.browser.test_dataset_report import attacks
 from tests.components.train_lora.outputs import left
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason=SKIP)
 
 NOBODY = "http://127.0.0.1:9"
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with browser(tmp_path_factory.mktemp("chromium")) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +62,7 @@ def test_nothing_in_it_runs_or_calls_out(page: Browser, report: Path) -> None:
     assert not [name for name in page.evaluate(attributes) if name.startswith("on")]
     assert page.evaluate("[...document.images].every(i => i.naturalWidth > 0 && i.alt)")
     assert page.evaluate("[...document.querySelectorAll('[role=img]')].every(e => e.ariaLabel)")
-    assert page.evaluate("document.querySelectorAll('polyline').length") >= 5
+    assert page.evaluate("document.querySelectorAll('.plot svg path[class^=to-]').length") >= 5
     assert page.requests() == []
     assert [event for event in page.events if event["method"] == "Runtime.exceptionThrown"] == []
 
@@ -89,19 +82,21 @@ def test_it_fits_the_screen_within_a_sandboxed_frame(
     within = "document.querySelector('iframe').contentDocument"
     assert page.evaluate(f"{within}.title").startswith("Fovea: training of ")
     assert page.evaluate(f"{within}.documentElement.scrollWidth") <= width
-    # No text of a drawing lies outside of it, and all can be read.
-    drawings = f"[...{within}.querySelectorAll('svg.curves')]"
+    # No text of a drawing lies outside of it.
     outside = (
-        f"{drawings}.flatMap(d => [...d.querySelectorAll('text')].map(t => [t, d].map(e => "
-        "e.getBoundingClientRect()))).filter(([t, d]) => t.left < d.left - 1 || t.right > d.right + 1).length"
+        f"[...{within}.querySelectorAll('.plot')].flatMap(plot => [...plot.querySelectorAll('span')]"
+        ".map(text => [text, plot].map(each => each.getBoundingClientRect())))"
+        ".filter(([text, plot]) => text.left < plot.left - 1 || text.right > plot.right + 1)"
     )
-    assert page.evaluate(outside) == 0
-    heights = f"{drawings}.flatMap(d => [...d.querySelectorAll('text')].map(t => t.getBBox().height"
-    scale = "d.getBoundingClientRect().width / d.viewBox.baseVal.width"
-    # Letters of 14 units, with what is above and below them.
-    assert page.evaluate(f"Math.min(...{heights} * {scale})))") >= 11
+    assert page.evaluate(f"{outside}.length") == 0
     shade = page.evaluate(f"getComputedStyle({within}.body).backgroundColor.match(/\\d+/g).map(Number)")
     assert (max(shade) < 60) == dark
     if folder := os.environ.get("FOVEA_SCREENSHOTS"):
         page.open(report.as_uri(), width=width, dark=dark)
         page.screenshot(Path(folder) / f"training-{width}-{'dark' if dark else 'light'}.png")
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_texts_stand_out(page: Browser, report: Path, dark: bool) -> None:
+    page.open(report.as_uri(), dark=dark)
+    assert page.evaluate(FAINT) == []
