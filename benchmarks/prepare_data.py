@@ -374,6 +374,7 @@ def _write_split(folder: Path, pictures: int) -> None:
             {
                 "row_id": f"{number:09}",
                 "product_id": f"P{number}",
+                "product_group": f"P{number}",
                 "image": {"bytes": jpegs[number % len(jpegs)], "path": f"{number}.jpg"},
                 "title": f"Lamp {number}",
                 "category3_code": "LAMPS",

@@ -26,7 +26,7 @@ from fovea.metrics import METRICS
 from fovea.steps import parse_parameters
 from fovea.storage import Storage
 
-COUNTS = ("samples", "products")
+COUNTS = ("samples", "groups")
 """Figures that say how much the others rest on."""
 RELIANCE = "picture_reliance"
 """The fall in category accuracy when the model is shown other products' pictures."""

@@ -1,9 +1,9 @@
 """How good answers are, and how sure that is. Pure functions on arrays, which evaluate and gate share.
 
-Figures are over rows, and rows of one product are no independent samples: what is drawn anew for an interval
-are whole products, each with all its rows (a cluster bootstrap, percentiles of the redrawn figure). A redrawn
-sample is not built: how often each product is drawn becomes a weight of its rows, and every figure is
-computed from the weights of all resamples at once.
+Figures are over rows, and rows of one product, or of products whose pictures look alike, are no independent
+samples: what is drawn anew for an interval are whole product groups, each with all its rows (a cluster
+bootstrap, percentiles of the redrawn figure). A redrawn sample is not built: how often each group is drawn
+becomes a weight of its rows, and every figure is computed from the weights of all resamples at once.
 """
 
 import itertools
@@ -88,8 +88,8 @@ class Outcomes:
     """What came of each row: all that figures follow from. Arrays of one length, an entry a row."""
 
     row_ids: Text
-    products: Text
-    """Rows of one product are drawn together."""
+    groups: Text
+    """Rows of one product group are drawn together."""
     parsed: Mask
     title_exact: Mask
     title_f1: Array
@@ -111,7 +111,7 @@ class Outcomes:
         task: Task,
         truths: Sequence[Fields],
         answers: Sequence[Fields | None],
-        products: Sequence[str],
+        groups: Sequence[str],
         row_ids: Sequence[str] | None = None,
     ) -> Self:
         """Hold answers against truths; an answer that could not be read is None.
@@ -120,7 +120,7 @@ class Outcomes:
             task: says which field is what.
             truths: what is true of each row.
             answers: what was said of it.
-            products: the product of each row.
+            groups: the product group of each row.
             row_ids: by default the rows are numbered.
 
         Raises:
@@ -129,8 +129,8 @@ class Outcomes:
         roles = Roles.of(task)
         names = [str(number) for number in range(len(truths))] if row_ids is None else row_ids
         rows = [
-            _row(roles, truth, answer, product, name)
-            for truth, answer, product, name in zip(truths, answers, products, names, strict=True)
+            _row(roles, truth, answer, group, name)
+            for truth, answer, group, name in zip(truths, answers, groups, names, strict=True)
         ]
         columns: list[Sequence[Any]] = list(zip(*rows, strict=True)) if rows else [()] * len(fields(cls))
         return cls(*(np.asarray(column, kind) for column, kind in zip(columns, _KINDS.values(), strict=True)))
@@ -143,7 +143,7 @@ class Outcomes:
         """Return these rows in the order of ``other``.
 
         Raises:
-            ValueError: they are not the same rows, or not of the same products.
+            ValueError: they are not the same rows, or not of the same product groups.
         """
         mine, its = np.argsort(self.row_ids), np.argsort(other.row_ids)
         if not np.array_equal(self.row_ids[mine], other.row_ids[its]):
@@ -151,8 +151,8 @@ class Outcomes:
         order = np.empty_like(mine)
         order[its] = mine
         aligned = self.take(order)
-        if not np.array_equal(aligned.products, other.products):
-            raise ValueError("the outcomes are of different products")
+        if not np.array_equal(aligned.groups, other.groups):
+            raise ValueError("the outcomes are of different product groups")
         return aligned
 
     def to_table(self) -> pa.Table:
@@ -167,7 +167,7 @@ class Outcomes:
 
 _KINDS = {
     "row_ids": np.str_,
-    "products": np.str_,
+    "groups": np.str_,
     "parsed": np.bool_,
     "title_exact": np.bool_,
     "title_f1": np.float64,
@@ -303,7 +303,7 @@ def measure(outcomes: Outcomes, resamples: int = RESAMPLES) -> Metrics:
     once = _once(outcomes)
     return Metrics(
         samples=len(outcomes),
-        products=len(np.unique(outcomes.products)),
+        groups=len(np.unique(outcomes.groups)),
         **{name: float(metric(outcomes, once)[0]) for name, metric in METRICS.items()},
         intervals=bootstrap(outcomes, METRICS, resamples) if resamples else {},
     )
@@ -316,7 +316,7 @@ def bootstrap(
     seed: int = 0,
     level: float = LEVEL,
 ) -> dict[str, Interval]:
-    """Return the intervals that figures lie in at ``level``, from products drawn anew.
+    """Return the intervals that figures lie in at ``level``, from product groups drawn anew.
 
     They are of what the rows hold: where every row is right, no resample is wrong, and the interval has no
     width.
@@ -327,7 +327,7 @@ def bootstrap(
     _once(outcomes)
     wanted = list(names)
     drawn: dict[str, list[Array]] = {name: [] for name in wanted}
-    for weights in _draws(outcomes.products, resamples, seed):
+    for weights in _draws(outcomes.groups, resamples, seed):
         for name in wanted:
             drawn[name].append(METRICS[name](outcomes, weights))
     return {name: Interval(**_ends(np.concatenate(parts), level)) for name, parts in drawn.items()}
@@ -350,7 +350,7 @@ def paired_bootstrap(
     seed: int = 0,
     level: float = LEVEL,
 ) -> PairedDifference:
-    """Compare two models on the same rows: each resample draws the same products for both.
+    """Compare two models on the same rows: each resample draws the same product groups for both.
 
     Raises:
         ValueError: there are no rows, or the two are not of the same rows.
@@ -360,7 +360,7 @@ def paired_bootstrap(
     differences = np.concatenate(
         [
             metric(first, weights) - metric(second, weights)
-            for weights in _draws(first.products, resamples, seed)
+            for weights in _draws(first.groups, resamples, seed)
         ]
     )
     return PairedDifference(figure(first, name) - figure(second, name), **_ends(differences, level))
@@ -477,7 +477,7 @@ def read_outcomes(paths: Collection[Path], task: Task, *, shuffled: bool = False
             task,
             [{name: row[f"true_{name}"] for name in task.fields} for row in rows],
             answers,
-            [row["product_id"] for row in rows],
+            [row["product_group"] for row in rows],
             [row["row_id"] for row in rows],
         )
     except (pa.ArrowException, OSError, KeyError, TypeError) as error:
@@ -494,20 +494,20 @@ def _once(outcomes: Outcomes) -> Array:
     return np.ones((1, len(outcomes)))
 
 
-def _draws(products: Text, resamples: int, seed: int) -> Iterator[Array]:
-    """Yield weights (some resamples, rows): how often each row's product was drawn.
+def _draws(groups: Text, resamples: int, seed: int) -> Iterator[Array]:
+    """Yield weights (some resamples, rows): how often each row's group was drawn.
 
-    As many products are drawn as there are. The draws do not depend on how many resamples fit into memory.
+    As many groups are drawn as there are. The draws do not depend on how many resamples fit into memory.
     """
-    _, groups = np.unique(products, return_inverse=True)
-    count = int(groups.max()) + 1
+    _, numbers = np.unique(groups, return_inverse=True)
+    count = int(numbers.max()) + 1
     generator = np.random.default_rng(seed)
-    at_once = max(1, _WEIGHTS_AT_ONCE // len(products))
+    at_once = max(1, _WEIGHTS_AT_ONCE // len(groups))
     for start in range(0, resamples, at_once):
         some = min(at_once, resamples - start)
         drawn = generator.integers(0, count, (some, count)) + count * np.arange(some)[:, None]
         times = np.bincount(drawn.ravel(), minlength=some * count).reshape(some, count)
-        yield times[:, groups].astype(np.float64)
+        yield times[:, numbers].astype(np.float64)
 
 
 def _ends(values: Array, level: float) -> dict[str, float]:

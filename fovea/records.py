@@ -137,8 +137,9 @@ class SequenceLengths(_Model):
 class DatasetRecord(Record):
     """A prepared dataset: Parquet shards ``{split}-*.parquet``, and ``README.md``, its card.
 
-    Columns: ``row_id`` and ``product_id`` (text), ``image`` (the `datasets` Image feature), one column for
-    each field of the task, and ``currency`` (text or null).
+    Columns: ``row_id`` and ``product_id`` (text); ``product_group`` (text: the first of the products that
+    hang together because their pictures look alike, or the product itself); ``image`` (the `datasets` Image
+    feature); one for each field of the task; ``currency`` (text or null).
     """
 
     kind: Literal["dataset"] = "dataset"
@@ -207,7 +208,8 @@ class Metrics(_Model):
     """
 
     samples: int
-    products: int
+    groups: int
+    """Of products whose pictures look alike; what intervals are drawn from."""
     parse_rate: float
     title_exact: float
     title_f1: float
@@ -250,7 +252,7 @@ class EvaluationRecord(Record):
     parsed: Metrics | None = None
     """Over the rows whose answer could be read; None where there are none."""
     shuffled: Metrics | None
-    """Over all rows, with the pictures shuffled among the products; None where there is one product only."""
+    """Over all rows, with the pictures shuffled among the product groups; None where there is only one."""
     slices: dict[str, dict[str, Metrics]] = {}
     """Over the rows of a slice: by ``category`` and ``price_band``, then by its name."""
     baselines: dict[str, Metrics] = {}

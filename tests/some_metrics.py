@@ -9,7 +9,7 @@ def some_metrics(**figures: Any) -> Metrics:
     """Return `Metrics` with ``figures``, and something in all the others."""
     others = {
         "samples": 300,
-        "products": 280,
+        "groups": 280,
         "parse_rate": 1.0,
         "title_exact": 0.5,
         "title_f1": 0.7,

@@ -66,15 +66,16 @@ def write_predictions(
 ) -> None:
     """Write ``predictions-00000.parquet`` and on, a row for each row of the split and in its order.
 
-    Columns: those of `answers_table`; ``product_id``; ``parse_error`` (null where the answer could be read);
-    ``true_FIELD``, ``predicted_FIELD`` and ``confidence_FIELD`` for each field of the task (the latter two
-    null where the answer could not be read, and a confidence also where none is known); ``shuffled_row_id``:
-    whose picture is shown instead when pictures are shuffled (null where they cannot be).
+    Columns: those of `answers_table`; ``product_id`` and ``product_group``; ``parse_error`` (null where the
+    answer could be read); ``true_FIELD``, ``predicted_FIELD`` and ``confidence_FIELD`` for each field of the
+    task (the latter two null where the answer could not be read, and a confidence also where none is known);
+    ``shuffled_row_id``: whose picture is shown instead when pictures are shuffled (null where there is none).
     """
     table = answers_table(task, rows, answers)
     known = [calibration.confidences(answer.scores) if calibration else {} for answer in answers]
     columns = {
         "product_id": pa.array([row.product_id for row in rows], pa.string()),
+        "product_group": pa.array([row.product_group for row in rows], pa.string()),
         "parse_error": pa.array([answer.parse_error for answer in answers], pa.string()),
         "shuffled_row_id": pa.array(
             [rows[other].row_id for other in shown] if shown else [None] * len(rows), pa.string()

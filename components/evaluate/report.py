@@ -43,7 +43,7 @@ _IN_SLICES = (
     "parse_rate",
 )
 _UNKNOWN = "–"
-_NO_FRACTIONS = {"samples", "products", *IN_CURRENCY}
+_NO_FRACTIONS = {"samples", "groups", *IN_CURRENCY}
 _SLICES = {"category": "By category", "price_band": "By price"}
 
 

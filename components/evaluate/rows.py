@@ -20,6 +20,7 @@ class Row:
 
     row_id: str
     product_id: str
+    product_group: str
     truth: dict[str, FieldValue]
 
 
@@ -43,7 +44,7 @@ class Split:
         """
         self.name = name
         self._files = sorted(folder.glob(f"{name}-*.parquet"))
-        columns = ["row_id", "product_id", *task.fields]
+        columns = ["row_id", "product_id", "product_group", *task.fields]
         try:
             tables = [parquet.read_table(path, columns=columns).to_pylist() for path in self._files]
         except (ArrowException, OSError) as error:
@@ -55,7 +56,12 @@ class Split:
             raise UserError(f"{folder}: has no {name} split with rows and the columns {', '.join(columns)}")
         self._taken = _taken([record["row_id"] for record in records], max_samples)
         self.rows = [
-            Row(record["row_id"], record["product_id"], {field: record[field] for field in task.fields})
+            Row(
+                record["row_id"],
+                record["product_id"],
+                record["product_group"],
+                {field: record[field] for field in task.fields},
+            )
             for record, taken in zip(records, self._taken, strict=True)
             if taken
         ]

@@ -27,7 +27,7 @@ from fovea.steps import Attempt, RunContext, parse_parameters, reporting_failure
 from fovea.storage import Storage
 
 STEP = "evaluate"
-VERSION = 5
+VERSION = 6
 
 
 def evaluate_step(

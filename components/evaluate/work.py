@@ -12,7 +12,7 @@ from components.evaluate.parameters import EvaluateParameters
 from components.evaluate.parts import Parts
 from components.evaluate.predictions import answers_from, answers_table, write_predictions
 from components.evaluate.rows import Split
-from components.evaluate.shuffle import shuffle_among_products
+from components.evaluate.shuffle import shuffle_among_groups
 from fovea import tracking
 from fovea.calibration import Calibration, fit_calibration
 from fovea.inference import Answer, Predictor
@@ -52,9 +52,9 @@ class Evaluation:
         answers = self._answer(predictor, split)
         calibration = None if self.model.base is None else self._calibrate(predictor, data)
         baselines = self._baselines(predictor, data, split) if self.model.base is None else {}
-        shown = shuffle_among_products([row.product_id for row in split.rows])
+        shown = shuffle_among_groups([row.product_group for row in split.rows])
         if shown is None:
-            logger.warning("%s: the split has one product, there are no pictures to shuffle", attempt.task)
+            logger.warning("%s: there is one product group, and nothing to shuffle", attempt.task)
         write_predictions(attempt.payload, task, split.rows, answers, shown, calibration)
         own = self._measured(split, answers, shown) | {
             "baselines": {name: measure(outcomes) for name, outcomes in baselines.items()},
@@ -187,6 +187,6 @@ def _outcomes(task: Task, split: Split, answers: Sequence[Fields | None]) -> Out
         task,
         [row.truth for row in rows],
         answers,
-        [row.product_id for row in rows],
+        [row.product_group for row in rows],
         [row.row_id for row in rows],
     )

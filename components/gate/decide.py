@@ -14,7 +14,7 @@ from fovea.steps import RunContext, parse_parameters, reporting_failure, run_ste
 from fovea.storage import Storage
 
 STEP = "gate"
-VERSION = 2
+VERSION = 3
 
 logger = logging.getLogger("fovea")
 

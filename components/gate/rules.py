@@ -237,7 +237,7 @@ def _figure(evidence: Evidence, who: str, metric: str, mask: Mask | None) -> flo
         return shown - instead
     outcomes = _taken(evidence, who, mask)
     if metric in COUNTS:
-        return float(len(outcomes) if metric == "samples" else len(set(outcomes.products.tolist())))
+        return float(len(outcomes) if metric == "samples" else len(set(outcomes.groups.tolist())))
     return _finite(figure(outcomes, metric), f"{metric} of {who}")
 
 
@@ -317,7 +317,7 @@ def _differing(one: EvaluationRecord, other: EvaluationRecord) -> list[str]:
         "split": (one.split, other.split),
         "generation parameters": (one.generation, other.generation),
         "number of samples": (one.metrics.samples, other.metrics.samples),
-        "number of products": (one.metrics.products, other.metrics.products),
+        "number of product groups": (one.metrics.groups, other.metrics.groups),
         "version of the evaluation": (one.step_version, other.step_version),
     }
     return [what for what, (left, right) in pairs.items() if left != right]

@@ -43,7 +43,7 @@ from fovea.storage import Storage, join_uri
 from fovea.task import Task
 
 STEP = "prepare_data"
-VERSION = 2
+VERSION = 3
 """Raised whenever the same inputs would give another dataset."""
 
 # Where a table lies, and how and how often pictures are fetched, does not change what comes out.

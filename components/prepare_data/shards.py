@@ -18,7 +18,7 @@ _ROWS_PER_GROUP = 100
 def schema(task: Task) -> pyarrow.Schema:
     """Return the shards' columns; the metadata tells `datasets` that ``image`` holds pictures."""
     numbers = {name for name, field in task.fields.items() if isinstance(field, PriceField)}
-    names = ("row_id", "product_id", "image", *task.fields, "currency")
+    names = ("row_id", "product_id", "product_group", "image", *task.fields, "currency")
     types = {name: pyarrow.float64() if name in numbers else pyarrow.string() for name in names}
     types["image"] = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
     # What `datasets` would write itself, whose import takes a second and 60 MB.
@@ -38,7 +38,10 @@ def write_shards(workspace: Workspace, split: str, folder: Path, task: Task) -> 
     # JPEGs do not become smaller.
     compression = {name: "zstd" for name in columns.names if name != "image"} | {"image.bytes": "none"}
     rows = workspace.db.execute(
-        'SELECT row_id, product, "values", currency, digest FROM rows JOIN pictures USING (address) '
+        'SELECT row_id, rows.product, coalesce("group", rows.product), "values", currency, digest FROM rows '
+        "JOIN pictures USING (address) "
+        # A group that was broken up is none.
+        "LEFT JOIN groups ON groups.product = rows.product AND groups.reason IS NULL "
         "WHERE rows.reason IS NULL AND split = ? ORDER BY row_id",
         (split,),
     )
@@ -57,11 +60,18 @@ def write_shards(workspace: Workspace, split: str, folder: Path, task: Task) -> 
 
 
 def _record(
-    workspace: Workspace, row_id: str, product: str, values: str, currency: str | None, digest: str
+    workspace: Workspace,
+    row_id: str,
+    product: str,
+    group: str,
+    values: str,
+    currency: str | None,
+    digest: str,
 ) -> dict[str, Any]:
     return {
         "row_id": row_id,
         "product_id": product,
+        "product_group": group,
         "image": {"bytes": workspace.jpeg(digest), "path": f"{row_id}.jpg"},
         **json.loads(values),
         "currency": currency,

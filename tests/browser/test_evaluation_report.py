@@ -56,6 +56,7 @@ def report(
             Row(
                 f"{number}{texts[number % 11][:50]}",
                 texts[number % 11][:50],
+                texts[number % 11][:50],
                 {
                     "product": texts[number % 11],
                     "category": texts[number % CATEGORIES],

@@ -49,18 +49,18 @@ ANSWERS = [
     fields("Boot", "BAGS", 400.0),  # the category is wrong
     None,  # cannot be read
 ]
-PRODUCTS = ["1", "2", "2", "3"]
+GROUPS = ["1", "2", "2", "3"]
 
 
-def outcomes(truths: Any = TRUTHS, answers: Any = ANSWERS, products: Any = PRODUCTS) -> Outcomes:
-    return Outcomes.of(TASK, truths, answers, products)
+def outcomes(truths: Any = TRUTHS, answers: Any = ANSWERS, groups: Any = GROUPS) -> Outcomes:
+    return Outcomes.of(TASK, truths, answers, groups)
 
 
 def test_figures_by_hand() -> None:
     measured = measure(outcomes(), resamples=0)
     assert measured.model_dump() == {
         "samples": 4,
-        "products": 3,
+        "groups": 3,
         "parse_rate": 0.75,
         "title_exact": 0.5,
         "title_f1": 0.75,
@@ -126,8 +126,8 @@ ROWS = st.lists(st.tuples(FIELDS, st.none() | FIELDS, st.sampled_from("pqr")), m
 
 @given(rows=ROWS)
 def test_figures_agree_with_scikit_learn(rows: list[tuple[Any, Any, str]]) -> None:
-    truths, answers, products = map(list, zip(*rows, strict=True))
-    measured = measure(outcomes(truths, answers, products), resamples=0)
+    truths, answers, groups = map(list, zip(*rows, strict=True))
+    measured = measure(outcomes(truths, answers, groups), resamples=0)
     true = [truth["category"] for truth in truths]
     said = [answer["category"] if answer else NO_CATEGORY for answer in answers]
     assert measured.category_accuracy == pytest.approx(accuracy_score(true, said))
@@ -142,7 +142,7 @@ def test_figures_agree_with_scikit_learn(rows: list[tuple[Any, Any, str]]) -> No
     assert measured.price_mean_absolute_error == pytest.approx(mean_absolute_error(prices, predicted))
     errors = [abs(price - other) / price for price, other in zip(prices, predicted, strict=True)]
     assert measured.price_median_ape == pytest.approx(statistics.median(errors))
-    assert measured.products == len(set(products))
+    assert measured.groups == len(set(groups))
 
 
 @given(rows=ROWS, data=st.data())
@@ -157,10 +157,10 @@ def test_weights_are_rows_taken_so_often(rows: list[tuple[Any, Any, str]], data:
 
 @given(rows=ROWS, place=st.integers(0, 19))
 def test_losing_an_answer_never_improves_a_share(rows: list[tuple[Any, Any, str]], place: int) -> None:
-    truths, answers, products = map(list, zip(*rows, strict=True))
-    before = measure(outcomes(truths, answers, products), resamples=0)
+    truths, answers, groups = map(list, zip(*rows, strict=True))
+    before = measure(outcomes(truths, answers, groups), resamples=0)
     answers[place % len(answers)] = None
-    after = measure(outcomes(truths, answers, products), resamples=0)
+    after = measure(outcomes(truths, answers, groups), resamples=0)
     for name in ("parse_rate", "title_exact", "title_f1", "category_accuracy", "price_within_10_percent"):
         assert getattr(after, name) <= getattr(before, name)
 
@@ -169,7 +169,7 @@ def test_a_price_in_another_currency_is_no_price() -> None:
     task = product_task(currency_column="currency_code")
     truths = [truth | {"currency": "EUR"} for truth in TRUTHS]
     answers = [truth | {"currency": "USD" if number else "EUR"} for number, truth in enumerate(TRUTHS)]
-    measured = measure(Outcomes.of(task, truths, answers, PRODUCTS), resamples=0)
+    measured = measure(Outcomes.of(task, truths, answers, GROUPS), resamples=0)
     assert (measured.price_median_ape, measured.price_within_10_percent) == (1.0, 0.25)
     assert measured.price_mean_absolute_error == (200 + 400 + 50) / 4
 
@@ -182,7 +182,7 @@ def simulated(generator: np.random.Generator, products: int) -> Outcomes:
     text = product.astype(np.str_)
     return Outcomes(
         row_ids=np.arange(len(product)).astype(np.str_),
-        products=text,
+        groups=text,
         parsed=right,
         title_exact=right,
         title_f1=right.astype(float),
@@ -204,7 +204,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
         for name, interval in bootstrap(sample, names, resamples=250).items():
             covered[name] += interval.low <= getattr(great, name) <= interval.high
         # What comes of taking rows of one product for independent ones.
-        alone = Outcomes(**{**vars(sample), "products": sample.row_ids})
+        alone = Outcomes(**{**vars(sample), "groups": sample.row_ids})
         interval = bootstrap(alone, names[:1], resamples=250)[names[0]]
         naive += interval.low <= great.category_accuracy <= interval.high
     # Of 300 trials at 95 %, fewer than 90.5 % or more than 99 % come once in a thousand times. Percentiles of
@@ -235,8 +235,8 @@ def test_a_comparison_is_of_the_same_rows() -> None:
     assert unpaired.high - unpaired.low > 0.03
     with pytest.raises(ValueError, match="different rows"):
         paired_bootstrap(first, first.take(order[1:]), "price_mean_ape")
-    with pytest.raises(ValueError, match="different products"):
-        paired_bootstrap(first, Outcomes(**{**vars(first), "products": first.row_ids}), "price_mean_ape")
+    with pytest.raises(ValueError, match="different product groups"):
+        paired_bootstrap(first, Outcomes(**{**vars(first), "groups": first.row_ids}), "price_mean_ape")
 
 
 def test_slices_by_category_and_price_band() -> None:
@@ -268,7 +268,7 @@ def test_outcomes_come_back_from_a_table_and_from_predictions(tmp_path: Path) ->
     rows = [
         {
             "row_id": str(number),
-            "product_id": PRODUCTS[number],
+            "product_group": GROUPS[number],
             "parse_error": None if ANSWERS[number] else "cannot be read",
             "shuffled_row_id": str(3 - number),
             **{f"true_{name}": value for name, value in TRUTHS[number].items()},

@@ -34,7 +34,7 @@ from tests.some_metrics import some_metrics
 
 DIGEST = f"sha256:{'a' * 64}"
 BASE = ModelReference(digest=DIGEST, record_uri="s3://fovea/index/base.json")
-METRICS = some_metrics(samples=2, products=2, intervals={"parse_rate": {"low": 0.5, "high": 1.0}})
+METRICS = some_metrics(samples=2, groups=2, intervals={"parse_rate": {"low": 0.5, "high": 1.0}})
 
 
 def made(**changes: Any) -> dict[str, Any]:

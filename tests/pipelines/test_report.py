@@ -15,7 +15,7 @@ HOSTILE = '<script>alert("x")</script>{{ 7 * 7 }}'
 
 
 def metrics(category: float) -> Metrics:
-    return some_metrics(samples=304, products=301, category_accuracy=category, price_median_ape=0.07)
+    return some_metrics(samples=304, groups=301, category_accuracy=category, price_median_ape=0.07)
 
 
 def rule(name: str, value: float, limit: float, *, passed: bool, metric: str = "") -> RuleResult:

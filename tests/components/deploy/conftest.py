@@ -85,7 +85,7 @@ def evaluate(
     context: RunContext, model: Record, dataset: DatasetRecord, answers: list[str]
 ) -> EvaluationRecord:
     """Commit an evaluation whose answers are ``answers``."""
-    metrics = some_metrics(samples=ROWS, products=ROWS)
+    metrics = some_metrics(samples=ROWS, groups=ROWS)
 
     def work(attempt: Any) -> dict[str, Any]:
         table = pa.table({"row_id": [f"row-{n}" for n in range(len(answers))], "text": answers})
@@ -137,6 +137,7 @@ def _write_dataset(attempt: Any) -> dict[str, Any]:
             {
                 "row_id": f"row-{number}",
                 "product_id": f"product-{number}",
+                "product_group": f"product-{number}",
                 "image": {"bytes": encode_jpeg(picture(number)), "path": None},
                 **TRUTH,
                 "currency": "USD",

@@ -14,7 +14,7 @@ from PIL import Image
 
 from components.evaluate.predictions import write_predictions
 from components.evaluate.rows import Row
-from components.evaluate.shuffle import shuffle_among_products
+from components.evaluate.shuffle import shuffle_among_groups
 from fovea.calibration import fit_calibration
 from fovea.inference import Answer
 from fovea.metrics import Outcomes, confusion, measure, slices, write_baselines
@@ -56,7 +56,8 @@ def some_rows(count: int, *, categories: int = 3, titles: Sequence[str] = ("Wool
     return [
         Row(
             f"row-{number}",
-            f"p{number // 2}",
+            f"p{number}",
+            f"p{number // 2 * 2}",
             {
                 "product": titles[number % len(titles)],
                 "category": f"CATEGORY {number % categories}",
@@ -108,6 +109,7 @@ def save_dataset(
         columns = {
             "row_id": [row.row_id for row in rows],
             "product_id": [row.product_id for row in rows],
+            "product_group": [row.product_group for row in rows],
             "image": [{"bytes": data, "path": "a.jpg"} for data in images],
             **{field: [row.truth[field] for row in rows] for field in task.fields},
         }
@@ -149,12 +151,12 @@ def save_evaluation(
     """The evaluation of a model of that name."""
     task = dataset.task
     truths, fields = [row.truth for row in rows], [each.fields for each in answers]
-    products, row_ids = [row.product_id for row in rows], [row.row_id for row in rows]
+    groups, row_ids = [row.product_group for row in rows], [row.row_id for row in rows]
     fitted = fit_calibration(task, truths, fields, [each.scores for each in answers]) if calibrated else None
-    shown = shuffle_among_products(products)
-    outcomes = Outcomes.of(task, truths, fields, products, row_ids)
+    shown = shuffle_among_groups(groups)
+    outcomes = Outcomes.of(task, truths, fields, groups, row_ids)
     trivial = {
-        name: Outcomes.of(task, truths, said, products, row_ids) for name, said in (baselines or {}).items()
+        name: Outcomes.of(task, truths, said, groups, row_ids) for name, said in (baselines or {}).items()
     }
     with tempfile.TemporaryDirectory() as name:
         write_predictions(Path(name), task, rows, answers, shown, fitted)
@@ -182,7 +184,7 @@ def save_evaluation(
         generation=GenerationParameters(max_new_tokens=64, num_crops=1, dtype="float32"),
         metrics=measured(outcomes),
         parsed=measured(outcomes.take(outcomes.parsed)) if outcomes.parsed.any() else None,
-        shuffled=measured(Outcomes.of(task, truths, [fields[other] for other in shown], products))
+        shuffled=measured(Outcomes.of(task, truths, [fields[other] for other in shown], groups))
         if shown
         else None,
         slices={

@@ -57,6 +57,7 @@ PICTURE = Features(
     {
         "row_id": Value("string"),
         "product_id": Value("string"),
+        "product_group": Value("string"),
         "image": ImageFeature(),
         "product": Value("string"),
         "category": Value("string"),
@@ -76,7 +77,7 @@ def picture(seed: int) -> bytes:
 def write_dataset(folder: Path, rows: int = 9) -> Path:
     """A test split of ``rows`` rows in two files, four rows to train on, and three for validation.
 
-    Products have three rows, each product a truth of its own.
+    Product groups have three rows, each group a truth of its own.
     """
     folder.mkdir(parents=True)
     test = rows_of(0, rows)
@@ -97,7 +98,8 @@ def rows_of(start: int, stop: int) -> list[dict[str, Any]]:
         records.append(
             {
                 "row_id": f"row-{number}",
-                "product_id": f"product-{number // 3}",
+                "product_id": f"product-{number}",
+                "product_group": f"group-{number // 3}",
                 "image": {"bytes": picture(number), "path": None},
                 "product": product,
                 "category": category,
@@ -217,7 +219,7 @@ def test_a_model_that_does_not_look_is_found_out(inputs: Inputs) -> None:
     assert record.generation.model_dump() == {"max_new_tokens": 20, "num_crops": 4, "dtype": "float32"}
     assert record.metrics.figures == {
         "samples": 9,
-        "products": 3,
+        "groups": 3,
         "parse_rate": 1.0,
         "title_exact": pytest.approx(1 / 3),
         "title_f1": pytest.approx(1 / 3),
@@ -241,7 +243,8 @@ def test_a_model_that_does_not_look_is_found_out(inputs: Inputs) -> None:
     assert [row["row_id"] for row in rows] == [f"row-{number}" for number in range(9)]
     assert rows[3] | {"shuffled_row_id": None} == {
         "row_id": "row-3",
-        "product_id": "product-1",
+        "product_id": "product-3",
+        "product_group": "group-1",
         "text": ANSWER,
         "parse_error": None,
         "true_product": "Boot",
@@ -405,7 +408,7 @@ def test_an_evaluation_that_was_killed_goes_on_where_it_was(
         # What is said of a shuffled picture is taken from where it was asked about.
         assert row["parse_error"]
         assert row["predicted_category"] is None
-        assert row["product_id"] != f"product-{int(row['shuffled_row_id'].removeprefix('row-')) // 3}"
+        assert row["product_group"] != f"group-{int(row['shuffled_row_id'].removeprefix('row-')) // 3}"
 
 
 def test_a_part_is_trusted_only_if_it_is_what_its_record_says(
@@ -486,7 +489,9 @@ def test_a_damaged_split_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no holdout split"):
         Split(folder, "holdout", product_task())
     records = parquet.read_table(folder / "test-00000.parquet")
-    records = records.set_column(2, "image", [[{"bytes": b"<html>", "path": None}] * len(records)])
+    records = records.set_column(
+        records.column_names.index("image"), "image", [[{"bytes": b"<html>", "path": None}] * len(records)]
+    )
     parquet.write_table(records, folder / "test-00000.parquet")
     with pytest.raises(UserError, match="row row-0: its picture cannot be decoded"):
         list(Split(folder, "test", product_task()).pictures(10))

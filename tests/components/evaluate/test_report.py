@@ -181,6 +181,7 @@ def test_nothing_in_it_is_markup_of_others(bucket: Bucket, tmp_path: Path) -> No
         Row(
             text[:40] + str(number),
             text[:40],
+            text[:40],
             {"product": text, "category": text + str(number % 2), "full_price": 10.0 + number},
         )
         for number, text in enumerate(NASTY * 4)

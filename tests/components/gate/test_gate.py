@@ -71,7 +71,7 @@ def commit(root: str, digest: str, answers: Answers, *, is_base: bool = False) -
     def work(attempt: Attempt) -> Mapping[str, Any]:
         columns: dict[str, list[Any]] = {
             "row_id": [str(number) for number in range(len(TRUTHS))],
-            "product_id": own.products.tolist(),
+            "product_group": own.groups.tolist(),
             "parse_error": [None if answer else "no answer" for answer in answers],
             "shuffled_row_id": [str((number + 5) % len(TRUTHS)) for number in range(len(TRUTHS))],
         }

@@ -306,7 +306,7 @@ def spec(**asked: Any) -> RuleSpec:
         (spec(slice="price_band=5", at_least=0.1), False, "there is no price_band '5'"),
         (spec(slice="category=BELTS", at_least=0.1, min_samples=49), False, "rests on 48 rows, at least 49"),
         (spec(slice="category=BELTS", metric="samples", at_least=48), True, "as >= 48"),
-        (spec(slice="category=BELTS", metric="products", at_least=49), False, "not >= 49"),
+        (spec(slice="category=BELTS", metric="groups", at_least=49), False, "not >= 49"),
         (spec(slice="category=SCARVES", metric="picture_reliance", at_least=0.3), True, "as >= 0.3"),
         (spec(slice="price_band=4", against="baseline:majority_category"), False, "not surely above"),
         (spec(slice="price_band=1", against="baseline:majority_category"), True, "surely above 0"),
@@ -318,7 +318,7 @@ def test_rules_on_slices_and_comparisons(rule: RuleSpec, passed: bool, reason: s
     (*_, result) = judge(WITH_CHAMPION, [rule]).rules
     assert (result.name, result.passed) == ("mine", passed)
     assert reason in result.reason
-    if passed and result.metric not in ("samples", "products"):
+    if passed and result.metric not in ("samples", "groups"):
         assert result.interval is not None
         assert result.interval.low <= result.value <= result.interval.high
 

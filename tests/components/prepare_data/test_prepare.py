@@ -187,6 +187,7 @@ def test_the_shards_are_read_by_datasets_as_they_are(feed: Path, s3: str, tmp_pa
         assert split.column_names == [
             "row_id",
             "product_id",
+            "product_group",
             "image",
             "product",
             "category",
@@ -254,7 +255,13 @@ def test_products_with_the_same_picture_stay_together(feed: Path, s3: str, tmp_p
         rows[number]["imageurl"] = f"images/copy-{number}.jpg"
     loaded = load(prepare(s3, write_table(feed / "table.csv", rows)), tmp_path)
     where = {row["product_id"]: name for name, split in loaded.items() for row in split}
-    assert all(where[f"p{number}"] == where[f"p{number + 1}"] for number in range(0, 30, 2))
+    groups = {row["product_id"]: row["product_group"] for split in loaded.values() for row in split}
+    for number in range(0, 30, 2):
+        pair = [f"p{number}", f"p{number + 1}"]
+        assert where[pair[0]] == where[pair[1]]
+        assert groups[pair[0]] == groups[pair[1]]
+    assert all(groups[group] == group <= product for product, group in groups.items())
+    assert 3 <= len(set(groups.values())) <= 15
     assert len(set(where.values())) == 3
 
 

@@ -25,6 +25,7 @@ def write_shard(path: Path, numbers: range) -> None:
             {
                 "row_id": f"{number:03}",
                 "product_id": f"P{number}",
+                "product_group": f"P{number}",
                 "image": {"bytes": jpeg.getvalue(), "path": f"{number:03}.jpg"},
                 "title": f"Lamp {number}",
                 "category3_code": "LAMPS",

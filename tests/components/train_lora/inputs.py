@@ -27,6 +27,7 @@ FEATURES = Features(
     {
         "row_id": Value("string"),
         "product_id": Value("string"),
+        "product_group": Value("string"),
         "image": ImageFeature(),
         "product": Value("string"),
         "category": Value("string"),
@@ -53,6 +54,7 @@ def row(row_id: str, colour: str, product: str, category: str) -> dict[str, Any]
     return {
         "row_id": row_id,
         "product_id": row_id,
+        "product_group": row_id,
         "image": Image.new("RGB", (40, 40), colour),
         "product": product,
         "category": category,
