@@ -149,7 +149,7 @@ def _print_gate(console: "Console", summary: "Summary") -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from pipelines import figures
+    from fovea.figures import rule_limit, rule_value
 
     gate = summary.gate
     if gate is None:
@@ -162,8 +162,8 @@ def _print_gate(console: "Console", summary: "Summary") -> None:
         table.add_row(
             "[green]✓[/green]" if rule.passed else "[red]✗[/red]",
             escape(rule.description),
-            figures.rule_value(rule),
-            figures.rule_limit(rule),
+            rule_value(rule),
+            rule_limit(rule),
         )
     console.print(table)
     of_base = "let the base pass: they ask for nothing" if gate.base_passed else "refuse the base"

@@ -22,12 +22,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from fovea.errors import UserError
-from fovea.metrics import METRICS
+from fovea.metrics import COUNTS, METRICS
 from fovea.steps import parse_parameters
 from fovea.storage import Storage
 
-COUNTS = ("samples", "groups")
-"""Figures that say how much the others rest on."""
 RELIANCE = "picture_reliance"
 """The fall in category accuracy when the model is shown other products' pictures."""
 FIGURES = (*METRICS, RELIANCE, *COUNTS)

@@ -283,6 +283,8 @@ METRICS: Mapping[str, Metric] = {
 LOWER_IS_BETTER = frozenset({"price_median_ape", "price_mean_ape", "price_mean_absolute_error"})
 IN_CURRENCY = frozenset({"price_mean_absolute_error"})
 """Figures that are amounts of money."""
+COUNTS = ("samples", "groups")
+"""What else stands in `Metrics`: how many rows, and product groups, the figures rest on."""
 
 
 def figure(outcomes: Outcomes, name: str) -> float:

@@ -1,10 +1,9 @@
-"""How figures are written for people, in the terminal and in the report alike."""
+"""The table of a run's figures, and how values are written, in the terminal and in the report alike."""
 
 from collections.abc import Mapping
 
-from components.gate_rules import COUNTS
-from fovea.metrics import IN_CURRENCY
-from fovea.records import Metrics, RuleResult
+from fovea.figures import UNKNOWN, figure_text
+from fovea.records import Metrics
 
 COLUMNS = {
     "nearest_neighbour": "nearest neighbour",
@@ -29,41 +28,9 @@ def columns(models: Mapping[str, Metrics]) -> dict[str, str]:
     return {name: heading for name, heading in COLUMNS.items() if name in models}
 
 
-def percent(value: float | None) -> str:
-    """Return a fraction as a percentage: ``97.5 %``."""
-    return "–" if value is None else f"{100 * value:.1f} %"
-
-
 def metric(metrics: Metrics | None, name: str) -> str:
     """Return one of the table's figures as text."""
-    return percent(None if metrics is None else getattr(metrics, name))
-
-
-def rule_limit(rule: RuleResult) -> str:
-    """Return what a rule asks for; nothing for a condition, which just holds or not."""
-    if not rule.metric or rule.limit is None:
-        return ""
-    sign = {">=": "≥", "<=": "≤"}.get(rule.comparison, rule.comparison)
-    limit = _amount(rule.metric, rule.limit)
-    return f"{sign} {limit.replace('%', 'points') if rule.against else limit}"
-
-
-def rule_value(rule: RuleResult) -> str:
-    """Return what a rule saw: whether a condition holds, a figure, or the gain over somebody else's."""
-    if rule.value is None:
-        return "–"
-    if not rule.metric:
-        return "holds" if rule.value >= 1 else "does not hold"
-    value = _amount(rule.metric, rule.value)
-    if not rule.against:
-        return value
-    return ("+" if rule.value > 0 else "") + value.replace("%", "points")
-
-
-def _amount(metric: str, value: float) -> str:
-    if metric in COUNTS:
-        return f"{value:,.0f}"
-    return f"{value:,.2f}" if metric in IN_CURRENCY else percent(value)
+    return figure_text(name, None if metrics is None else getattr(metrics, name))
 
 
 def duration(seconds: float) -> str:
@@ -76,4 +43,4 @@ def duration(seconds: float) -> str:
 
 def field_value(value: str | float | None) -> str:
     """Return a field's value as text; a price with two decimals."""
-    return "–" if value is None else f"{value:,.2f}" if isinstance(value, float) else value
+    return UNKNOWN if value is None else f"{value:,.2f}" if isinstance(value, float) else value

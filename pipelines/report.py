@@ -8,19 +8,19 @@ from typing import Any
 import pyarrow.parquet as parquet
 
 from components.evaluate.publish import NAME as EVALUATION_REPORT
+from fovea.calibration import is_right
+from fovea.figures import rule_limit, rule_value
 from fovea.pages import picture_url, render_page
 from fovea.pictures import PictureLimits, decode_picture
 from fovea.records import DatasetRecord, EvaluationRecord, Record
 from fovea.storage import Storage, join_uri
-from fovea.task import FieldValue, PriceField, Task
+from fovea.task import FieldValue, Task
 from pipelines import figures
 from pipelines.state import write_whole
 from pipelines.summary import Summary
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 _THUMBNAIL = 320
-_CLOSE = 0.1
-"""A price within this fraction of the true one is shown as right."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,15 @@ def write_report(
     folder: Path, summary: Summary, examples: Sequence[Example], mistakes: Sequence[Example]
 ) -> Path:
     """Write ``report.html`` into ``folder``; every value is escaped."""
-    page = render_page(TEMPLATE, summary=summary, examples=examples, mistakes=mistakes, figures=figures)
+    page = render_page(
+        TEMPLATE,
+        summary=summary,
+        examples=examples,
+        mistakes=mistakes,
+        figures=figures,
+        rule_value=rule_value,
+        rule_limit=rule_limit,
+    )
     return write_whole(folder / "report.html", page)
 
 
@@ -98,21 +106,18 @@ def save_evaluation(folder: Path, storage: Storage, artifact_root: str, run_id: 
 
 
 def _fields(row: Mapping[str, Any], task: Task) -> tuple[FieldComparison, ...]:
+    truth = {name: row[f"true_{name}"] for name in task.fields}
+    answer = {name: row[f"predicted_{name}"] for name in task.fields}
+    could_be_read = row["parse_error"] is None
     return tuple(
         FieldComparison(
             name=name,
-            answer=row[f"predicted_{name}"],
-            truth=row[f"true_{name}"],
-            right=_right(row[f"predicted_{name}"], row[f"true_{name}"], price=isinstance(field, PriceField)),
+            answer=answer[name],
+            truth=truth[name],
+            right=is_right(task, name, truth, answer if could_be_read else None),
         )
-        for name, field in task.fields.items()
+        for name in task.fields
     )
-
-
-def _right(answer: Any, truth: Any, *, price: bool) -> bool:
-    if answer is None or not price:
-        return bool(answer == truth)
-    return bool(abs(answer - truth) <= _CLOSE * truth)
 
 
 def _badness(row: Mapping[str, Any], task: Task) -> float:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from components.evaluate import report_examples, report_plots
 from components.evaluate.report_rows import read_rows, shown
+from fovea.figures import UNKNOWN, figure_text, interval_text, rule_limit, rule_value
 from fovea.metrics import BASELINES, IN_CURRENCY, LOWER_IS_BETTER, OTHER, Outcomes, read_baselines
 from fovea.pages import render_page
 from fovea.pages.charts import amount
 from fovea.pages.plots import Axis, Mark, mark, percent
-from fovea.records import DatasetRecord, Decision, EvaluationRecord, Interval, Metrics, RuleResult
+from fovea.records import DatasetRecord, Decision, EvaluationRecord, Metrics, RuleResult
 from fovea.storage import Storage
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -42,8 +43,6 @@ _IN_SLICES = (
     "price_mean_absolute_error",
     "parse_rate",
 )
-_UNKNOWN = "–"
-_NO_FRACTIONS = {"samples", "groups", *IN_CURRENCY}
 _SLICES = {"category": "By category", "price_band": "By price"}
 
 
@@ -115,7 +114,7 @@ class Rule:
     @property
     def held(self) -> bool:
         """Whether it holds without a figure, and so is nothing to look at."""
-        return self.passed and (self.is_condition or self.value == _UNKNOWN)
+        return self.passed and (self.is_condition or self.value == UNKNOWN)
 
 
 def write_report(
@@ -231,8 +230,9 @@ class _Report:
             if name != "parse_rate":
                 others += _best_of(name, trivial)
             metrics = self._tuned.metrics
-            said = [f"{each.name} {value_text(name, getattr(each.metrics, name))}" for each in others]
-            yield METRICS[name], value_text(name, getattr(metrics, name)), interval_text(name, metrics), said
+            said = [f"{each.name} {figure_text(name, getattr(each.metrics, name))}" for each in others]
+            interval = interval_text(name, metrics.intervals.get(name))
+            yield METRICS[name], figure_text(name, getattr(metrics, name)), interval, said
 
     def _comparison(self, name: str) -> Comparison:
         subjects = self._subjects()
@@ -240,7 +240,7 @@ class _Report:
             subjects.append(Subject("shuffled", "four", self._tuned.shuffled))
         axis = _axis(name, [subject.metrics for subject in subjects])
         best = _best(name, [subject.metrics for subject in subjects])
-        notes = [shown(self._dataset.currency or "", 12)] if _is_money(name) else []
+        notes = [shown(self._dataset.currency or "", 12)] if name in IN_CURRENCY else []
         notes += ["less is better"] if name in LOWER_IS_BETTER else []
         return Comparison(
             METRICS[name],
@@ -323,7 +323,7 @@ def _cells(name: str, columns: Iterable[Metrics | None]) -> list[Cell | None]:
 
 def _cell(name: str, metrics: Metrics, best: float | None) -> Cell:
     value = getattr(metrics, name)
-    return Cell(value_text(name, value), interval_text(name, metrics), value == best)
+    return Cell(figure_text(name, value), interval_text(name, metrics.intervals.get(name)), value == best)
 
 
 def _best(name: str, columns: Sequence[Metrics]) -> float | None:
@@ -345,35 +345,16 @@ def _axis(name: str, columns: Sequence[Metrics]) -> Axis:
         return Axis.linear(0.0, 1.0, percent)
     values = [getattr(metrics, name) for metrics in columns]
     ends = [metrics.intervals[name].high for metrics in columns if name in metrics.intervals]
-    return Axis.linear(0.0, max(*values, *ends, 0.01), amount if _is_money(name) else percent)
+    return Axis.linear(0.0, max(*values, *ends, 0.01), amount if name in IN_CURRENCY else percent)
 
 
 def _mark(axis: Axis, kind: str, name: str, metrics: Metrics, who: str) -> Mark:
     value, interval = getattr(metrics, name), metrics.intervals.get(name)
-    text = f"{who}: {value_text(name, value)}"
+    text = f"{who}: {figure_text(name, value)}"
     if interval is None:
         return mark(axis, kind, value, None, text)
-    return mark(axis, kind, value, (interval.low, interval.high), f"{text} ({interval_text(name, metrics)})")
-
-
-def value_text(name: str, value: float) -> str:
-    """Return a figure as ``97.5 %``, or as an amount of money."""
-    return f"{value:,.2f}" if _is_money(name) else f"{100 * value:.1f} %"
-
-
-def interval_text(name: str, metrics: Metrics) -> str:
-    """Return where a figure lies at 95 %, as ``95.1 – 98.9``; nothing where that is not known."""
-    interval = metrics.intervals.get(name)
-    return _ends(interval, 1 if _is_money(name) else 100) if interval else ""
-
-
-def _ends(interval: Interval, factor: float) -> str:
-    digits = 2 if factor == 1 else 1
-    return f"{factor * interval.low:,.{digits}f} – {factor * interval.high:,.{digits}f}".replace("-", "−")
-
-
-def _is_money(name: str) -> bool:
-    return name in IN_CURRENCY
+    text += f" ({interval_text(name, interval)})"
+    return mark(axis, kind, value, (interval.low, interval.high), text)
 
 
 def _without_verdict(reason: str) -> str:
@@ -388,39 +369,23 @@ def _short(digest: str) -> str:
 
 def written(rule: RuleResult) -> Rule:
     """Return a rule as people read it: figures as percentages, differences in points."""
-    factor = 1.0 if rule.metric in _NO_FRACTIONS or rule.name == "samples" else 100.0
-    sign = {">=": "≥", "<=": "≤"}.get(rule.comparison, rule.comparison)
-    is_condition = not rule.metric and rule.comparison == ">=" and rule.limit == 1.0 and rule.value in (0, 1)
-    limit = "" if rule.limit is None else f"{sign} {_amount(rule.limit, factor)}"
-    if rule.against and rule.limit is not None:
-        limit = f"surely {sign} {_amount(rule.limit, factor, is_gain=True)}".removesuffix(" points")
     compared = ""
     if rule.own is not None and rule.compared is not None:
-        compared = f"{_amount(rule.own, factor)} against {_amount(rule.compared, factor)}"
-    value = "holds" if rule.value else "does not hold"
+        own, other = (figure_text(rule.metric, value) for value in (rule.own, rule.compared))
+        compared = f"{own} against {other}"
     return Rule(
         passed=rule.passed,
-        is_condition=is_condition,
+        is_condition=not rule.metric,
         description=shown(rule.description, 160),
         reason=shown(rule.reason, 300) if not rule.passed or rule.value is None else "",
-        value=value if is_condition else _amount(rule.value, factor, is_gain=bool(rule.against)),
-        interval=_ends(rule.interval, factor) if rule.interval else "",
+        value=rule_value(rule),
+        interval=interval_text(rule.metric, rule.interval),
         compared=compared,
         rows="" if rule.samples is None else f"{rule.samples:,}",
-        limit="" if is_condition else limit,
+        limit=("surely " if rule.against else "") + rule_limit(rule),
     )
 
 
 def _by_verdict(rules: Iterable[RuleResult]) -> list[Rule]:
     """Return the rules with those that failed first, and the conditions that hold last."""
     return sorted(map(written, rules), key=lambda rule: (rule.passed, rule.is_condition))
-
-
-def _amount(value: float | None, factor: float, *, is_gain: bool = False) -> str:
-    if value is None:
-        return _UNKNOWN
-    text = f"{value:,.6g}" if factor == 1 else f"{factor * value:.1f}"
-    text = text.replace("-", "−")
-    if is_gain:
-        return f"{'+' if value > 0 else ''}{text}{'' if factor == 1 else ' points'}"
-    return text if factor == 1 else f"{text} %"

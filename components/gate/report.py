@@ -4,6 +4,7 @@ import html
 from collections.abc import Mapping
 
 from components.gate.rules import Judgement
+from fovea.figures import interval_text, rule_limit, rule_value
 from fovea.records import RuleResult
 
 _MARKDOWN = str.maketrans({character: f"\\{character}" for character in "\\`*_{}[]()#+-!|~:@"})
@@ -30,7 +31,7 @@ def markdown(judgement: Judgement, base: Judgement, digests: Mapping[str, str]) 
         *rows,
         "",
         "The value of a comparison is the gain, above 0 where the model is better; the whole of its interval "
-        "must lie above the limit.",
+        "must lie above the limit. Intervals are in per cent or points, those of money in currency.",
         "",
         "The same rules "
         + ("let the base pass, so they ask for nothing." if base.passed else "refuse the base."),
@@ -45,11 +46,11 @@ def _row(rule: RuleResult, base: RuleResult | None) -> str:
         _mark(rule.passed),
         escape(rule.name),
         escape(rule.description),
-        _number(rule.value),
-        f"{_number(rule.interval.low)} to {_number(rule.interval.high)}" if rule.interval else "",
-        f"{rule.comparison} {_number(rule.limit)}",
+        rule_value(rule),
+        interval_text(rule.metric, rule.interval),
+        rule_limit(rule),
         "" if rule.samples is None else str(rule.samples),
-        f"{_number(base.value)} {_mark(base.passed)}" if base else "",
+        f"{rule_value(base)} {_mark(base.passed)}" if base else "",
         escape(rule.reason),
     )
     return f"| {' | '.join(cells)} |"
@@ -57,7 +58,3 @@ def _row(rule: RuleResult, base: RuleResult | None) -> str:
 
 def _mark(passed: bool) -> str:
     return "✓" if passed else "✗"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"

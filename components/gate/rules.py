@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from components.gate_rules import BASELINES, COUNTS, RELIANCE, RuleSpec
+from components.gate_rules import BASELINES, RELIANCE, RuleSpec
+from fovea.figures import figure_text, gain_text, interval_text, sign
 from fovea.metrics import (
+    COUNTS,
     LOWER_IS_BETTER,
     METRICS,
     RESAMPLES,
@@ -165,8 +167,9 @@ class MetricRule:
             "interval": self._interval(evidence, mask),
             "samples": rows,
             "passed": holds,
-            "reason": f"{spec.metric} is {value:.4g}, {'as' if holds else 'not'} "
-            f"{spec.comparison} {spec.limit:.4g}",
+            "reason": f"{spec.metric} is {figure_text(spec.metric, value, _DIGITS)}, "
+            f"{'as' if holds else 'not'} {sign(spec.comparison)} "
+            f"{figure_text(spec.metric, spec.limit, _DIGITS)}",
         }
 
     def _against(self, evidence: Evidence) -> dict[str, object]:
@@ -176,18 +179,20 @@ class MetricRule:
         rows, mask = self._rows(evidence)
         own, other = (_figure(evidence, name, spec.metric, mask) for name in (MODEL, spec.against))
         found = self._paired(evidence, spec.against, spec.metric, mask)
-        sign = -1 if spec.metric in LOWER_IS_BETTER else 1
-        low, high = sorted((sign * found.low, sign * found.high))
+        better = -1 if spec.metric in LOWER_IS_BETTER else 1
+        low, high = sorted((better * found.low, better * found.high))
         holds = low > spec.limit
+        metric, interval = spec.metric, Interval(low=low, high=high)
         return {
-            "value": sign * found.difference,
-            "interval": Interval(low=low, high=high),
+            "value": better * found.difference,
+            "interval": interval,
             "own": own,
             "compared": other,
             "samples": rows,
             "passed": holds,
-            "reason": f"{spec.metric} is {own:.4g}, {other:.4g} of {spec.against}: the gain is between "
-            f"{low:.4g} and {high:.4g}, {'surely' if holds else 'not surely'} above {spec.limit:.4g}",
+            "reason": f"{metric} is {figure_text(metric, own, _DIGITS)}, that of {spec.against} "
+            f"{figure_text(metric, other, _DIGITS)}: the gain, {interval_text(metric, interval, _DIGITS)} at "
+            f"95 %, is {'surely' if holds else 'not surely'} above {gain_text(metric, spec.limit, _DIGITS)}",
         }
 
     def _rows(self, evidence: Evidence) -> tuple[int, Mask | None]:
@@ -229,6 +234,8 @@ Rule = CheckRule | MetricRule
 
 # How many failed rules a reason names; the decision holds them all.
 _NAMED = 4
+# So that a figure that just fails is not written as its limit.
+_DIGITS = 2
 
 
 def _figure(evidence: Evidence, who: str, metric: str, mask: Mask | None) -> float:

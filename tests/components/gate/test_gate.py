@@ -172,7 +172,7 @@ def test_a_good_model_passes_and_the_decision_stands_in_s3(decide: Gate) -> None
     assert (decision.base_passed, "parse_rate" in decision.base_reason) == (False, True)
     # The base under the same rules stands beside the model.
     row = next(line for line in decide.report.splitlines() if "| category\\_accuracy |" in line)
-    assert "| >= 0.9 | 240 | 0 ✗ |" in row
+    assert "| ≥ 90.0 % | 240 | 0.0 % ✗ |" in row
 
 
 def test_a_champion_is_compared_with(decide: Gate) -> None:
@@ -188,7 +188,7 @@ def test_a_champion_is_compared_with(decide: Gate) -> None:
 def test_rules_of_ones_own_are_judged_and_stand_in_the_decision(decide: Gate) -> None:
     rules = "rules: [{name: bags, metric: category_accuracy, slice: category=BAGS, at_least: 0.999}]"
     verdict = decide(gate_rules=rules)
-    assert verdict.reason.startswith("refused: bags (category_accuracy is 0.9")
+    assert verdict.reason.startswith("refused: bags (category_accuracy is 9")
     storage = Storage()
     storage.write_bytes(f"{decide.artifact_root}/rules.yaml", b"defaults: false\n" + rules.encode())
     by_uri = decide("run-2", gate_rules=f"{decide.artifact_root}/rules.yaml", min_samples=10_000)
@@ -201,7 +201,7 @@ def test_rules_of_ones_own_are_judged_and_stand_in_the_decision(decide: Gate) ->
 def test_a_refusal_is_a_verdict_with_a_decision(decide: Gate) -> None:
     verdict = decide(min_samples=301)
     assert not verdict.passed
-    assert verdict.reason == "refused: samples (samples is 240, not >= 301)"
+    assert verdict.reason == "refused: samples (samples is 240, not ≥ 301)"
     assert decide.decision.reason == verdict.reason
     assert not decide.decision.passed
     assert decide.report.startswith("# Refused\n")

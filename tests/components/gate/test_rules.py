@@ -299,19 +299,19 @@ def spec(**asked: Any) -> RuleSpec:
 @pytest.mark.parametrize(
     ("rule", "passed", "reason"),
     [
-        (spec(slice="category=BAGS", at_least=0.9), True, "as >= 0.9"),
-        (spec(slice="category=BAGS", at_least=0.999), False, "not >= 0.999"),
+        (spec(slice="category=BAGS", at_least=0.9), True, "as ≥ 90.00 %"),
+        (spec(slice="category=BAGS", at_least=0.999), False, "not ≥ 99.90 %"),
         (spec(slice="category=HATS", at_least=0.1), False, "there is no category 'HATS'"),
-        (spec(slice="price_band=1", metric="price_median_ape", at_most=0.1), True, "as <= 0.1"),
+        (spec(slice="price_band=1", metric="price_median_ape", at_most=0.1), True, "as ≤ 10.00 %"),
         (spec(slice="price_band=5", at_least=0.1), False, "there is no price_band '5'"),
         (spec(slice="category=BELTS", at_least=0.1, min_samples=49), False, "rests on 48 rows, at least 49"),
-        (spec(slice="category=BELTS", metric="samples", at_least=48), True, "as >= 48"),
-        (spec(slice="category=BELTS", metric="groups", at_least=49), False, "not >= 49"),
-        (spec(slice="category=SCARVES", metric="picture_reliance", at_least=0.3), True, "as >= 0.3"),
+        (spec(slice="category=BELTS", metric="samples", at_least=48), True, "as ≥ 48"),
+        (spec(slice="category=BELTS", metric="groups", at_least=49), False, "not ≥ 49"),
+        (spec(slice="category=SCARVES", metric="picture_reliance", at_least=0.3), True, "as ≥ 30.00 %"),
         (spec(slice="price_band=4", against="baseline:majority_category"), False, "not surely above"),
-        (spec(slice="price_band=1", against="baseline:majority_category"), True, "surely above 0"),
-        (spec(against="champion", margin=0.5), True, "surely above -0.5"),
-        (spec(metric="title_f1", at_most=0.5), False, "not <= 0.5"),
+        (spec(slice="price_band=1", against="baseline:majority_category"), True, "surely above 0.00 points"),
+        (spec(against="champion", margin=0.5), True, "surely above −50.00 points"),
+        (spec(metric="title_f1", at_most=0.5), False, "not ≤ 50.00 %"),
     ],
 )
 def test_rules_on_slices_and_comparisons(rule: RuleSpec, passed: bool, reason: str) -> None:

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from fovea.figures import rule_limit, rule_value
 from fovea.records import RuleResult
-from pipelines.figures import rule_limit, rule_value
 
 
 @pytest.mark.parametrize(
@@ -17,8 +17,8 @@ from pipelines.figures import rule_limit, rule_value
         ({"metric": "parse_rate"}, 1.0, 1.0, ("100.0 %", "≥ 100.0 %")),
         ({"metric": "price_mean_absolute_error"}, 31.4, 1000.0, ("31.40", "≥ 1,000.00")),
         ({"metric": "category_accuracy", "against": "base"}, 0.453, 0.0, ("+45.3 points", "≥ 0.0 points")),
-        ({"metric": "parse_rate", "against": "champion"}, -0.01, -0.03, ("-1.0 points", "≥ -3.0 points")),
-        ({"metric": "parse_rate", "against": "champion"}, None, -0.03, ("–", "≥ -3.0 points")),
+        ({"metric": "parse_rate", "against": "champion"}, -0.01, -0.03, ("−1.0 points", "≥ −3.0 points")),
+        ({"metric": "parse_rate", "against": "champion"}, None, -0.03, ("–", "≥ −3.0 points")),
     ],
 )
 def test_a_rule(about: dict[str, Any], value: float | None, limit: float, shown: tuple[str, str]) -> None:
