@@ -14,14 +14,16 @@ MOMENTS = (
     "preflight: asking",
     "preflight: parameters",
     "prepare_data: ",
+    "find_champion: ",
     "train_lora: masked",
     "train_lora: steps",
     "merge_adapter: ",
     "evaluate_base: ",
     "evaluate_tuned: ",
     "gate: ",
+    "report_evaluation: ",
 )
-"""A run is killed as soon as it says a line that begins so."""
+"""A run is killed as soon as it says a line that begins so, which each run does that gets so far."""
 
 
 @pytest.mark.prove
@@ -30,9 +32,12 @@ def test_runs_that_are_killed_at_every_step(tmp_path_factory: pytest.TempPathFac
     undisturbed = Folder(tmp_path_factory.mktemp("undisturbed"))
     assert undisturbed.run().returncode == 1
     folder = Folder(tmp_path_factory.mktemp("killed"))
-    for moment in MOMENTS:
-        for number in (signal.SIGKILL, signal.SIGTERM):
-            _kill(folder, moment, number)
+    reached = {
+        (moment, number): _kill(folder, moment, number)
+        for moment in MOMENTS
+        for number in (signal.SIGKILL, signal.SIGTERM)
+    }
+    assert all(reached.values()), reached
     last = folder.run()
     assert last.returncode == 1, last.stdout + last.stderr
     assert folder.summary["state"] == "refused"
@@ -40,9 +45,9 @@ def test_runs_that_are_killed_at_every_step(tmp_path_factory: pytest.TempPathFac
     assert folder.summary["digests"] == undisturbed.summary["digests"]
 
 
-def _kill(folder: Folder, moment: str, number: signal.Signals) -> None:
-    """Start a run, kill it at ``moment`` if it gets there, and see that everything it started ends."""
-    command = folder.command()
+def _kill(folder: Folder, moment: str, number: signal.Signals) -> bool:
+    """Kill a run at ``moment``, and see that everything it started ends; return whether it got there."""
+    command, reached = folder.command(), False
     with subprocess.Popen(
         command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
@@ -50,9 +55,11 @@ def _kill(folder: Folder, moment: str, number: signal.Signals) -> None:
         for line in process.stdout:
             if line[8:].startswith(moment):
                 process.send_signal(number)
+                reached = True
                 break
         process.communicate()
     deadline = time.monotonic() + 60
     while folder.processes() and time.monotonic() < deadline:
         time.sleep(0.2)
     assert folder.processes() == [], (moment, number)
+    return reached
