@@ -4,6 +4,7 @@ import os
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,10 @@ def download_ranges(
         CutError: the server or the network gives nothing.
         ClientError: S3 refuses.
     """
+    if size > RANGE_BYTES:
+        # rclone digests a file at its first request, and at each of several that come at once.
+        with suppress(BotoCoreError, ClientError, HTTPError):  # the ranges say what is wrong
+            client.head_object(Bucket=bucket, Key=key)
     with path.open("wb") as file:
         file.truncate(size)
         tasks = [

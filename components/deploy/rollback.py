@@ -23,7 +23,8 @@ def roll_back(service_name: str, artifact_root: str, storage: Storage) -> tuple[
         The verdict, and the document of the deployment that was gone back to, as it was then.
 
     Raises:
-        UserError: nothing is deployed, or nothing was before.
+        UserError: nothing is deployed, nothing was before, or its records cannot be read any more. The
+            service stays as it is.
     """
     present = present_deployment(storage, artifact_root, service_name)
     if present is None:
@@ -31,9 +32,16 @@ def roll_back(service_name: str, artifact_root: str, storage: Storage) -> tuple[
     earlier = champion_before(storage, artifact_root, present)
     asked = earlier.parameters or DeployParameters(service_name=service_name)
     settings = asked.kserve.model_copy(update={"traffic_steps": (), "dry_run": False})
+    try:
+        candidate = Candidate.from_index(earlier.records, storage)
+    except UserError as error:
+        raise UserError(
+            f"the deployment of {earlier.run_id} cannot be brought back: {error}. If an earlier version of "
+            f"Fovea wrote that record, start a run with the parameters of {earlier.run_id}"
+        ) from error
     decided_at = datetime.now(UTC)
     verdict, _ = deploy(
-        Candidate.from_index(earlier.records, storage),
+        candidate,
         asked.model_copy(update={"kserve": settings}),
         RunContext(artifact_root=artifact_root, run_id=f"rollback-{decided_at:%Y%m%dT%H%M%S%fZ}"),
         storage,

@@ -1,5 +1,6 @@
 """Back to the champion before; the server is passed over here, other tests start it."""
 
+import json
 from typing import Any
 
 import pytest
@@ -82,3 +83,19 @@ def test_a_champion_that_fails_now_is_not_brought_back(world: World, passes: lis
 def test_what_was_never_deployed(settled: World) -> None:
     with pytest.raises(UserError, match="no run has deployed the service 'shop'"):
         roll_back("shop", settled.root, Storage())
+
+
+def test_records_of_an_earlier_version_are_not_guessed_at(world: World, passes: list[bool]) -> None:
+    """An evaluation without the counts of today's: the rollback says so, and the service stays."""
+    assert world.deploy(run_id="run-1").deployed
+    storage, records = Storage(), another_model(world, 1)
+    uri = present(world).records["evaluation"]
+    assert world.deploy(run_id="run-2", **records).deployed
+    document = json.loads(storage.read_bytes(uri))
+    del document["metrics"]["groups"]
+    storage.write_bytes(uri, json.dumps(document).encode())
+    with pytest.raises(
+        UserError, match=r"run-1 cannot be brought back: .*evaluate.*metrics\.groups.*earlier"
+    ):
+        roll_back("fovea", world.root, storage)
+    assert present(world).run_id == "run-2"
