@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+from pydantic import ValidationError
+
 from components.deploy.parameters import Deployment
 from fovea.errors import UserError
 from fovea.storage import Storage, join_uri
@@ -24,17 +26,25 @@ def write_deployment(storage: Storage, artifact_root: str, document: Deployment)
 
 
 def present_deployment(storage: Storage, artifact_root: str, service_name: str) -> Deployment | None:
-    """Return what a service stands for, or None."""
+    """Return what a service stands for, or None.
+
+    Raises:
+        UserError: its document cannot be read.
+    """
     uri = deployment_uri(artifact_root, service_name)
-    return Deployment.model_validate_json(storage.read_bytes(uri)) if storage.exists(uri) else None
+    return _read(storage, uri) if storage.exists(uri) else None
 
 
 def present_deployments(storage: Storage, artifact_root: str) -> Iterator[Deployment]:
-    """Yield what every service stands for, in the order of their names."""
+    """Yield what every service stands for, in the order of their names.
+
+    Raises:
+        UserError: a document cannot be read.
+    """
     prefix = join_uri(artifact_root, "deployments", "")
     for uri in storage.list(prefix):
         if "/" not in uri.removeprefix(prefix):
-            yield Deployment.model_validate_json(storage.read_bytes(uri))
+            yield _read(storage, uri)
 
 
 def withdraw(storage: Storage, artifact_root: str, document: Deployment) -> None:
@@ -46,15 +56,11 @@ def champion_before(storage: Storage, artifact_root: str, present: Deployment) -
     """Return the last verified deployment of another model than the present one.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or a document cannot be read.
     """
     prefix = join_uri(artifact_root, "deployments", present.service, "")
     uris = list(storage.list(prefix))
-    deployments = [
-        (uri, Deployment.model_validate_json(storage.read_bytes(uri)))
-        for uri in uris
-        if uri.endswith("/deployment.json")
-    ]
+    deployments = [(uri, _read(storage, uri)) for uri in uris if uri.endswith("/deployment.json")]
     # A model that was taken back is out, with all its deployments until then; it may come in anew.
     withdrawn = {
         each.model.digest: each.verified_at
@@ -74,6 +80,17 @@ def champion_before(storage: Storage, artifact_root: str, present: Deployment) -
             "deploy one by a run of the pipeline"
         )
     return max(fitting, key=lambda each: each.verified_at)
+
+
+def _read(storage: Storage, uri: str) -> Deployment:
+    try:
+        return Deployment.model_validate_json(storage.read_bytes(uri))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(
+            f"{uri}: not a deployment ({'.'.join(map(str, first['loc']))}: {first['msg']}); if an earlier "
+            "version of Fovea wrote it, remove it: the service then counts as never deployed by that run"
+        ) from error
 
 
 def _history_uri(artifact_root: str, document: Deployment, name: str) -> str:

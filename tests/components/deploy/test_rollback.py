@@ -85,17 +85,26 @@ def test_what_was_never_deployed(settled: World) -> None:
         roll_back("shop", settled.root, Storage())
 
 
-def test_records_of_an_earlier_version_are_not_guessed_at(world: World, passes: list[bool]) -> None:
-    """An evaluation without the counts of today's: the rollback says so, and the service stays."""
+def test_what_an_earlier_version_wrote_is_not_guessed_at(world: World, passes: list[bool]) -> None:
+    """A document that is not of today's form: the rollback says which, and the service stays."""
     assert world.deploy(run_id="run-1").deployed
     storage, records = Storage(), another_model(world, 1)
-    uri = present(world).records["evaluation"]
+    evaluation = present(world).records["evaluation"]
     assert world.deploy(run_id="run-2", **records).deployed
-    document = json.loads(storage.read_bytes(uri))
+
+    def refused(uri: str, document: dict[str, Any], reason: str) -> None:
+        kept = storage.read_bytes(uri)
+        storage.write_bytes(uri, json.dumps(document).encode())
+        with pytest.raises(UserError, match=reason):
+            roll_back("fovea", world.root, storage)
+        storage.write_bytes(uri, kept)
+        assert present(world).run_id == "run-2"
+
+    document = json.loads(storage.read_bytes(evaluation))
     del document["metrics"]["groups"]
-    storage.write_bytes(uri, json.dumps(document).encode())
-    with pytest.raises(
-        UserError, match=r"run-1 cannot be brought back: .*evaluate.*metrics\.groups.*earlier"
-    ):
-        roll_back("fovea", world.root, storage)
-    assert present(world).run_id == "run-2"
+    refused(evaluation, document, r"run-1 cannot be brought back: .*evaluate.*metrics\.groups.*earlier")
+    # Nor is one passed over, which would bring an older model back.
+    for name in ("fovea/run-1/deployment.json", "fovea.json"):
+        uri = f"{world.root}/deployments/{name}"
+        document = json.loads(storage.read_bytes(uri))
+        refused(uri, {**document, "schema_version": 0}, rf"{name}: not a deployment \(schema_version: ")
