@@ -1,10 +1,12 @@
 """The server under load, against the same model behind a plain KServe model.
 
     python -m benchmarks.serving compare FOLDER
+    python -m benchmarks.serving compare --size published --device cuda --dtype bfloat16
 
-FOLDER holds a model, such as the one that the last local run made. Both servers answer the same pictures
-under the same loads, in turn; the plain one prepares and generates one request after the other, on the
-event loop.
+FOLDER holds a model, such as the one that the last local run made. Without one, a model with random weights
+is made: each of its answers is noise as long as an answer may be, so it takes the same work every time.
+Both servers answer the same pictures under the same loads, in turn; the plain one prepares and generates one
+request after the other, on the event loop.
 Closed loop: so many clients, each of which asks again once it is answered. Open loop: requests arrive by
 chance (a Poisson process) at a share of the server's own closed-loop throughput, answered or not. The bound
 is what the library answers in batches without any server: nothing in front of it can be faster.
@@ -22,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -34,7 +36,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.workload import Device, Type, device_name
+from benchmarks.workload import Device, Size, Type, device_name
 from fovea.errors import UserError
 
 CLIENTS = [1, 4, 16, 64]
@@ -43,6 +45,7 @@ _JSON = {"content-type": "application/json"}
 _PATH = "/v1/models/fovea:predict"
 _PICTURES = 64
 _BOUND_BATCH = 16
+_SYNTHETIC_CROPS = 4
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,36 @@ def bodies(side: int) -> list[bytes]:
     return made
 
 
+def write_model(folder: Path, size: str) -> None:
+    """Write a model that can be served: random weights, with a tokenizer and a task.
+
+    Args:
+        folder: a new one.
+        size: as in `benchmarks.synthetic.configuration`.
+
+    Raises:
+        UserError: the disk has too little space.
+    """
+    from benchmarks.synthetic import configuration
+    from benchmarks.synthetic_checkpoint import write_synthetic_checkpoint
+    from fovea.phi3v import Phi3VImageProcessor, Phi3VProcessor
+    from fovea.sample.tokenizer import make_tokenizer
+    from fovea.task import product_task
+
+    write_synthetic_checkpoint(folder, size)
+    task, config = product_task(), configuration(size)
+    pictures = Phi3VImageProcessor(
+        num_crops=_SYNTHETIC_CROPS,
+        crop_size=config.vision_config.image_size,
+        num_img_tokens=config.tokens_per_side**2,
+    )
+    Phi3VProcessor(pictures, make_tokenizer([task.prompt(), task.template])).save_pretrained(folder)
+    task.save(folder)
+
+
 def bound(folder: Path, device: str, dtype: str, requests: Sequence[bytes]) -> float:
     """Pictures a second that the library answers in batches, decoding and cutting included."""
+    import torch
     from PIL import Image
 
     from fovea.inference import Predictor
@@ -90,7 +121,10 @@ def bound(folder: Path, device: str, dtype: str, requests: Sequence[bytes]) -> f
     predictor.answer(images()[:_BOUND_BATCH], batch_size=_BOUND_BATCH)
     started = time.perf_counter()
     predictor.answer(images(), batch_size=_BOUND_BATCH)
-    return len(requests) / (time.perf_counter() - started)
+    taken = time.perf_counter() - started
+    del predictor
+    torch.cuda.empty_cache()  # the servers need the GPU's memory; nothing happens without a GPU
+    return len(requests) / taken
 
 
 class Loader:
@@ -257,14 +291,17 @@ def table(rows: Sequence[Load], best: float, about: str) -> Table:
 
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 
-FolderArgument = Annotated[Path, typer.Argument(help="A model's folder.", exists=True, file_okay=False)]
+FolderArgument = Annotated[
+    Path | None, typer.Argument(help="A model's folder; else one is made.", exists=True, file_okay=False)
+]
 DeviceOption = Annotated[Device, typer.Option(help="Where the model runs.")]
 TypeOption = Annotated[Type, typer.Option(help="Type of weights and pixels.")]
 
 
 @app.command()
 def compare(
-    folder: FolderArgument,
+    folder: FolderArgument = None,
+    size: Annotated[Size, typer.Option(help="Of the model that is made without FOLDER.")] = Size.MIDDLING,
     device: DeviceOption = Device.CPU,
     dtype: TypeOption = Type.FLOAT32,
     clients: Annotated[list[int], typer.Option(help="Clients at a time; may be given again.")] = CLIENTS,
@@ -274,24 +311,39 @@ def compare(
 ) -> None:
     """Our server and the plain one, under the same loads."""
     requests = bodies(side)
-    best = bound(folder, device, dtype, requests)
-    rows: list[Load] = []
-    usual = ["--model-dir", str(folder), "--device", device.value, "--dtype", dtype.value, "--http-port", "0"]
-    commands = {
-        "plain": ["benchmarks.plain_server", str(folder), "--device", device.value, "--dtype", dtype.value],
-        "ours": ["serving", "--host", "127.0.0.1", *usual],
-    }
-    with started(commands["plain"]) as plain, started(commands["ours"]) as ours:
-        found = loads({"plain": plain, "ours": ours}, requests, clients, seconds)
-        total = 2 * (len(clients) + len(SHARES))
-        rows += track(found, "measuring …", total=total, console=Console(stderr=True), transient=True)
-    # The machine may have been busier at the start than it is now.
-    best = max(best, bound(folder, device, dtype, requests))
-    about = f"{device_name(device)}, {dtype}; pictures of {side} x {side}, {seconds:g} s a row"
+    with ExitStack() as made:
+        if folder is None:
+            folder = Path(made.enter_context(tempfile.TemporaryDirectory(prefix="fovea-"))) / "model"
+            write_model(folder, size)
+            what = f"{size} model with random weights, num_crops {_SYNTHETIC_CROPS}"
+        else:
+            what = folder.name
+        best = bound(folder, device, dtype, requests)
+        rows = _rows(folder, device, dtype, requests, clients, seconds)
+        # The machine may have been busier at the start than it is now.
+        best = max(best, bound(folder, device, dtype, requests))
+    about = f"{what}; {device_name(device)}, {dtype}; pictures of {side} x {side}, {seconds:g} s a row"
     Console(width=None if sys.stdout.isatty() else 120).print(table(rows, best, about))
     if json_file is not None:
-        made: dict[str, Any] = {"about": about, "bound": best, "rows": [asdict(row) for row in rows]}
-        json_file.write_text(json.dumps(made, indent=2) + "\n")
+        numbers: dict[str, Any] = {"about": about, "bound": best, "rows": [asdict(row) for row in rows]}
+        json_file.write_text(json.dumps(numbers, indent=2) + "\n")
+
+
+def _rows(
+    folder: Path,
+    device: Device,
+    dtype: Type,
+    requests: Sequence[bytes],
+    clients: Sequence[int],
+    seconds: float,
+) -> list[Load]:
+    shared = ["--device", device.value, "--dtype", dtype.value]
+    plain = ["benchmarks.plain_server", str(folder), *shared]
+    ours = ["serving", "--host", "127.0.0.1", "--http-port", "0", "--model-dir", str(folder), *shared]
+    with started(plain) as plain_address, started(ours) as our_address:
+        found = loads({"plain": plain_address, "ours": our_address}, requests, clients, seconds)
+        total = 2 * (len(clients) + len(SHARES))
+        return list(track(found, "measuring …", total=total, console=Console(stderr=True), transient=True))
 
 
 @app.callback()
