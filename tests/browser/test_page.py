@@ -13,7 +13,8 @@ from fovea.task import product_task
 from serving.location import locate_model
 from tests.browser.chromium import PROGRAM, SKIP, Browser
 from tests.serving.conftest import ANSWER, RunningServer, picture, running_server
-from tests.serving.evaluations import evaluation
+from tests.serving.in_process import CALIBRATION
+from tests.some_records import some_evaluation
 from tests.tiny_model import write_tiny_model
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason=SKIP)
@@ -31,7 +32,7 @@ def calibrated(folder: Path) -> Any:
     """Serve a model whose titles could not be calibrated."""
     model = write_tiny_model(folder / "model", answer=ANSWER, task=product_task())
     _, digest = locate_model(str(model))
-    record = evaluation(product_task()).model_copy(update={"model_digest": digest})
+    record = some_evaluation(model_digest=digest, task_digest=product_task().digest, calibration=CALIBRATION)
     (folder / "evaluation.json").write_text(record.to_json())
     options = ["--model-dir", str(model), "--evaluation", str(folder / "evaluation.json")]
     return running_server(folder / "server", *options)

@@ -30,7 +30,7 @@ from fovea.records import (
     write_record,
 )
 from fovea.task import product_task
-from tests.some_metrics import some_metrics
+from tests.some_records import some_metrics
 
 DIGEST = f"sha256:{'a' * 64}"
 BASE = ModelReference(digest=DIGEST, record_uri="s3://fovea/index/base.json")

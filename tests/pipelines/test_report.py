@@ -9,7 +9,7 @@ from PIL import Image
 from fovea.records import Metrics, RuleResult, now
 from pipelines.report import Example, FieldComparison, write_report
 from pipelines.summary import EndpointSummary, GateSummary, StepSummary, Summary
-from tests.some_metrics import some_metrics
+from tests.some_records import some_metrics
 
 HOSTILE = '<script>alert("x")</script>{{ 7 * 7 }}'
 

@@ -20,8 +20,8 @@ from serving.kserve_api import DataPlane
 from serving.model import PICTURE_LIMITS, KServeModel, ServedModel
 from serving.pictures import PictureFetcher
 from serving.server import ServerSettings
+from tests.some_records import SOME_DIGEST
 
-DIGEST = "sha256:" + "0" * 64
 CALIBRATION = Calibration(
     fields={
         "product": FieldCalibration(rows=10, right=4, reason="10 answers to fit on, 50 are needed"),
@@ -70,7 +70,7 @@ def application(
     asked = ServerSettings(model="", **(settings or {}))
     served = ServedModel(
         name="fovea",
-        digest=DIGEST,
+        digest=SOME_DIGEST,
         predictor=predictor,
         limits=limits or BatchLimits(),
         fetcher=PictureFetcher(profile, PICTURE_LIMITS, seconds=5) if profile else None,

@@ -12,12 +12,13 @@ from starlette.testclient import TestClient
 from fovea.calibration import Calibration, FieldCalibration
 from fovea.errors import UserError
 from fovea.inference import Answer
-from fovea.task import product_task
+from fovea.records import EvaluationRecord, GenerationParameters
+from fovea.task import Task, product_task
 from serving.application import _calibration
 from serving.location import find_evaluation, locate_model
 from tests.serving.conftest import StartServer, encoded, picture
-from tests.serving.evaluations import evaluation
-from tests.serving.in_process import CALIBRATION, DIGEST, Controlled, application, load
+from tests.serving.in_process import CALIBRATION, Controlled, application, load
+from tests.some_records import SOME_DIGEST, some_evaluation
 
 PICTURES = [picture(number) for number in range(6)]
 
@@ -36,6 +37,11 @@ def answers(predictor: Controlled) -> list[Answer]:
 def client(predictor: Controlled) -> Iterator[TestClient]:
     with application(predictor, calibration=CALIBRATION) as found:
         yield found
+
+
+def evaluation(task: Task, calibration: Calibration | None = CALIBRATION, **fields: Any) -> EvaluationRecord:
+    """The record of an evaluation that found this calibration."""
+    return some_evaluation(task_digest=task.digest, calibration=calibration, **fields)
 
 
 def predict(client: TestClient, **parameters: Any) -> list[dict[str, Any]]:
@@ -131,14 +137,15 @@ def test_without_a_calibration_none_is_made_up(predictor: Controlled) -> None:
 def test_the_calibration_is_the_evaluations_of_this_model(predictor: Controlled, tmp_path: Path) -> None:
     record = evaluation(predictor.task)
     (tmp_path / "evaluation.json").write_text(record.to_json())
-    assert find_evaluation(str(tmp_path / "evaluation.json"), DIGEST) == record
+    assert find_evaluation(str(tmp_path / "evaluation.json"), SOME_DIGEST) == record
     assert _calibration(record, predictor) == CALIBRATION
     with pytest.raises(UserError, match=r"is of model sha256:0000.* not of sha256:1111"):
         find_evaluation(record, "sha256:" + "1" * 64)
     with pytest.raises(UserError, match="another task"):
         _calibration(evaluation(product_task("name")), predictor)
+    other = GenerationParameters(max_new_tokens=64, num_crops=1, dtype="float32")
     with pytest.raises(UserError, match="num_crops"):
-        _calibration(evaluation(predictor.task, num_crops=1), predictor)
+        _calibration(evaluation(predictor.task, generation=other), predictor)
 
 
 def test_an_empty_calibration_is_none(predictor: Controlled) -> None:
@@ -152,7 +159,7 @@ def test_a_server_is_given_the_evaluation(
     model_folder: Path, start_server: StartServer, predictor: Controlled, tmp_path: Path
 ) -> None:
     _, digest = locate_model(str(model_folder))
-    record = evaluation(predictor.task).model_copy(update={"model_digest": digest})
+    record = evaluation(predictor.task, model_digest=digest)
     path = tmp_path / "evaluation.json"
     path.write_text(record.to_json())
     with start_server("--model-dir", str(model_folder), "--evaluation", str(path)) as server:

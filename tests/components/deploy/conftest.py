@@ -28,7 +28,7 @@ from fovea.records import (
 from fovea.steps import RunContext, run_step
 from fovea.task import FieldValue, product_task
 from tests.own_bucket import own_bucket
-from tests.some_metrics import some_metrics
+from tests.some_records import some_metrics
 from tests.tiny_model import write_tiny_model
 
 ANSWER = "Product: Wool|Silk scarf,|bag, Category: SCARVES,|BAGS, Full Price: 120.0|340.0"

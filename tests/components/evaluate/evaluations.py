@@ -26,10 +26,10 @@ from fovea.records import (
     Metrics,
     RuleResult,
     Split,
-    now,
 )
 from fovea.storage import Storage
 from fovea.task import FieldValue, Task, product_task
+from tests.some_records import made_by, some_evaluation
 
 TASK = product_task()
 Fields = dict[str, FieldValue]
@@ -118,16 +118,9 @@ def save_dataset(
             table = pa.table(columns).slice(start, middle)
             parquet.write_table(table, folder / f"test-{number:05}.parquet", row_group_size=100)
         files = bucket.storage.upload_folder(folder, f"{bucket.root}/dataset/")
+    made = {**made_by("prepare_data"), "uri": f"{bucket.root}/dataset/", "files": files}
     return DatasetRecord(
-        step="prepare_data",
-        step_version=1,
-        input_key="0" * 64,
-        uri=f"{bucket.root}/dataset/",
-        files=files,
-        parameters={},
-        parents={},
-        created_at=now(),
-        run_id="run",
+        **made,
         task=task,
         splits={"test": Split(rows=len(rows), products=len({row.product_id for row in rows}))},
         dropped={},
@@ -167,20 +160,12 @@ def save_evaluation(
     def measured(some: Outcomes) -> Metrics:
         return measure(some, resamples)
 
-    return EvaluationRecord(
-        step="evaluate",
-        step_version=1,
-        input_key="0" * 64,
+    return some_evaluation(
         uri=f"{bucket.root}/{model}/",
         files=files,
-        parameters={},
-        parents={},
-        created_at=now(),
-        run_id="run",
         model_digest=digest(model),
         dataset_digest=dataset.digest,
         task_digest=task.digest,
-        split="test",
         generation=GenerationParameters(max_new_tokens=64, num_crops=1, dtype="float32"),
         metrics=measured(outcomes),
         parsed=measured(outcomes.take(outcomes.parsed)) if outcomes.parsed.any() else None,
@@ -199,15 +184,7 @@ def save_evaluation(
 
 def decision(model: str, *rules: RuleResult, passed: bool = False, reason: str = "") -> Decision:
     return Decision(
-        step="gate",
-        step_version=1,
-        input_key="0" * 64,
-        uri="",
-        files=(),
-        parameters={},
-        parents={},
-        created_at=now(),
-        run_id="run",
+        **made_by("gate"),
         model_digest=digest(model),
         passed=passed,
         reason=reason or ("passed: all rules hold" if passed else "refused: parse_rate (too low)"),

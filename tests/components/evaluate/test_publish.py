@@ -8,44 +8,26 @@ from components.evaluate.publish import report_evaluation_step
 from fovea.records import (
     AbsentRecord,
     DatasetRecord,
-    EvaluationRecord,
-    GenerationParameters,
     MlflowReference,
     ModelRecord,
-    now,
     write_record,
 )
 from fovea.storage import Storage
 from fovea.task import product_task
-from tests.some_metrics import some_metrics
+from tests.some_records import made_by, some_evaluation
 
-DIGEST = f"sha256:{'a' * 64}"
-MADE: dict[str, Any] = {
-    "step": "a_step",
-    "step_version": 1,
-    "input_key": "0" * 64,
-    "uri": "",
-    "files": (),
-    "parameters": {},
-    "parents": {},
-    "created_at": now(),
-    "run_id": "run-0",
-}
-EVALUATION = EvaluationRecord(
-    **MADE,
-    model_digest=DIGEST,
-    dataset_digest=DIGEST,
-    task_digest=DIGEST,
-    split="test",
-    generation=GenerationParameters(max_new_tokens=64, num_crops=4, dtype="float32"),
-    metrics=some_metrics(),
-    shuffled=None,
-)
+EVALUATION = some_evaluation()
 DATASET = DatasetRecord(
-    **MADE, task=product_task(), splits={}, dropped={}, currency=None, categories={}, longest_side=56
+    **made_by("prepare_data"),
+    task=product_task(),
+    splits={},
+    dropped={},
+    currency=None,
+    categories={},
+    longest_side=56,
 )
 MODEL = ModelRecord(
-    **MADE,
+    **made_by("merge_adapter"),
     architecture="Phi3VForCausalLM",
     num_crops=4,
     mlflow=MlflowReference(experiment_id="1", run_id="r"),

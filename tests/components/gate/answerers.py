@@ -7,8 +7,9 @@ from typing import Any
 from components.gate.rules import BASE_SHUFFLED, MODEL, SHUFFLED, Evidence
 from components.gate_rules import BASELINES
 from fovea.metrics import Outcomes, measure
-from fovea.records import AbsentRecord, EvaluationRecord, GenerationParameters, now
+from fovea.records import AbsentRecord, EvaluationRecord
 from fovea.task import FieldValue, product_task
+from tests.some_records import some_evaluation
 
 TASK = product_task()
 BASE, TUNED, CHAMPION, OTHER = (f"sha256:{digit * 64}" for digit in "abcd")
@@ -75,25 +76,15 @@ def shown_others(answers: Answers) -> Answers:
 def record(digest: str, found: Mapping[str, Outcomes], **changes: Any) -> EvaluationRecord:
     """The record of an evaluation: figures of ``own`` and ``shuffled``, and of baselines by their names."""
     fields: dict[str, Any] = {
-        "step": "evaluate",
-        "step_version": 2,
-        "input_key": "0" * 64,
         "uri": "s3://fovea/evaluate/x/",
-        "files": (),
-        "parameters": {},
-        "parents": {},
-        "created_at": now(),
-        "run_id": "run",
         "model_digest": digest,
         "dataset_digest": OTHER,
         "task_digest": TASK.digest,
-        "split": "test",
-        "generation": GenerationParameters(max_new_tokens=64, num_crops=4, dtype="float32"),
         "metrics": measure(found["own"], RESAMPLES),
         "shuffled": measure(found["shuffled"], RESAMPLES),
         "baselines": {name: measure(each, RESAMPLES) for name, each in found.items() if name in BASELINES},
     }
-    return EvaluationRecord(**{**fields, **changes})
+    return some_evaluation(**{**fields, **changes})
 
 
 RESAMPLES = 60
