@@ -62,6 +62,8 @@ class Load:
     p50: float | None = None
     p95: float | None = None
     p99: float | None = None
+    others_p99: float | None = None
+    """Of how many others were answered while one waited: a wait that no machine's speed changes."""
 
 
 def bodies(side: int) -> list[bytes]:
@@ -139,6 +141,8 @@ class Loader:
         self._requests = requests
         self._next = 0
         self.times: list[float] = []
+        self.others: list[int] = []
+        """For each answer: how many others came while it was waited for."""
         self.refused = 0
         self.failed = 0
 
@@ -146,7 +150,7 @@ class Loader:
         """Ask about the next picture."""
         body = self._requests[self._next % len(self._requests)]
         self._next += 1
-        started = time.perf_counter()
+        started, before = time.perf_counter(), len(self.times)
         try:
             async with self._client.post(_PATH, data=body, headers=_JSON) as response:
                 await response.read()
@@ -154,6 +158,7 @@ class Loader:
             self.failed += 1
             return
         if response.status == 200:
+            self.others.append(len(self.times) - before)
             self.times.append(time.perf_counter() - started)
         elif response.status == 429:
             self.refused += 1
@@ -197,8 +202,8 @@ async def measure(
         started = time.perf_counter()
         await work(loader)
         taken = time.perf_counter() - started
-    times = sorted(loader.times)
-    cuts = statistics.quantiles(times, n=100, method="inclusive") if len(times) > 1 else None
+    times, cuts = loader.times, _percentiles(loader.times)
+    others = _percentiles(loader.others)
     return Load(
         server=server,
         load=load,
@@ -210,7 +215,13 @@ async def measure(
         p50=cuts[49] if cuts else None,
         p95=cuts[94] if cuts else None,
         p99=cuts[98] if cuts else None,
+        others_p99=others[98] if others else None,
     )
+
+
+def _percentiles(values: Sequence[float]) -> list[float] | None:
+    """The 99 values between the hundredths; None where there are too few to tell."""
+    return statistics.quantiles(values, n=100, method="inclusive") if len(values) > 1 else None
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """The server at more than it can answer: it refuses the rest and recovers."""
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Iterator
 
 import httpx
@@ -13,16 +12,23 @@ from fovea.task import product_task
 from tests.serving.conftest import ANSWER, RunningServer, idle, running_server, wait_until
 from tests.tiny_model import write_tiny_model
 
-PLACES = 24 + 8
+BATCH, WAITING = 8, 24
+PLACES = BATCH + WAITING
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("load")
     model = write_tiny_model(folder / "model", answer=ANSWER, task=product_task())
-    options = ("--model-dir", str(model), "--max-batch-size", "8", "--max-waiting", "24")
+    limits = ("--max-batch-size", str(BATCH), "--max-waiting", str(WAITING))
+    options = ("--model-dir", str(model), *limits)
     with running_server(folder / "server", *options) as started:
         yield started
+
+
+def put(server: RunningServer, work: Callable[[Loader], Awaitable[None]]) -> Load:
+    """Put a load on the server."""
+    return asyncio.run(measure("ours", "", server.address, bodies(192), work))
 
 
 def overload(
@@ -35,7 +41,6 @@ def overload(
         resident bytes all along.
     """
     process, memory = psutil.Process(server.process.pid), list[int]()
-    requests = bodies(192)
 
     async def watched(loader: Loader, per_second: float) -> None:
         load = asyncio.create_task(loader.open(per_second, seconds))
@@ -44,23 +49,23 @@ def overload(
             await asyncio.wait({load}, timeout=seconds / 200)
         await load
 
-    def put(work: Callable[[Loader], Awaitable[None]]) -> Load:
-        return asyncio.run(measure("ours", "", server.address, requests, work))
-
-    put(lambda each: each.closed(PLACES, 1.0))  # a first time takes longer
-    capacity = put(lambda each: each.closed(PLACES, measuring)).answers_per_second
-    return capacity, put(lambda each: watched(each, times * capacity)), memory
+    put(server, lambda each: each.closed(PLACES, 1.0))  # a first time takes longer
+    capacity = put(server, lambda each: each.closed(PLACES, measuring)).answers_per_second
+    return capacity, put(server, lambda each: watched(each, times * capacity)), memory
 
 
 def check(server: RunningServer, found: Load) -> None:
     assert found.failed == 0
     assert found.refused > 0
-    assert found.answers > 0
-    # It recovers: a request is answered at once, and nothing is left over.
-    started = time.monotonic()
-    server.client.post("/v1/models/fovea:predict", content=bodies(192)[0]).raise_for_status()
-    assert time.monotonic() - started < 30
+    assert found.others_p99 is not None
+    # Whoever is let in has at most the other places before him, whatever the machine's speed. As many again
+    # for those that are answered while he is on his way in and his answer on its way out; 32 to 38 are usual.
+    assert found.others_p99 < 2 * PLACES
+    # It recovers: nothing is left over, and all places can be taken again.
     wait_until(lambda: idle(server))
+    after = put(server, lambda each: each.closed(PLACES, 0.1))
+    assert (after.failed, after.refused) == (0, 0)
+    assert after.answers >= PLACES
     assert "Traceback" not in server.log.read_text()
 
 
@@ -76,10 +81,11 @@ def test_ten_minutes_of_overload(server: RunningServer) -> None:
     early, late = memory[len(memory) // 5], max(memory[-len(memory) // 5 :])
     print(f"capacity {capacity:.1f}/s; {found}; memory {early >> 20} to {late >> 20} MiB")
     check(server, found)
-    # It answers on at about its own speed (other work on the machine may slow it down), and nobody waits for
-    # much longer than a full queue takes at the speed it had.
+    # It answers on at about its own speed; a third, as other work on the machine may slow it down meanwhile.
     assert found.answers_per_second > capacity / 3
+    # In seconds, by the speed that it had on the whole: nobody waits for longer than three full queues take,
+    # as for one in a hundred the machine may be three times slower than on the whole.
     assert found.p99 is not None
-    assert found.p99 < 4 * PLACES / min(capacity, found.answers_per_second) + 1
+    assert found.p99 < 3 * PLACES / found.answers_per_second + 1
     assert late < 1.1 * early + (16 << 20)
     assert httpx.get(f"{server.address}/v2/health/live", trust_env=False).status_code == 200
