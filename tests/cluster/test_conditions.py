@@ -1,6 +1,7 @@
 """Rights, conflicts, outages and neighbours, on a real API server."""
 
 import os
+import select
 import signal
 import subprocess
 import threading
@@ -272,7 +273,10 @@ def test_an_api_server_that_is_restarted_in_mid_rollout(place: Place, kubeconfig
     def restarted() -> Any:
         if pid_file.read_text().strip() != str(pid):
             return ask()
+        ended = os.pidfd_open(pid)
         os.kill(pid, signal.SIGKILL)
+        select.select([ended], [], [])  # until then it has the port
+        os.close(ended)
         with (kubeconfig.parent / "kube-apiserver.log").open("ab") as log:
             server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         pid_file.write_text(str(server.pid))
