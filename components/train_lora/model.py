@@ -55,9 +55,6 @@ def load_with_lora(weights: Path, parameters: TrainLoraParameters) -> Any:
 def with_lora(model: Phi3VForCausalLM, parameters: TrainLoraParameters) -> Any:
     """Give a model LoRA matrices, which alone are trained. They are float32 whatever the model's type."""
     model.config.use_cache = False
-    if parameters.gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-        model.enable_input_require_grads()
     lora = LoraConfig(
         r=parameters.rank,
         lora_alpha=parameters.alpha,  # type: ignore[arg-type]  # any number will do
@@ -69,6 +66,12 @@ def with_lora(model: Phi3VForCausalLM, parameters: TrainLoraParameters) -> Any:
         # PEFT asks transformers for checkpointing by its earlier name.
         warnings.simplefilter("ignore", FutureWarning)
         wrapped = get_peft_model(model, lora)
+    if parameters.gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+        # Only the reentrant kind needs gradients of the frozen embeddings.
+        model.disable_input_require_grads()
+        # The backward pass begins here: what it would recompute is still of use.
+        model.model.layers[-1].gradient_checkpointing = False
     trained, total = wrapped.get_nb_trainable_parameters()
     logger.info("train_lora: %s of %s parameters are trained", f"{trained:,}", f"{total:,}")
     return wrapped

@@ -14,8 +14,16 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-from transformers.modeling_utils import slice_logits_to_keep
-from transformers.models.phi3.modeling_phi3 import Phi3Model, Phi3PreTrainedModel, Phi3RotaryEmbedding
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
+from transformers.models.phi3.modeling_phi3 import (
+    Phi3Attention,
+    Phi3DecoderLayer,
+    Phi3Model,
+    Phi3PreTrainedModel,
+    Phi3RotaryEmbedding,
+    apply_rotary_pos_emb,
+    eager_attention_forward,
+)
 from transformers.utils.import_utils import torch_compilable_check
 
 from fovea.phi3v.configuration import Phi3VConfig
@@ -199,12 +207,89 @@ def token_rows(is_image: torch.Tensor, grid: torch.Tensor, side: int, crops: int
     return row.clamp(0, view_mark).view(is_image.shape)
 
 
+class Phi3VLastAttention(Phi3Attention):  # type: ignore[misc]
+    """Attention of chosen positions to all."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None = None,
+        positions_to_keep: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As `Phi3Attention.forward`, for `positions_to_keep` alone where they are given."""
+        if positions_to_keep is None:
+            made: tuple[torch.Tensor, torch.Tensor | None] = super().forward(
+                hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs
+            )
+            return made
+        config, kind = self.config, self.config._attn_implementation
+        heads = self.qkv_proj(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        query, key, value = heads.split(
+            [config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads], dim=1
+        )
+        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        # Other kinds want as many queries as keys, and a compiled graph their number: what they make of all
+        # positions is chosen from afterwards.
+        chosen = kind in ("eager", "sdpa") and not torch.compiler.is_compiling()
+        if chosen:
+            query = query[:, :, positions_to_keep]
+            attention_mask = _rows_of(attention_mask, positions_to_keep, hidden_states.shape[1], key.shape[2])
+        attended, weights = ALL_ATTENTION_FUNCTIONS.get_interface(kind, eager_attention_forward)(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            sliding_window=config.sliding_window,
+            **kwargs,
+        )
+        attended = attended.flatten(2)
+        return self.o_proj(attended if chosen else attended[:, positions_to_keep]), weights
+
+
+def _rows_of(mask: torch.Tensor | None, positions: torch.Tensor, queries: int, keys: int) -> torch.Tensor:
+    """Return the rows of a mask (batch, 1, queries, keys); None is the causal one of the last positions."""
+    if mask is not None:
+        return mask[:, :, positions]
+    causal = torch.arange(keys, device=positions.device) <= positions[:, None] + (keys - queries)
+    return causal[None, None]
+
+
+class Phi3VLastLayer(Phi3DecoderLayer):  # type: ignore[misc]
+    """The decoder's last layer, which can leave out what nobody reads: other layers need every position."""
+
+    def __init__(self, config: Phi3VConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.self_attn = Phi3VLastAttention(config, layer_idx)
+
+    def forward(
+        self, hidden_states: torch.Tensor, positions_to_keep: torch.Tensor | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        """As `Phi3DecoderLayer.forward`; with `positions_to_keep` (kept,): (batch, kept, hidden)."""
+        attended, _ = self.self_attn(
+            hidden_states=self.input_layernorm(hidden_states), positions_to_keep=positions_to_keep, **kwargs
+        )
+        if positions_to_keep is not None:
+            hidden_states = hidden_states[:, positions_to_keep]
+        hidden_states = hidden_states + self.resid_attn_dropout(attended)
+        transformed = self.mlp(self.post_attention_layernorm(hidden_states))
+        made: torch.Tensor = hidden_states + self.resid_mlp_dropout(transformed)
+        return made
+
+
 class Phi3VPreTrainedModel(Phi3PreTrainedModel):  # type: ignore[misc]
     """What the model and its parts share with transformers' loading and saving."""
 
     config: Phi3VConfig
     input_modalities = ("image", "text")
-    _no_split_modules = ["Phi3DecoderLayer", "CLIPEncoderLayer"]  # noqa: RUF012
+    _no_split_modules = ["Phi3DecoderLayer", "Phi3VLastLayer", "CLIPEncoderLayer"]  # noqa: RUF012
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -219,6 +304,7 @@ class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):  # type: ignore[misc]
 
     def __init__(self, config: Phi3VConfig) -> None:
         super().__init__(config)
+        self.layers[-1] = Phi3VLastLayer(config, config.num_hidden_layers - 1)
         self.rotary_emb = Phi3VRotaryEmbedding(config)
         self.vision_embed_tokens = Phi3VImageEmbedding(config)
         self.post_init()
@@ -235,7 +321,11 @@ class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):  # type: ignore[misc]
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """As `Phi3Model.forward`, with images as `Phi3VImageProcessor` makes them."""
+        """As `Phi3Model.forward`, with images as `Phi3VImageProcessor` makes them.
+
+        With `positions_to_keep` (kept,), as a keyword, the last hidden state is (batch, kept, hidden): the
+        last layer computes these positions alone, and has no attention weights of others.
+        """
         if pixel_values is not None and len(pixel_values):
             if input_ids is None or inputs_embeds is not None or image_sizes is None:
                 raise ValueError("pixel_values go with input_ids and image_sizes, and not with inputs_embeds")
@@ -334,12 +424,18 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):  # type: ignore[m
         Returns:
             With labels: `loss`, the mean over supervised positions, or their sum divided by
             `num_items_in_batch` where the Trainer gives it; and `logits` of those positions alone,
-            (positions, vocabulary), in the order of the batch: the head runs nowhere else. Without: `logits`
-            (batch, kept positions, vocabulary).
+            (positions, vocabulary), in the order of the batch: the head runs nowhere else, and the last
+            layer only where any sample of the batch is supervised. Without: `logits` (batch, kept positions,
+            vocabulary).
         """
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
-        if labels is not None and use_cache is None:
-            use_cache = False
+        if labels is not None:
+            use_cache = bool(use_cache)
+            # Each position says what comes after it.
+            targets = labels[:, 1:]
+            supervised = targets != IGNORED_LABEL
+            kept = supervised.any(0).nonzero()[:, 0]
+            kwargs["positions_to_keep"] = kept
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -355,9 +451,8 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):  # type: ignore[m
         if labels is None:
             logits = self.lm_head(slice_logits_to_keep(hidden, logits_to_keep))
         else:
-            targets = labels[:, 1:].to(hidden.device)
-            supervised = targets != IGNORED_LABEL
-            logits = self.lm_head(hidden[:, :-1][supervised])
+            targets, supervised = targets[:, kept].to(hidden.device), supervised[:, kept].to(hidden.device)
+            logits = self.lm_head(hidden[supervised])
             # In float32, whatever the model's type.
             loss = self.loss_function(
                 logits=logits,

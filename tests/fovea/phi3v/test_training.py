@@ -20,21 +20,36 @@ LORA = {
 
 
 @pytest.fixture(scope="module")
-def batch(processor, picture):
-    """Two samples of different length, padded on the right, of which the answers alone are asked."""
-    texts = [f"{PROMPT}{answer}<|end|>" for answer in ("Product: Bag", "A pair of blue shoes")]
-    pictures = [picture(1), picture(2, 30, 90)]
-    made = processor(texts, pictures, padding=True, padding_side="right", return_tensors="pt")
-    labels = made["input_ids"].masked_fill(made["attention_mask"] == 0, -100)
-    for row, shown in zip(labels, pictures, strict=True):
-        row[: len(processor(PROMPT, shown)["input_ids"][0])] = -100
-    return {**made, "labels": labels}
+def batch_of(processor, picture):
+    """Samples of different length, of which the answers alone are asked."""
+
+    def make(count=2, padding_side="right"):
+        texts = [f"{PROMPT}{answer}<|end|>" for answer in ("Product: Bag", "A pair of blue shoes")[:count]]
+        pictures = [picture(1), picture(2, 30, 90)][:count]
+        made = processor(texts, pictures, padding=True, padding_side=padding_side, return_tensors="pt")
+        labels = made["input_ids"].masked_fill(made["attention_mask"] == 0, -100)
+        for row, mask, shown in zip(labels, made["attention_mask"], pictures, strict=True):
+            start = int(mask.argmax())
+            row[start : start + len(processor(PROMPT, shown)["input_ids"][0])] = -100
+        return {**made, "labels": labels}
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def batch(batch_of):
+    """Two, padded on the right."""
+    return batch_of()
 
 
 def reference_loss(model, batch, reduction="mean"):
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     logits = model(**inputs).logits[:, :-1].flatten(0, 1).float()
     return cross_entropy(logits, batch["labels"][:, 1:].flatten(), reduction=reduction)
+
+
+def own_loss(model, batch):
+    return model(**batch).loss
 
 
 def lora(model, **changes):
@@ -55,6 +70,40 @@ def test_loss_of_the_answers_alone(model, batch):
     assert made.logits.shape == (supervised, model.config.vocab_size)
     assert made.past_key_values is None
     torch.testing.assert_close(made.loss, reference_loss(model, batch), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(("count", "padding_side"), [(1, "right"), (2, "right"), (2, "left")])
+def test_the_last_layer_computes_answers_alone(
+    rebuilt, batch_of, attention, count, padding_side, checkpointing
+):
+    """Loss and gradients are those of a pass that computes all positions in every layer."""
+    batch = batch_of(count, padding_side)
+    tuned = lora(rebuilt(attn_implementation=attention)).train()
+    if checkpointing:
+        tuned.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
+    lengths = []
+    last = tuned.get_base_model().model.layers[-1]
+    for module in (last.self_attn.o_proj, last.mlp):
+        module.register_forward_pre_hook(lambda module, inputs: lengths.append(inputs[0].shape[1]))
+    made, asked = [], (batch["labels"][:, 1:] != -100).any(0).sum()
+    for loss_of, expected in ((reference_loss, len(batch["labels"][0])), (own_loss, asked)):
+        tuned.zero_grad()
+        loss = loss_of(tuned, batch)
+        loss.backward()
+        assert set(lengths) == {int(expected)}
+        lengths.clear()
+        made.append(
+            (loss.detach(), {n: w.grad.clone() for n, w in tuned.named_parameters() if w.grad is not None})
+        )
+    (loss, gradients), (ours, its) = made
+    torch.testing.assert_close(ours, loss, rtol=1e-5, atol=1e-6)
+    assert gradients.keys() == its.keys() != set()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(
+            its[name], gradient, rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 def test_loss_as_the_trainer_accumulates_it(model, batch):
