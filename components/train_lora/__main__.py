@@ -55,7 +55,7 @@ def main(
     """Train a LoRA adapter on the dataset's train split."""
     parameters = {name: value for name, value in locals().items() if name in _FIELDS}
     # Here, so that --help comes at once.
-    from components.train_lora.train import train_lora_step
+    from components.train_lora.step import train_lora_step
     from fovea.errors import UserError
 
     try:

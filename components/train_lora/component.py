@@ -73,7 +73,7 @@ def train_lora(
         resume_from: Record of the checkpoint to go on from; empty for the newest of the same inputs.
         seed: Of initialisation, order and dropout.
     """
-    from components.train_lora.train import train_lora_step
+    from components.train_lora.step import train_lora_step
 
     train_lora_step(
         dataset_record=dataset.path,

@@ -31,6 +31,7 @@ from components.train_lora.memory import advice
 from components.train_lora.model import load_with_lora, save_adapter
 from components.train_lora.order import EpochOrder
 from components.train_lora.parameters import TrainLoraParameters
+from components.train_lora.report import ANSWERS, HISTORY, TRAINED
 from components.train_lora.saving import BestAdapter, Saving, Stop
 from components.train_lora.trainer import LoraTrainer
 from components.train_lora.watch import Watch
@@ -44,9 +45,6 @@ from fovea.storage import Storage
 from fovea.task import Task
 
 logger = logging.getLogger("fovea.train_lora")
-
-TRAINED, HISTORY, ANSWERS = "trained.json", "history.json", "answers.json"
-"""What the first process leaves in the job's output, beside the folder ``adapter``."""
 
 _SHOWN_ANSWERS = 24
 _PICTURE_SIDE = 200

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 import fovea.tracking as tracking
-from components.train_lora.job import TRAINED, Job, Trained, run_job
+from components.train_lora.job import Job, Trained, run_job
+from components.train_lora.report import TRAINED
 from fovea.errors import UserError
 from fovea.steps import Interrupted
 

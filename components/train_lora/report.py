@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.train_lora.job import ANSWERS, HISTORY, TRAINED
 from fovea.pages import render_page
 from fovea.pages.charts import amount
 from fovea.pages.plots import Axis, Plot, plot, thinned
 from fovea.storage import Storage, join_uri
 
+TRAINED, HISTORY, ANSWERS = "trained.json", "history.json", "answers.json"
+"""What a training leaves in its output folder, beside the folder ``adapter``."""
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 MAX_BYTES = 5_000_000
 """No report is larger."""

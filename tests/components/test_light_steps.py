@@ -7,7 +7,13 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    "module", ["components.prepare_data.prepare", "components.merge_adapter.step", "components.evaluate.step"]
+    "module",
+    [
+        "components.prepare_data.prepare",
+        "components.train_lora.step",
+        "components.merge_adapter.step",
+        "components.evaluate.step",
+    ],
 )
 def test_a_step_loads_nothing_heavy_before_there_is_work(module: str) -> None:
     heavy = "{'torch', 'transformers', 'peft', 'datasets', 'mlflow'}"

@@ -10,7 +10,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from safetensors.torch import load_file
 
-from components.train_lora.train import train_lora_step
+from components.train_lora.step import train_lora_step
 from fovea.records import AdapterRecord, DatasetRecord, ModelRecord, Split, now, write_record
 from fovea.storage import Storage
 from fovea.task import product_task

@@ -40,6 +40,7 @@ def table(sizes: Sequence[tuple[int, int]], categories: Sequence[str] = COLOURS)
         {
             "row_id": f"r{number}",
             "product_id": f"p{number}",
+            "product_group": f"p{number}",
             "image": Image.new("RGB", size, COLOURS[number % len(COLOURS)]),
             "product": "Bag" + "x" * (number % 5),
             "category": categories[number % len(categories)].upper(),
@@ -193,7 +194,7 @@ def test_two_processes_equal_one_and_end_together(
         assert said.count("told to end: a checkpoint is saved after this step") == 2
         failure = json.loads(storage.read_bytes(f"{root}/runs/killed/failure.json"))
         assert failure["kind"] == "Interrupted"
-    monkeypatch.setattr("components.train_lora.train.count_processes", lambda: 2)
+    monkeypatch.setattr("components.train_lora.work.count_processes", lambda: 2)
     capfd.readouterr()
     two = inputs.train("two", root=root, **parameters)
     assert ("goes on from the checkpoint of step" in capfd.readouterr().out) == interrupted

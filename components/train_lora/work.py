@@ -1,4 +1,4 @@
-"""The step: from a dataset and a base model to the record of an adapter."""
+"""The work of the step: the inputs are fetched and looked at, then it is trained."""
 
 import logging
 import shutil
@@ -17,82 +17,17 @@ from components.train_lora.job import Job, accumulation
 from components.train_lora.launch import count_processes, launch
 from components.train_lora.lengths import Extent, fitting, measure
 from components.train_lora.parameters import TrainLoraParameters
-from components.train_lora.report import hand_over_report, report_uri, write_report
+from components.train_lora.report import report_uri, write_report
 from fovea.phi3v import Phi3VConfig, Phi3VProcessor
 from fovea.platform import load_platform
-from fovea.records import (
-    AdapterRecord,
-    DatasetRecord,
-    ModelRecord,
-    ModelReference,
-    input_key,
-    read_record,
-    write_record,
-)
-from fovea.steps import Attempt, RunContext, configure_logging, parse_parameters, reporting_failure, run_step
-from fovea.storage import Storage, index_uri
+from fovea.records import DatasetRecord, ModelRecord, ModelReference
+from fovea.steps import Attempt
+from fovea.storage import index_uri
 
 logger = logging.getLogger("fovea.train_lora")
 
-STEP = "train_lora"
-VERSION = 2
 
-
-def train_lora_step(
-    *,
-    dataset_record: str | Path,
-    base_record: str | Path,
-    adapter_record: str | Path,
-    artifact_root: str,
-    run_id: str,
-    experiment: str,
-    parameters: Mapping[str, Any],
-    report: str | Path | None = None,
-) -> AdapterRecord:
-    """Train an adapter for the base model on the dataset's train split, and write its record.
-
-    Args:
-        dataset_record: File with the DatasetRecord.
-        base_record: File with the base's ModelRecord.
-        adapter_record: Where the AdapterRecord goes.
-        artifact_root: s3://bucket/prefix of payloads and records.
-        run_id: The run's ID.
-        experiment: MLflow experiment, where tracking is on.
-        parameters: TrainLoraParameters by name.
-        report: Where the HTML report goes; None for none.
-
-    Raises:
-        UserError: an input cannot be read, a parameter is wrong, the training does not fit the device, the
-            loss goes astray, or ``resume_from`` names a checkpoint of other inputs.
-    """
-    configure_logging()
-    context, storage = RunContext(artifact_root=artifact_root, run_id=run_id), Storage()
-    with reporting_failure(STEP, context, storage):
-        checked: TrainLoraParameters = parse_parameters(TrainLoraParameters, parameters)
-        dataset = read_record(dataset_record, DatasetRecord)
-        base = read_record(base_record, ModelRecord)
-        shaping, parents = checked.shaping(), {"dataset": dataset.digest, "base": base.digest}
-        key = input_key(STEP, VERSION, shaping, parents)
-        inputs = Inputs(input_key=key, step_version=VERSION, parameters=shaping, parents=parents)
-        work = _Work(dataset, base, experiment, checked, inputs)
-        record = run_step(
-            AdapterRecord,
-            step=STEP,
-            version=VERSION,
-            context=context,
-            parameters=shaping,
-            parents=parents,
-            work=work,
-            storage=storage,
-        )
-        write_record(record, adapter_record)
-        Checkpoints(storage, artifact_root, inputs).remove_all()
-        if report is not None:
-            hand_over_report(storage, report_uri(artifact_root, key), Path(report))
-    return record
-
-
-class _Work:
+class Work:
     """The work of one attempt, in the order in which it can fail: what costs little first."""
 
     def __init__(
@@ -109,7 +44,13 @@ class _Work:
         self._parameters = parameters
         self._inputs = inputs
 
-    def __call__(self, attempt: Attempt) -> Mapping[str, Any]:
+    def run(self, attempt: Attempt) -> Mapping[str, Any]:
+        """Train, put the adapter into the attempt's payload, and return what its record says of it.
+
+        Raises:
+            UserError: the training does not fit the device, the loss goes astray, MLflow cannot be reached,
+                or ``resume_from`` names a checkpoint of other inputs.
+        """
         processes = count_processes()
         accumulation(self._parameters, processes)
         with tempfile.TemporaryDirectory(prefix="fovea-trainer-") as name:
@@ -249,4 +190,4 @@ class _Work:
         write_report(path, job.output, run_id=attempt.context.run_id, settings=self._parameters.model_dump())
         attempt.storage.write_bytes(report_uri(root, self._inputs.input_key), path.read_bytes())
         run.log_file(path)
-        run.set_tags({"adapter_record": index_uri(root, STEP, self._inputs.input_key)})
+        run.set_tags({"adapter_record": index_uri(root, "train_lora", self._inputs.input_key)})
