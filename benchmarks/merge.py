@@ -1,10 +1,10 @@
 """Merge an adapter into a checkpoint of the published size: ours beside PEFT's, in one run.
 
-    python -m benchmarks.merge FOLDER [--size published]
+    python -m benchmarks.merge FOLDER [--size published] [--verify]
 
-FOLDER needs three times the checkpoint's size, 25 GB; PEFT's way needs as much memory as the model. Each
-merge is a fresh process; the table shows its seconds from the first import to the last byte, and the most
-memory that was resident in it.
+FOLDER needs three times the checkpoint's size, 25 GB; PEFT's way needs as much memory as the model, and so
+does the comparison of logits. Each is a fresh process; the table shows its seconds from the first import to
+the last byte, and the most memory that was resident in it.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import torch
 import typer
 
 from benchmarks.measure import peak_resident_bytes
-from benchmarks.synthetic_checkpoint import write_synthetic_checkpoint
+from benchmarks.serving import SYNTHETIC_CROPS, write_model
 
 _TARGETS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 _RANK = 16
@@ -62,11 +62,21 @@ def merge_pefts(base: Path, adapter: Path, merged: Path) -> None:
     PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(merged)
 
 
+def compare(base: Path, adapter: Path, merged: Path) -> None:
+    """The comparison of logits that the step does after its merge."""
+    from components.merge_adapter.files import copy_files
+    from components.merge_adapter.verify import verify
+    from fovea.task import product_task
+
+    copy_files(base, merged, SYNTHETIC_CROPS, product_task())
+    verify(base, adapter, merged, product_task(), "BF16")
+
+
 def measured(
     merge: Callable[[Path, Path, Path], None], base: Path, adapter: Path, merged: Path
 ) -> tuple[float, int]:
-    """Return the seconds and the peak of resident bytes of a merge in a process of its own."""
-    merged.mkdir()
+    """Return the seconds and the peak of resident bytes of ``merge`` in a process of its own."""
+    merged.mkdir(exist_ok=True)
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     started = time.perf_counter()
@@ -105,11 +115,12 @@ def _differing(base: Path, merged: Path) -> int:
 def main(
     folder: Annotated[Path, typer.Argument(help="A folder with room; what is made in it stays.")],
     size: Annotated[str, typer.Option(help="published, or middling for a trial.")] = "published",
+    verify: Annotated[bool, typer.Option(help="Compare the logits afterwards, too.")] = False,
 ) -> None:
     """Print a table of both merges."""
     base, adapter = folder / "base", folder / "adapter"
     if not (base / "config.json").exists():
-        write_synthetic_checkpoint(base, size)
+        write_model(base, size)
         write_adapter(base, adapter)
     print(f"{'':24}{'seconds':>9}{'peak memory':>14}{'changed tensors':>17}")
     for name, merge in (("tensor by tensor", merge_ours), ("PEFT, and save", merge_pefts)):
@@ -117,6 +128,9 @@ def main(
         seconds, peak = measured(merge, base, adapter, merged)
         changed = _differing(base, merged) if merge is merge_ours else ""
         print(f"{name:24}{seconds:>9.1f}{peak / 1e9:>11.2f} GB{changed:>17}", flush=True)
+    if verify:
+        seconds, peak = measured(compare, base, adapter, folder / merge_ours.__name__)
+        print(f"{'comparison of logits':24}{seconds:>9.1f}{peak / 1e9:>11.2f} GB", flush=True)
 
 
 if __name__ == "__main__":

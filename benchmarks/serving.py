@@ -45,7 +45,7 @@ _JSON = {"content-type": "application/json"}
 _PATH = "/v1/models/fovea:predict"
 _PICTURES = 64
 _BOUND_BATCH = 16
-_SYNTHETIC_CROPS = 4
+SYNTHETIC_CROPS = 4
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def write_model(folder: Path, size: str) -> None:
     write_synthetic_checkpoint(folder, size)
     task, config = product_task(), configuration(size)
     pictures = Phi3VImageProcessor(
-        num_crops=_SYNTHETIC_CROPS,
+        num_crops=SYNTHETIC_CROPS,
         crop_size=config.vision_config.image_size,
         num_img_tokens=config.tokens_per_side**2,
     )
@@ -326,7 +326,7 @@ def compare(
         if folder is None:
             folder = Path(made.enter_context(tempfile.TemporaryDirectory(prefix="fovea-"))) / "model"
             write_model(folder, size)
-            what = f"{size} model with random weights, num_crops {_SYNTHETIC_CROPS}"
+            what = f"{size} model with random weights, num_crops {SYNTHETIC_CROPS}"
         else:
             what = folder.name
         best = bound(folder, device, dtype, requests)
