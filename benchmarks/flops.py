@@ -34,7 +34,8 @@ def training_step_flops(
     - A LoRA matrix: 2p forward and 4p backward, since its own gradient is needed too.
     - Causal attention of width d over n tokens: scores and mixture are 2dn² together forward, and twice that
       backward, since queries, keys and values all need gradients.
-    - The head: as a frozen matrix, at supervised positions alone.
+    - The last layer, beside its keys and values, and the head: at supervised positions alone. These stand at
+      the end, and attend to all of the sequence.
     - Tower and projector: forward alone. The tower's last layer is not needed, and its attention sees all
       of a crop: 4dn².
 
@@ -47,13 +48,16 @@ def training_step_flops(
         rank: of LoRA on the four fused projections.
     """
     tokens = samples * length
-    shapes = projection_shapes(config)
-    frozen = config.num_hidden_layers * sum(inputs * outputs for inputs, outputs in shapes)
-    lora = config.num_hidden_layers * sum(rank * (inputs + outputs) for inputs, outputs in shapes)
-    head_size = config.hidden_size // config.num_attention_heads
-    attention = 2 * config.num_attention_heads * head_size * length**2 * config.num_hidden_layers * samples
-    head = 2 * config.hidden_size * config.vocab_size * supervised
-    decoder = 4 * frozen * tokens + 6 * lora * tokens + 3 * attention + 2 * head
+    (fused, *others), layers = projection_shapes(config), config.num_hidden_layers
+    # How often each shape is multiplied with a position's vector.
+    everywhere = [fused] * layers + others * (layers - 1)
+    products = [(shape, tokens) for shape in everywhere] + [(shape, supervised) for shape in others]
+    frozen = sum(inputs * outputs * places for (inputs, outputs), places in products)
+    lora = sum(rank * (inputs + outputs) * places for (inputs, outputs), places in products)
+    width = config.hidden_size
+    attention = 2 * width * length**2 * samples * (layers - 1) + 4 * width * length * supervised
+    head = 2 * width * config.vocab_size * supervised
+    decoder = 4 * frozen + 6 * lora + 3 * attention + 2 * head
     return float(decoder + crops * crop_flops(config))
 
 

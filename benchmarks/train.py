@@ -335,6 +335,7 @@ def table(setting: Setting, rows: Sequence[Row]) -> Table:
         "tokens/s",
         "GiB added",
         "of the plain",
+        "GiB resident",
         "first step, s",
         "waiting",
         "used",
