@@ -15,7 +15,7 @@ _LONGEST_NAME = 40
 class DeployParameters(BaseModel):
     """How a model is deployed."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     service_name: str = Field(default="fovea", pattern=r"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$")
     """The service, and the name under which callers ask for the model."""

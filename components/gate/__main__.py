@@ -1,19 +1,18 @@
 """Runs the gate by itself: ``python -m components.gate --help``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from components.gate.decide import gate_step
+from components.command import running, with_options
 from components.gate.rules import Limits
 from fovea.errors import UserError
-from fovea.steps import configure_logging
-
-_DEFAULTS = Limits()
 
 
+@with_options(Limits)
 def main(
+    parameters: dict[str, Any],
     base: Annotated[Path, typer.Option(help="File with the record of the base's evaluation.")],
     tuned: Annotated[Path, typer.Option(help="File with the record of the tuned model's evaluation.")],
     champion: Annotated[
@@ -26,29 +25,14 @@ def main(
     ),
     report: Annotated[Path, typer.Option(help="Where the decision goes as a table.")] = Path("decision.md"),
     run_id: Annotated[str, typer.Option(help="Which run this belongs to.")] = "manual",
-    min_samples: Annotated[int, typer.Option(help="Rows that the figures rest on.")] = _DEFAULTS.min_samples,
-    min_parse_rate: Annotated[
-        float, typer.Option(help="Share of readable answers.")
-    ] = _DEFAULTS.min_parse_rate,
-    min_category_accuracy: Annotated[
-        float, typer.Option(help="Share of right categories.")
-    ] = _DEFAULTS.min_category_accuracy,
-    max_price_median_ape: Annotated[
-        float, typer.Option(help="Median relative price error.")
-    ] = _DEFAULTS.max_price_median_ape,
-    min_picture_reliance: Annotated[
-        float, typer.Option(help="Fall in category accuracy with other products' pictures.")
-    ] = _DEFAULTS.min_picture_reliance,
-    champion_margin: Annotated[
-        float, typer.Option(help="By how much it may at worst be behind the champion.")
-    ] = _DEFAULTS.champion_margin,
     rules: Annotated[
         str, typer.Option(help="Further rules: a YAML file, or the s3:// URI of one.", metavar="FILE|URI")
     ] = "",
 ) -> None:
     """Decide whether a tuned model may be deployed; ends with 1 where it is refused."""
-    configure_logging()
-    try:
+    from components.gate.decide import gate_step
+
+    with running("gate"):
         verdict = gate_step(
             base_record=base,
             tuned_record=tuned,
@@ -58,17 +42,9 @@ def main(
             report=report,
             artifact_root=artifact_root,
             run_id=run_id,
-            min_samples=min_samples,
-            min_parse_rate=min_parse_rate,
-            min_category_accuracy=min_category_accuracy,
-            max_price_median_ape=max_price_median_ape,
-            min_picture_reliance=min_picture_reliance,
-            champion_margin=champion_margin,
             gate_rules=_text(rules),
+            **parameters,
         )
-    except UserError as error:
-        typer.echo(f"gate: {error}", err=True)
-        raise typer.Exit(1) from error
     raise typer.Exit(0 if verdict.passed else 1)
 
 

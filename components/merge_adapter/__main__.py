@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fovea.errors import UserError
-from fovea.steps import configure_logging
+from components.command import running
 
 
 def main(
@@ -23,8 +22,7 @@ def main(
     """Merge a LoRA adapter into its base model, and register the result."""
     from components.merge_adapter.step import merge_adapter_step
 
-    configure_logging()
-    try:
+    with running("merge_adapter"):
         merge_adapter_step(
             adapter_record=adapter,
             base_record=base,
@@ -34,9 +32,6 @@ def main(
             registered_model_name=registered_model_name,
             verify=verify,
         )
-    except UserError as error:
-        typer.echo(f"merge_adapter: {error}", err=True)
-        raise typer.Exit(1) from error
 
 
 if __name__ == "__main__":
