@@ -17,13 +17,9 @@ COPY --from=requirements /src/requirements.txt ./
 
 # What both targets are, but for their packages.
 FROM ${BASE_IMAGE} AS base
-ARG VERSION=0.1.0
-ARG REVISION=unknown
 LABEL org.opencontainers.image.title="fovea" \
       org.opencontainers.image.description="Fine-tune and serve Phi-3-Vision on pictures of products" \
-      org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}"
+      org.opencontainers.image.licenses="Apache-2.0"
 # A number, since Kubernetes can tell of a number alone that it is not root. The home may be written by any user's group 0.
 RUN useradd --uid 10001 --gid 0 --create-home --home-dir /home/fovea --shell /usr/sbin/nologin fovea \
     && chmod 0775 /home/fovea
@@ -47,6 +43,10 @@ COPY pipelines ./pipelines
 COPY serving ./serving
 COPY cli ./cli
 USER 10001:0
+# Last, since every commit changes them: the packages' layer stays as it is.
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.version="${VERSION}" org.opencontainers.image.revision="${REVISION}"
 
 FROM environment AS environment-cuda
 # From PyPI torch brings the CUDA libraries; the node brings the driver.
@@ -63,3 +63,6 @@ COPY pipelines ./pipelines
 COPY serving ./serving
 COPY cli ./cli
 USER 10001:0
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.version="${VERSION}" org.opencontainers.image.revision="${REVISION}"

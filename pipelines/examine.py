@@ -31,7 +31,7 @@ PIPELINE_ACCOUNT = "fovea-pipeline"
 DEPLOYER = "fovea-deployer"
 
 _INSTALL = "kubectl apply -k manifests/overlays/production --namespace {namespace}"
-_RIGHTS = {
+RIGHTS = {
     PIPELINE_ACCOUNT: (
         ("create", "argoproj.io", "workflowtaskresults"),
         ("patch", "argoproj.io", "workflowtaskresults"),
@@ -44,8 +44,11 @@ _RIGHTS = {
         ("list", "apps", "replicasets"),
         ("list", "", "pods"),
         ("list", "", "events"),
+        ("get", "", "pods/log"),
+        ("get", "", "services"),
     ),
 }
+"""What the accounts' Roles grant, as (verb, API group, resource), but for rules about objects by name."""
 _TIMEOUT_SECONDS = 15.0
 
 
@@ -164,7 +167,7 @@ class Examination:
             )
 
     def _rights(self) -> Iterator[Finding]:
-        for account, wanted in _RIGHTS.items():
+        for account, wanted in RIGHTS.items():
             lacking = [
                 f"{verb} {what}" for verb, group, what in wanted if not self._may(account, verb, group, what)
             ]
@@ -178,7 +181,9 @@ class Examination:
 
     def _may(self, account: str, verb: str, group: str, resource: str) -> bool:
         namespace = self.cluster.namespace
+        resource, _, subresource = resource.partition("/")
         wanted = {"namespace": namespace, "verb": verb, "group": group, "resource": resource}
+        wanted["subresource"] = subresource
         user = f"system:serviceaccount:{namespace}:{account}"
         return self._review("localsubjectaccessreviews", {"user": user, "resourceAttributes": wanted})
 

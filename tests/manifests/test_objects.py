@@ -14,6 +14,7 @@ from cli.main import app
 from cli.submit import _POD_TOKEN
 from fovea.platform import Platform
 from pipelines.cluster import ClusterSettings
+from pipelines.examine import RIGHTS
 from pipelines.settings import validate_settings
 from serving.__main__ import parse_arguments
 from tests.manifests.kustomize import ALL, COMPONENTS, MANIFESTS, OVERLAYS, Object, build, by_kind, pod_specs
@@ -213,3 +214,17 @@ def test_roles_name_what_they_grant(name: str) -> None:
             if "secrets" in rule["resources"]:
                 assert rule["resourceNames"]
                 assert rule["verbs"] == ["get"]
+
+
+def test_the_doctor_asks_for_what_the_roles_grant() -> None:
+    roles = by_kind(build("base"), "Role")
+    for account, asked in RIGHTS.items():
+        granted = {
+            (verb, group, resource)
+            for rule in rules(roles[account])
+            if "resourceNames" not in rule
+            for group in rule["apiGroups"]
+            for resource in rule["resources"]
+            for verb in rule["verbs"]
+        }
+        assert set(asked) == granted, account
