@@ -58,6 +58,7 @@ benchmark-gpu: $(STAMP) ## the published size in bfloat16 on a GPU: speed, memor
 	$(BIN)/python -m benchmarks.train --device cuda --size published --dtype bfloat16 --pictures 8 --steps 10 \
 		--crops 1 --crops 4 --crops 16
 	$(BIN)/python -m benchmarks.model compare --device cuda --size published --dtype bfloat16
+	$(BIN)/python -m benchmarks.serving compare --device cuda --size published --dtype bfloat16
 
 serve: $(STAMP) ## the service that the last run deployed, on port 8080 (PORT=…)
 	@$(BIN)/fovea serve --state "$(STATE)" --port $(PORT)

@@ -2,9 +2,9 @@
 
     python -m benchmarks.merge FOLDER [--size published] [--verify]
 
-FOLDER needs three times the checkpoint's size, 25 GB; PEFT's way needs as much memory as the model, and so
-does the comparison of logits. Each is a fresh process; the table shows its seconds from the first import to
-the last byte, and the most memory that was resident in it.
+FOLDER needs three times the checkpoint's size, 25 GB; PEFT's way needs as much memory as the model. Each is a
+fresh process; the table shows its seconds from the first import to the last byte, the most memory that was
+resident in it, and the most that was private: pages of mapped files, which the system may drop, are not.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks.measure import peak_resident_bytes
+from benchmarks.measure import PrivatePeak, peak_resident_bytes
 from benchmarks.serving import SYNTHETIC_CROPS, write_model
 
 _TARGETS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
@@ -72,10 +72,8 @@ def compare(base: Path, adapter: Path, merged: Path) -> None:
     verify(base, adapter, merged, product_task(), "BF16")
 
 
-def measured(
-    merge: Callable[[Path, Path, Path], None], base: Path, adapter: Path, merged: Path
-) -> tuple[float, int]:
-    """Return the seconds and the peak of resident bytes of ``merge`` in a process of its own."""
+def measured(merge: Callable[[Path, Path, Path], None], base: Path, adapter: Path, merged: Path) -> str:
+    """Return the seconds, and the peaks of resident and of private bytes, of a process of its own."""
     merged.mkdir(exist_ok=True)
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -86,14 +84,16 @@ def measured(
     seconds = time.perf_counter() - started
     if process.exitcode != 0:
         raise RuntimeError(f"{merge.__name__} ended with {process.exitcode}")
-    return seconds, receiver.recv()
+    resident, private = receiver.recv()
+    return f"{seconds:>9.1f}{resident / 1e9:>12.2f} GB{private / 1e9:>11.2f} GB"
 
 
 def _child(
     merge: Callable[[Path, Path, Path], None], base: Path, adapter: Path, merged: Path, sender: object
 ) -> None:
-    merge(base, adapter, merged)
-    sender.send(peak_resident_bytes())  # type: ignore[attr-defined]
+    with PrivatePeak() as private:
+        merge(base, adapter, merged)
+    sender.send((peak_resident_bytes(), private.bytes))  # type: ignore[attr-defined]
 
 
 def _differing(base: Path, merged: Path) -> int:
@@ -122,15 +122,15 @@ def main(
     if not (base / "config.json").exists():
         write_model(base, size)
         write_adapter(base, adapter)
-    print(f"{'':24}{'seconds':>9}{'peak memory':>14}{'changed tensors':>17}")
+    print(f"{'':24}{'seconds':>9}{'resident':>15}{'private':>14}{'changed tensors':>17}")
     for name, merge in (("tensor by tensor", merge_ours), ("PEFT, and save", merge_pefts)):
         merged = folder / merge.__name__
-        seconds, peak = measured(merge, base, adapter, merged)
+        figures = measured(merge, base, adapter, merged)
         changed = _differing(base, merged) if merge is merge_ours else ""
-        print(f"{name:24}{seconds:>9.1f}{peak / 1e9:>11.2f} GB{changed:>17}", flush=True)
+        print(f"{name:24}{figures}{changed:>17}", flush=True)
     if verify:
-        seconds, peak = measured(compare, base, adapter, folder / merge_ours.__name__)
-        print(f"{'comparison of logits':24}{seconds:>9.1f}{peak / 1e9:>11.2f} GB", flush=True)
+        figures = measured(compare, base, adapter, folder / merge_ours.__name__)
+        print(f"{'comparison of logits':24}{figures}", flush=True)
 
 
 if __name__ == "__main__":

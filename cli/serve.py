@@ -118,15 +118,13 @@ def _local_s3(place: "State") -> Iterator[None]:
 
 def _deployed(artifact_root: str, service: str) -> "Deployment":
     """Return the last deployment of a service."""
-    from components.deploy.deploy import deployment_uri
-    from components.deploy.parameters import Deployment
+    from components.deploy.history import present_deployment
     from fovea.errors import UserError
     from fovea.storage import Storage
 
-    storage = Storage()
-    uri = deployment_uri(artifact_root, service)
-    if not storage.exists(uri):
+    found = present_deployment(Storage(), artifact_root, service)
+    if found is None:
         raise UserError(
             f"no run has deployed the service {service!r} here; type `fovea run` first, or give --model"
         )
-    return Deployment.model_validate_json(storage.read_bytes(uri))
+    return found
