@@ -11,23 +11,12 @@ from cli.main import app
 from components.kserve_parameters import KServeParameters
 from pipelines.cluster import ClusterSettings, Tasks
 from pipelines.examine import Examination
+from tests.docs.pages import REPOSITORY, blocks
 from tests.manifests.kustomize import COMPONENTS, MANIFESTS
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 CLUSTER = REPOSITORY / "docs" / "cluster.md"
 SECURITY = REPOSITORY / "docs" / "security.md"
 TEXT = CLUSTER.read_text()
-
-_FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
-
-
-def blocks(text: str, language: str) -> list[str]:
-    """The fenced blocks of a language, in lists too."""
-    found = []
-    for indent, name, body in _FENCE.findall(text):
-        if name == language:
-            found.append("\n".join(line.removeprefix(indent) for line in body.splitlines()))
-    return found
 
 
 def test_every_command_is_run_here_or_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,7 +24,7 @@ def test_every_command_is_run_here_or_marked(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     (tmp_path / "manifests").symlink_to(MANIFESTS)
     run = 0
-    for block in [*blocks(TEXT, "sh"), *blocks(SECURITY.read_text(), "sh")]:
+    for block in [*blocks(CLUSTER, "sh"), *blocks(SECURITY, "sh")]:
         if re.match(r"# needs (a cluster|a container builder|S3|MinIO)", block):
             continue
         for line in block.splitlines():
@@ -63,7 +52,7 @@ def test_every_component_is_in_the_table() -> None:
 
 
 def test_the_example_of_cluster_yaml_is_read() -> None:
-    example, launcher = map(yaml.safe_load, blocks(TEXT, "yaml"))
+    example, launcher = map(yaml.safe_load, blocks(CLUSTER, "yaml"))
     settings = ClusterSettings.model_validate(example)
     assert settings.tasks.train.hours == 48
     assert KServeParameters.model_validate(settings.defaults["kserve"]).gpus == 1

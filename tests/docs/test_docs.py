@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,42 +18,34 @@ from components.flow.parameters import FinetuneParameters
 from components.gate_rules import parse_rules
 from fovea.errors import UserError
 from pipelines.settings import read_overrides, validate_settings
+from tests.docs.pages import PAGES, REPOSITORY, blocks, prose
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-PAGES = [
-    *(REPOSITORY / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
-    *sorted((REPOSITORY / "docs").rglob("*.md")),
-]
 MAKEFILE = (REPOSITORY / "Makefile").read_text()
 TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
 VARIABLES = set(re.findall(r"^([A-Z_]+) *[?:]?=", MAKEFILE, re.MULTILINE))
 
-_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(?<!\!)\[[^\]]*\]\(([^)\s]+)\)")
 _ASSIGNMENT = re.compile(r"[A-Z_]+=.*", re.DOTALL)
 
 page = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(REPOSITORY)))
 
 
-def blocks(path: Path, language: str) -> list[str]:
-    return [body for name, body in _FENCE.findall(path.read_text()) if name == language]
-
-
-def prose(path: Path) -> str:
-    return _FENCE.sub("", path.read_text())
-
-
 def commands(path: Path) -> Iterator[list[str]]:
     """Every command of the shell blocks, and every `fovea …` and `make …` in a line, as words."""
     for block in blocks(path, "sh"):
-        text = re.sub(r"(^|\s)#.*$", "", block.replace("\\\n", " "), flags=re.MULTILINE)
-        # The end of a line ends a command, as ; and | do, unless it is quoted.
-        lexer = shlex.shlex(text, posix=True, punctuation_chars=";|&()\n")
-        lexer.whitespace, lexer.commenters, lexer.whitespace_split = " \t", "", True
-        yield from _split(list(lexer))
+        yield from in_shell(block)
     for code in re.findall(r"`([^`]+)`", prose(path)):
         if re.match(r"(\.venv/bin/)?(fovea|make|python -m) ", code):
             yield shlex.split(code)
+
+
+def in_shell(block: str) -> Iterator[list[str]]:
+    """The commands of a shell block, as words."""
+    text = re.sub(r"(^|\s)#.*$", "", block.replace("\\\n", " "), flags=re.MULTILINE)
+    # The end of a line ends a command, as ; and | do, unless it is quoted.
+    lexer = shlex.shlex(text, posix=True, punctuation_chars=";|&()\n")
+    lexer.whitespace, lexer.commenters, lexer.whitespace_split = " \t", "", True
+    yield from _split(list(lexer))
 
 
 def _split(words: list[str]) -> Iterator[list[str]]:
@@ -76,7 +68,11 @@ def check(words: list[str]) -> None:
         check_fovea(rest)
     elif name == "make":
         check_make(rest)
-    elif name.startswith("python") and words[1] == "-m" and words[2].startswith(("components.", "serving")):
+    elif (
+        name.startswith("python")
+        and words[1] == "-m"
+        and words[2].startswith(("components.", "serving", "benchmarks."))
+    ):
         check_module(rest[1], rest[2:])
 
 
@@ -98,11 +94,23 @@ def check_make(words: list[str]) -> None:
 
 
 def check_module(module: str, words: list[str]) -> None:
-    main = importlib.import_module(f"{module}.__main__").main
-    if module.startswith("components."):
-        alone = typer.Typer()
-        alone.command()(main)
-        check_options(typer.main.get_command(alone), words, module)
+    if module.startswith("benchmarks."):
+        held = importlib.import_module(module)
+        command = typer.main.get_command(held.app) if hasattr(held, "app") else alone(held.main)
+        # A benchmark of several kinds: the first word says which.
+        command = getattr(command, "commands", {}).get(words[0] if words else "", command)
+        check_options(command, words, module)
+    else:
+        main = importlib.import_module(f"{module}.__main__").main
+        if module.startswith("components."):
+            check_options(alone(main), words, module)
+
+
+def alone(main: Callable[..., None]) -> object:
+    """A function as the command that it is by itself."""
+    program = typer.Typer()
+    program.command()(main)
+    return typer.main.get_command(program)
 
 
 def check_options(command: object, words: list[str], what: str) -> None:
@@ -145,6 +153,51 @@ def test_code_reads(page: Path) -> None:
         json.loads(document)
     for document in blocks(page, "yaml"):
         assert yaml.safe_load(document)
+
+
+TESTED = {
+    # What starts tests and CI themselves.
+    "make install": "Makefile",
+    "make test": ".ci/run",
+    "make prove": "Makefile",
+    "make run": ".ci/run",
+    "make serve": "tests/cli/test_serve_and_predict.py",
+    "make doctor": "tests/cli/test_doctor.py",
+    "make compile": "tests/docs/test_cluster.py",
+    "fovea compile": "tests/docs/test_cluster.py",
+    "fovea run": "tests/pipeline/test_local_run.py",
+    "fovea preview": "tests/cli/test_preview.py",
+    "fovea predict": "tests/cli/test_serve_and_predict.py",
+    "fovea sample-data": "tests/cli/test_sample_data.py",
+    "fovea import-model": "tests/cli/test_import_model.py",
+    "mlflow ui": "tests/docs/test_last_run.py",
+    "rclone serve": "tests/docs/test_last_run.py",
+    "python -m components.evaluate": "tests/docs/test_last_run.py",
+    "ls -t": "tests/docs/test_last_run.py",
+    "export": "tests/docs/test_last_run.py",
+    "curl": "tests/docs/test_application_developer.py",
+    "printf": "tests/docs/test_application_developer.py",
+    "base64": "tests/docs/test_application_developer.py",
+    "tr": "tests/docs/test_application_developer.py",
+    "npx": "tests/docs/test_types.py",
+    "datamodel-codegen": "tests/docs/test_types.py",
+}
+"""Which test runs a command, by the command's first words."""
+
+
+@page
+def test_every_command_is_run_by_a_test_or_marked(page: Path) -> None:
+    """A block that needs what is not here says so in its first line."""
+    if page.name == "performance.md":
+        pytest.skip("its commands are the measurements, whose figures stand beside them")
+    for block in blocks(page, "sh"):
+        if re.match(r"# needs ", block):
+            continue
+        for words in in_shell(block):
+            line = " ".join([Path(words[0]).name, *words[1:]])
+            runs = [test for start, test in TESTED.items() if f"{line} ".startswith(f"{start} ")]
+            assert runs, f"{line}: no test runs it; mark it with '# needs …', or write one"
+            assert (REPOSITORY / runs[0]).is_file()
 
 
 def test_the_pages_hold_commands() -> None:
