@@ -17,6 +17,7 @@ from cli.main import app
 from components.flow.parameters import FinetuneParameters
 from components.gate_rules import parse_rules
 from fovea.errors import UserError
+from fovea.platform import FetchProfile, Platform, SecretHeader
 from pipelines.settings import read_overrides, validate_settings
 from tests.docs.pages import PAGES, REPOSITORY, blocks, prose
 
@@ -244,14 +245,14 @@ def test_the_example_settings_are_settings() -> None:
     assert len(read_overrides(names)) == len(names)
 
 
-def test_the_example_platform_is_read() -> None:
-    from fovea.platform import Platform
-
+def test_the_example_platform_is_read_and_has_every_field() -> None:
     document, _ = blocks(REPOSITORY / "docs" / "platform-engineer.md", "yaml")
-    assert Platform.model_validate(yaml.safe_load(document)).fetch_profile("intranet").allowed_ports == (
-        80,
-        443,
-    )
+    stated = yaml.safe_load(document)
+    (profile,) = stated["fetch_profiles"].values()
+    (header,) = profile["headers"]
+    for model, fields in ((Platform, stated), (FetchProfile, profile), (SecretHeader, header)):
+        assert set(fields) == set(model.model_fields)
+    assert Platform.model_validate(stated).fetch_profile("intranet").allowed_ports == (80, 443)
 
 
 def test_the_example_deployment_is_one() -> None:
