@@ -15,6 +15,7 @@ from itertools import islice
 from types import TracebackType
 from typing import Protocol, Self
 
+import pyarrow
 from PIL import Image
 
 from components.prepare_data.picture_store import PictureStore, Stored, group_reads
@@ -354,6 +355,14 @@ def reuse_freed_memory() -> None:
     if libc is not None and hasattr(libc, "mallopt"):
         for parameter, value in _MALLOC_OPTIONS.items():
             libc.mallopt(parameter, value)
+
+
+def give_back_freed_memory() -> None:
+    """Give back to the system what the C library and Arrow keep, so that phases' peaks do not add up."""
+    pyarrow.default_memory_pool().release_unused()
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if libc is not None and hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def _cores() -> int:

@@ -13,6 +13,7 @@ from components.prepare_data.card import write_card
 from components.prepare_data.fill import PICTURE_LIMITS, drop_duplicates, fetch_pictures
 from components.prepare_data.parameters import PrepareParameters
 from components.prepare_data.picture_store import open_store
+from components.prepare_data.pictures import give_back_freed_memory
 from components.prepare_data.report import write_report
 from components.prepare_data.rows import read_rows, told
 from components.prepare_data.shards import write_shards
@@ -192,6 +193,7 @@ class _Preparation:
                 concurrency=wanted.concurrency,
                 progress=attempt.progress("pictures"),
             )
+        give_back_freed_memory()
 
     def _split(self, workspace: Workspace) -> None:
         """Split the rows, and keep what was assigned; where another run kept something meanwhile, again."""

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from components.prepare_data.pictures import give_back_freed_memory
 from components.prepare_data.workspace import Workspace
 from fovea.task import PriceField, Task
 
@@ -57,6 +58,7 @@ def write_shards(workspace: Workspace, split: str, folder: Path, task: Task) -> 
                 writer.write_batch(pyarrow.RecordBatch.from_pylist(records, columns))
                 left -= len(batch)
                 batch = rows.fetchmany(min(_ROWS_PER_GROUP, left)) if left else []
+        give_back_freed_memory()
 
 
 def _record(
