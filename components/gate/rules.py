@@ -467,7 +467,7 @@ def judge(
     """Judge a model by every condition and rule; it passes if there are rules and all of them hold."""
     applied: list[Rule] = [*checks, *(MetricRule(spec, resamples) for spec in rules)]
     results = tuple(rule.apply(evidence) for rule in applied)
-    failed = [f"{result.name} ({result.reason})" for result in results if not result.passed]
+    failed = [_failure(result) for result in results if not result.passed]
     passed = bool(rules) and not failed
     if passed:
         reason = f"passed: all {len(results)} rules hold"
@@ -475,6 +475,11 @@ def judge(
         more = [f"and {len(failed) - _NAMED} more rules"] if len(failed) > _NAMED else []
         reason = "refused: " + ("; ".join(failed[:_NAMED] + more) or "there are no rules")
     return Judgement(passed, plain_line(reason), results)
+
+
+def _failure(result: RuleResult) -> str:
+    """Return a failed rule's name and reason; a reason that begins with the name says both."""
+    return result.reason if result.reason.startswith(result.name) else f"{result.name} ({result.reason})"
 
 
 def judge_base(evidence: Evidence, rules: Sequence[RuleSpec], resamples: int = RESAMPLES) -> Judgement:

@@ -23,7 +23,7 @@ def test_a_refused_run_says_why_and_deploys_nothing(
     folder: Folder, refused: "subprocess.CompletedProcess[str]"
 ) -> None:
     assert refused.returncode == 1, refused.stdout + refused.stderr
-    assert refused.stderr.startswith("refused: parse_rate (parse_rate is 0.00 %, not ≥ 98.00 %)")
+    assert refused.stderr.startswith("refused: parse_rate is 0.00 %, not ≥ 98.00 %;")
     assert len(refused.stderr.splitlines()) == 1
     assert "Traceback" not in refused.stdout
     summary = folder.summary
@@ -55,7 +55,7 @@ def test_a_second_run_reuses_what_did_not_change_and_may_end_without_a_deploymen
     before = folder.summary
     again = folder.run(min_parse_rate=0.5, on_refusal="end")
     assert again.returncode == 0, again.stdout + again.stderr
-    assert "nothing was deployed: parse_rate (parse_rate is 0.00 %, not ≥ 50.00 %)" in again.stdout
+    assert "nothing was deployed: parse_rate is 0.00 %, not ≥ 50.00 %" in again.stdout
     assert "sample catalogue: reused" in again.stdout
     assert "train_lora: reused" in again.stdout
     after = folder.summary
