@@ -69,10 +69,10 @@ class LoraAdapter:
             if dtype not in {"F32", "BF16", "F16"}:
                 raise UserError(f"{name}: is stored as {dtype}; merge into the base in 16 or 32 bits")
 
-    def merged(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """Return ``weight`` (out, in) with its update: in float32, rounded once to the weight's dtype."""
+    def add_to(self, weight: torch.Tensor, name: str, first: int) -> None:
+        """Add the tensor's update to ``weight`` (some, in), float32: its rows from ``first`` on."""
         a, b = self.pairs[name]
-        return torch.addmm(weight.float(), b.float(), a.float(), alpha=self.scaling).to(weight.dtype)
+        weight.addmm_(b[first : first + len(weight)].float(), a.float(), alpha=self.scaling)
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 A merged tensor has the shape and dtype of the one it replaces, so a merged file has the layout of its
 original, byte for byte: it is copied from one end to the other, and each changed tensor takes the place of
-its old one on the way. What is not touched is therefore bit-identical, everything is read and written once,
-and memory is bounded by the largest changed tensor (a few times, since the sum is made in float32) and the
-adapter, not by the model: nothing is mapped, whose pages would stay resident.
+its old one on the way, some rows at a time. What is not touched is therefore bit-identical, everything is
+read and written once, and memory is bounded by those rows and the adapter, not by a tensor or the model:
+nothing is mapped, whose pages would stay resident.
 """
 
 import json
@@ -22,6 +22,8 @@ from components.merge_adapter.lora import LoraAdapter
 from fovea.errors import UserError
 
 _CHUNK = 16 << 20
+_BLOCK = 4 << 20
+"""Weights of a changed tensor that are merged together: 16 MiB in float32."""
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -63,23 +65,36 @@ def merge_file(source: Path, target: Path, adapter: LoraAdapter) -> int:
     with source.open("rb") as base, target.open("wb") as out:
         for name, place in sorted(changed, key=lambda each: each[1].begin):
             _copy(base, out, place.begin - base.tell())
-            merged = adapter.merged(name, _read(base, place)).contiguous()
-            if out.write(merged.view(torch.uint8).numpy().data) != place.end - place.begin:
-                raise AssertionError(f"{name}: the merged tensor is not as long as the base's")
+            _merge(base, out, name, place, adapter)
         shutil.copyfileobj(base, out, _CHUNK)
     return len(changed)
 
 
-def _read(file: BinaryIO, place: Place) -> torch.Tensor:
-    data = bytearray(place.end - place.begin)
-    file.readinto(data)  # type: ignore[attr-defined]
-    return torch.frombuffer(data, dtype=DTYPES[place.dtype]).view(place.shape)
+def _merge(source: BinaryIO, target: BinaryIO, name: str, place: Place, adapter: LoraAdapter) -> None:
+    """Copy a changed tensor, its update added to it in float32 and rounded once."""
+    rows, columns = place.shape
+    # The same small memory for all rows: it stays in the caches, and is not handed out anew, page by page.
+    stored = torch.empty(min(rows, max(1, _BLOCK // columns)), columns, dtype=DTYPES[place.dtype])
+    exact = torch.empty_like(stored, dtype=torch.float32)
+    for first in range(0, rows, len(stored)):
+        block = stored[: rows - first]
+        data = block.view(torch.uint8).numpy().data
+        if source.readinto(data) != data.nbytes:  # type: ignore[attr-defined]
+            raise _cut_off(source)
+        update = exact[: len(block)].copy_(block)
+        adapter.add_to(update, name, first)
+        block.copy_(update)
+        target.write(data)
 
 
 def _copy(source: BinaryIO, target: BinaryIO, count: int) -> None:
     while count > 0:
         data = source.read(min(count, _CHUNK))
         if not data:
-            raise UserError(f"{source.name}: ends too early; import the base model again")
+            raise _cut_off(source)
         target.write(data)
         count -= len(data)
+
+
+def _cut_off(file: BinaryIO) -> UserError:
+    return UserError(f"{file.name}: ends too early; import the base model again")

@@ -91,10 +91,17 @@ def test_the_merge_is_pefts(
         torch.testing.assert_close(merged[name], tensor, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("block", [1, 1000, 1 << 20], ids=["by rows", "by some rows", "whole"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_changed_tensors_are_rounded_once_and_others_not_touched(
-    bases: dict[str, Path], adapters: dict[str, Path], dtype: str, tmp_path: Path
+    bases: dict[str, Path],
+    adapters: dict[str, Path],
+    dtype: str,
+    block: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("components.merge_adapter.shards._BLOCK", block)
     changed = merge_folders(bases[dtype], adapters["plain"], tmp_path)
     before, after = tensors(bases[dtype]), tensors(tmp_path)
     lora = load_file(adapters["plain"] / "adapter_model.safetensors")
