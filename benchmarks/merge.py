@@ -9,6 +9,7 @@ resident in it, and the most that was private: pages of mapped files, which the 
 
 import hashlib
 import multiprocessing
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +78,7 @@ def measured(merge: Callable[[Path, Path, Path], None], base: Path, adapter: Pat
     merged.mkdir(exist_ok=True)
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
+    os.sync()  # what was written before does not hold up what is measured
     started = time.perf_counter()
     process = context.Process(target=_child, args=(merge, base, adapter, merged, sender))
     process.start()
