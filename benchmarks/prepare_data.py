@@ -51,7 +51,11 @@ from pipelines.embedded_s3 import serve_s3
 LONGEST_SIDE = 1344
 LATENCIES = [0, 20, 100]
 Sizes = tuple[tuple[int, int], ...]
-ROWS = [3000, 100_000]
+ROWS = [3000, 20_000, 100_000]
+
+# The fewest rows' originals fill whatever is bounded in bytes, the store's packs above all: what grows beyond
+# that grows with the rows.
+_SIDE = 256
 LOOPBACK = FetchProfile.model_validate({"allowed_networks": ["127.0.0.0/8"]})
 
 _DIFFERENT = 64
@@ -303,12 +307,12 @@ print("measured", time.perf_counter() - start, int(peak.split()[1]) * 1024)
 """
 
 
-def measure_memory(rows: Sequence[int]) -> list[Memory]:
-    """Run the whole step in a process of its own for each number of rows."""
+def measure_memory(rows: Sequence[int], side: int) -> list[Memory]:
+    """Run the whole step in a process of its own for each number of rows, with square pictures."""
     with tempfile.TemporaryDirectory() as name, _embedded_s3(Path(name)) as root:
         folder = Path(name) / "pictures"
         folder.mkdir()
-        write_photographs(folder, 16 * _DIFFERENT, sizes=((64, 64),))
+        write_photographs(folder, 16 * _DIFFERENT, sizes=((side, side),))
         os.environ["FOVEA_PLATFORM"] = f"{name}/platform.yaml"
         Path(os.environ["FOVEA_PLATFORM"]).write_text(
             "fetch_profiles: {loopback: {allowed_networks: [127.0.0.0/8]}}"
@@ -482,10 +486,11 @@ def speed_command(
 @app.command("memory")
 def memory_command(
     rows: Annotated[list[int], typer.Option(help="How many rows; may be given again.", min=400)] = ROWS,
+    side: Annotated[int, typer.Option(help="Pixels of the pictures' sides.", min=32)] = _SIDE,
     json_file: JsonOption = None,
 ) -> None:
     """The most memory that the whole step takes, by rows."""
-    measured = measure_memory(rows)
+    measured = measure_memory(rows, side)
     _show(memory_table(measured), measured, json_file)
 
 
