@@ -201,7 +201,7 @@ def test_rules_of_ones_own_are_judged_and_stand_in_the_decision(decide: Gate) ->
 def test_a_refusal_is_a_verdict_with_a_decision(decide: Gate) -> None:
     verdict = decide(min_samples=301)
     assert not verdict.passed
-    assert verdict.reason == "refused: samples (samples is 240, not ≥ 301)"
+    assert verdict.reason == "refused: samples is 240, not ≥ 301"
     assert decide.decision.reason == verdict.reason
     assert not decide.decision.passed
     assert decide.report.startswith("# Refused\n")
