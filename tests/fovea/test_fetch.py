@@ -18,7 +18,7 @@ from fovea.platform import FetchProfile
 from tests.feed_server import self_signed
 
 LOOPBACK = FetchProfile.model_validate({"allowed_networks": ["127.0.0.0/8"]})
-QUICK = FetchLimits(max_bytes=10_000, total_seconds=5, idle_seconds=1, attempts=3, max_wait_seconds=2)
+QUICK = FetchLimits(max_bytes=10_000, total_seconds=10, idle_seconds=3, attempts=3, max_wait_seconds=2)
 
 Handler = Callable[[str, dict[str, str], asyncio.StreamWriter], Awaitable[None]]
 

@@ -19,7 +19,7 @@ from tests.feed_server import FeedServer, Request, says, self_signed
 
 T = TypeVar("T")
 
-QUICK = FetchLimits(total_seconds=5, idle_seconds=1, attempts=1, max_wait_seconds=2)
+QUICK = FetchLimits(total_seconds=10, idle_seconds=3, attempts=1, max_wait_seconds=2)
 
 
 def profile(**values: object) -> FetchProfile:
@@ -208,16 +208,16 @@ def test_only_so_many_connections_at_a_time(per_host: int, at_all: int) -> None:
 
 def test_waiting_for_a_turn_is_not_within_the_time_limit() -> None:
     async def answer(request: Request) -> None:
-        await asyncio.sleep(0.25)
+        await asyncio.sleep(0.5)
         await request.send(b"x")
 
     with FeedServer({}, otherwise=answer) as server:
-        urls = [f"{server.url}/{number}" for number in range(8)]
-        limits = FetchLimits(total_seconds=1.5, attempts=1)
+        urls = [f"{server.url}/{number}" for number in range(9)]
+        limits = FetchLimits(total_seconds=4, attempts=1)
         found = with_fetcher(
             profile(max_connections_per_host=1), lambda fetcher: all_at_once(fetcher, urls), limits
         )
-        assert found == ["x"] * 8
+        assert found == ["x"] * 9
 
 
 def test_what_a_server_asks_of_one_is_meant_for_all() -> None:
