@@ -193,7 +193,7 @@ def _print_steps(console: "Console", summary: "Summary") -> None:
     console.print(f"\n[bold]The steps[/bold], {duration(summary.seconds)} in all")
     for name, step in summary.steps.items():
         reused = "  reused" if step.reused else ""
-        console.print(f"  {name:16}{duration(step.seconds):>12}{reused}", markup=False)
+        console.print(f"  {name:18}{duration(step.seconds):>10}{reused}", markup=False)
 
 
 def _print_next(console: "Console", place: "State") -> None:

@@ -55,9 +55,9 @@ def _is_fraction(metric: str) -> bool:
 
 def _number(metric: str, value: float, digits: int) -> str:
     if metric in COUNTS:
-        text = f"{value:,.0f}"
+        text = f"{value:z,.0f}"
     elif metric in IN_CURRENCY:
-        text = f"{value:,.2f}"
+        text = f"{value:z,.2f}"
     else:
-        text = f"{100 * value:.{digits}f}"
+        text = f"{100 * value:z.{digits}f}"
     return text.replace("-", "−")
