@@ -47,8 +47,8 @@ lint: $(STAMP) ## lint, types and import layers
 unit: $(STAMP) ## the tests alone
 	$(BIN)/python -m pytest -n 3 --dist worksteal
 
-prove: $(STAMP) ## the slow proofs
-	$(BIN)/python -m pytest -m prove
+prove: $(STAMP) ## the slow proofs, and the properties on new examples
+	HYPOTHESIS_PROFILE=drawn-anew $(BIN)/python -m pytest -m "prove or hypothesis"
 
 benchmark: $(STAMP) ## the model's speed and memory against a plain twin, on the CPU
 	$(BIN)/python -m benchmarks.model compare

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from pipelines.embedded_s3 import serve_s3
 from tests.own_bucket import own_bucket
@@ -12,6 +13,11 @@ from tests.own_bucket import own_bucket
 # Before torch is imported, here and in what is started: workers of pytest that wait for each other's threads
 # take twice the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# The same examples everywhere, so that a change fails by its own doing; `make prove` draws new ones.
+settings.register_profile("settled", derandomize=True, deadline=None)
+settings.register_profile("drawn-anew", deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "settled"))
 
 
 @pytest.fixture(scope="session")

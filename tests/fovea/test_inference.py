@@ -60,7 +60,7 @@ def test_what_cannot_be_parsed_says_why(noise: Predictor) -> None:
     assert (answer.finish_reason, answer.completion_tokens) == ("length", 8)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(numbers=st.lists(st.integers(0, 30), min_size=1, max_size=9), batch_size=st.integers(1, 9))
 def test_answers_do_not_depend_on_the_company(noise: Predictor, numbers: list[int], batch_size: int) -> None:
     together = noise.answer([picture(number) for number in numbers], 12, batch_size)

@@ -76,7 +76,7 @@ def test_truncated_files_are_damaged(kind: str) -> None:
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_hostile_bytes_raise_nothing_but_picture_errors(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(["JPEG", "PNG", "WEBP", "GIF"]))
     content = bytearray(encoded(picture(), kind))
@@ -184,7 +184,7 @@ def test_nothing_but_pixels_is_kept() -> None:
     st.integers(16, 512),
     st.sampled_from(["JPEG", "PNG"]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_scaling_keeps_the_proportions_and_never_enlarges(
     w: int, h: int, longest_side: int, kind: str
 ) -> None:

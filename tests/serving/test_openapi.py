@@ -199,12 +199,7 @@ def storm(client: TestClient, document: Json, examples: int) -> Counter[int]:
     seen: Counter[int] = Counter()
 
     @seed(8)
-    @settings(
-        max_examples=examples,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
+    @settings(max_examples=examples, database=None, suppress_health_check=list(HealthCheck))
     @given(asked=Asked(document).strategy())
     def send(asked: tuple[str, bytes, dict[str, str]]) -> None:
         template, body, headers = asked

@@ -204,7 +204,7 @@ bodies = json_values | st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=bodies, path=st.sampled_from(["/v1/models/fovea:predict", "/openai/v1/chat/completions"]))
 def test_no_body_is_an_error_of_the_server(server: RunningServer, body: Any, path: str) -> None:
     assert server.client.post(path, json=body).status_code in (200, 400, 404)

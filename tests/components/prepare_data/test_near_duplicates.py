@@ -6,7 +6,7 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -102,7 +102,6 @@ def test_equal_fingerprints_are_told_apart_from_near_ones() -> None:
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 12), st.integers(0, 40)), max_size=24),
     st.integers(0, 9),
 )
-@settings(deadline=None)
 def test_every_pair_with_few_differing_bits_is_found(items: list[tuple[int, int, int]], seed: int) -> None:
     """And nothing else joins two pictures than pairs that look alike."""
     random = np.random.default_rng(seed)

@@ -98,7 +98,6 @@ PAIRS = st.lists(
 
 
 @given(PAIRS, st.integers(0, 5))
-@settings(deadline=None)
 def test_neither_a_product_nor_what_looks_alike_lies_in_two_splits(pairs: list[Pair], seed: int) -> None:
     outcome = run(pairs, seed=seed)
     assert outcome.split.keys() == set(pairs), "a first run leaves nothing out"
@@ -110,7 +109,7 @@ def test_neither_a_product_nor_what_looks_alike_lies_in_two_splits(pairs: list[P
 
 
 @given(PAIRS, PAIRS, PAIRS, st.randoms(), st.booleans())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=150)
 def test_a_larger_feed_moves_no_row_and_joins_no_splits(first, second, third, random, small) -> None:  # type: ignore[no-untyped-def]
     """Also where groups are broken up, which happens to small ones when no group is small enough."""
     with pytest.MonkeyPatch.context() as patch:
@@ -133,7 +132,7 @@ def test_a_larger_feed_moves_no_row_and_joins_no_splits(first, second, third, ra
 
 
 @given(PAIRS, PAIRS, st.booleans())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=150)
 def test_a_run_that_is_killed_after_it_kept_its_splits_comes_to_the_same(first, second, small) -> None:  # type: ignore[no-untyped-def]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(splits, "LARGEST_SMALL_GROUP", 2 if small else 1000)

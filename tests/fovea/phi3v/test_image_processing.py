@@ -18,7 +18,6 @@ small = Phi3VImageProcessor(
 )
 
 
-@settings(deadline=None)
 @given(
     width=st.integers(1, 300), height=st.integers(1, 300), num_crops=st.integers(1, 20), grey=st.booleans()
 )
@@ -37,7 +36,7 @@ def test_layout(width, height, num_crops, grey):
     assert made["pixel_values"].dtype == torch.float32
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(width=st.integers(1, 200), height=st.integers(1, 200), num_crops=st.integers(1, 20))
 def test_a_turned_picture_gives_turned_crops(width, height, num_crops):
     noise = np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)

@@ -1,7 +1,7 @@
 """Where image features stand, against the layout written out token by token."""
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fovea.phi3v.modeling import crop_counts, token_counts, token_rows
@@ -25,7 +25,6 @@ def written_out(grid: list[tuple[int, int]], side: int) -> list[int]:
     return rows
 
 
-@settings(deadline=None)
 @given(
     grid=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=4),
     side=st.integers(1, 4),

@@ -54,7 +54,7 @@ def difference(first: Image.Image, second: Image.Image) -> float:
     width=st.integers(16, 300),
     height=st.integers(16, 300),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_look_at_any_size_is_a_picture_of_that_size_and_always_the_same(
     seed: int, width: int, height: int
 ):

@@ -101,7 +101,7 @@ def test_each_flaw_has_its_rate_and_most_products_remain():
 
 
 @given(rows=st.integers(40, 400), seed=st.integers(0, 2**31))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_flaw_befalls_what_can_have_it(rows: int, seed: int):
     for product in make_products(rows, seed):
         if product.flaw == "greyscale":
