@@ -479,7 +479,8 @@ def judge(
 
 def _failure(result: RuleResult) -> str:
     """Return a failed rule's name and reason; a reason that begins with the name says both."""
-    return result.reason if result.reason.startswith(result.name) else f"{result.name} ({result.reason})"
+    says_it = result.reason.startswith(f"{result.name} ")
+    return result.reason if says_it else f"{result.name} ({result.reason})"
 
 
 def judge_base(evidence: Evidence, rules: Sequence[RuleSpec], resamples: int = RESAMPLES) -> Judgement:

@@ -12,6 +12,7 @@ import shutil
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -70,7 +71,7 @@ def merge_file(source: Path, target: Path, adapter: LoraAdapter) -> int:
     return len(changed)
 
 
-def _merge(source: BinaryIO, target: BinaryIO, name: str, place: Place, adapter: LoraAdapter) -> None:
+def _merge(source: BufferedReader, target: BinaryIO, name: str, place: Place, adapter: LoraAdapter) -> None:
     """Copy a changed tensor, its update added to it in float32 and rounded once."""
     rows, columns = place.shape
     # The same small memory for all rows: it stays in the caches, and is not handed out anew, page by page.
@@ -79,7 +80,7 @@ def _merge(source: BinaryIO, target: BinaryIO, name: str, place: Place, adapter:
     for first in range(0, rows, len(stored)):
         block = stored[: rows - first]
         data = block.view(torch.uint8).numpy().data
-        if source.readinto(data) != data.nbytes:  # type: ignore[attr-defined]
+        if source.readinto(data) != data.nbytes:
             raise _cut_off(source)
         update = exact[: len(block)].copy_(block)
         adapter.add_to(update, name, first)

@@ -323,6 +323,19 @@ def test_rules_on_slices_and_comparisons(rule: RuleSpec, passed: bool, reason: s
         assert result.interval.low <= result.value <= result.interval.high
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("parse_rate", "refused: parse_rate is "),
+        ("parse", "refused: parse (parse_rate is "),
+        ("readable", "refused: readable (parse_rate is "),
+    ],
+)
+def test_a_reason_names_its_rule_once(name: str, said: str) -> None:
+    rule = spec(name=name, metric="parse_rate", at_least=1.5)
+    assert judge(WITH_CHAMPION, [rule], checks=()).reason.startswith(said)
+
+
 def test_judging_twice_says_the_same() -> None:
     assert judge(WITH_CHAMPION, RULES) == good_judgement()
 
