@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from fovea.pictures import (
     PictureError,
@@ -205,6 +205,22 @@ def test_decoding_at_a_fraction_shows_the_same_picture() -> None:
     full = normalise(decode_picture(data, LIMITS), 240)
     assert fast.size == full.size
     assert np.abs(np.asarray(fast).astype(int) - np.asarray(full)).mean() < 1.5
+
+
+@pytest.mark.parametrize("letters", [16, 20, 24])
+def test_small_print_stays_sharp(letters: int) -> None:
+    """By peak signal-to-noise ratio, it is 6 dB nearer to Lanczos' filter than averaging over areas is."""
+    page = Image.new("RGB", (1000, 1000), "white")
+    line = "Full Price: 1,249.00 \u20ac, 30 % off, article 8071-5526, made of wool and silk " * 3
+    for top in range(0, 1000, letters + 8):
+        ImageDraw.Draw(page).text((3 - top % 50, top), line, "black", ImageFont.load_default(letters))
+    best = np.asarray(page.resize((672, 672), Image.Resampling.LANCZOS), float)
+
+    def decibels(image: Image.Image) -> float:
+        return float(10 * np.log10(255**2 / ((np.asarray(image, float) - best) ** 2).mean()))
+
+    averaged = page.resize((672, 672), Image.Resampling.BOX)
+    assert decibels(normalise(page, 672)) > decibels(averaged) + 6
 
 
 def test_the_same_picture_gives_the_same_bytes() -> None:

@@ -345,21 +345,20 @@ QUALITY = st.lists(st.integers(0, 3), min_size=20, max_size=20)
 SMALL = catalogue(20)
 
 
-def answered(quality: list[int]) -> Answers:
-    """Answers of four grades: not to be read, wrong, nearly right, right.
-
-    A wrong price is too low: far too high, it would count for worse than one that cannot be read.
-    """
+def answered(quality: list[int], wrong_price: float = 0.01) -> Answers:
+    """Answers of four grades: not to be read, wrong, nearly right, right."""
     grades: list[Any] = [
         lambda truth: None,
-        lambda truth: {"product": "x", "category": "HATS", "full_price": 0.01},
+        lambda truth: {"product": "x", "category": "HATS", "full_price": wrong_price},
         lambda truth: {**truth, "product": "x", "full_price": float(truth["full_price"]) * 1.2},
         lambda truth: truth,
     ]
     return [grades[grade](truth) for grade, truth in zip(quality, SMALL, strict=True)]
 
 
-def loosely(quality: list[int], base: list[int], champion: list[int] | None = None) -> Judgement:
+def loosely(
+    quality: list[int], base: list[int], champion: list[int] | None = None, wrong_price: float = 0.01
+) -> Judgement:
     """Judge by rules that small samples can pass."""
     limits = Limits(
         min_samples=5,
@@ -370,7 +369,7 @@ def loosely(quality: list[int], base: list[int], champion: list[int] | None = No
         champion_margin=0.3,
     )
     case = evidence(
-        answered(quality),
+        answered(quality, wrong_price),
         base=answered(base),
         champion=answered(champion) if champion else None,
         truths=SMALL,
@@ -379,14 +378,24 @@ def loosely(quality: list[int], base: list[int], champion: list[int] | None = No
 
 
 @QUICK
-@given(one=QUALITY, other=QUALITY, base=st.just([0] * 20) | QUALITY, champion=st.none() | QUALITY)
+@given(
+    one=QUALITY,
+    other=QUALITY,
+    base=st.just([0] * 20) | QUALITY,
+    champion=st.none() | QUALITY,
+    too_high=st.booleans(),
+)
 def test_a_worse_model_never_passes_where_a_better_one_is_refused(
-    one: list[int], other: list[int], base: list[int], champion: list[int] | None
+    one: list[int], other: list[int], base: list[int], champion: list[int] | None, too_high: bool
 ) -> None:
-    best = loosely([max(pair) for pair in zip(one, other, strict=True)], base, champion)
+    wrong_price = 0.01
+    if too_high:
+        # A price far too high counts for worse than one that cannot be read, so the two do not meet.
+        wrong_price, one, other = 9e6, [max(1, grade) for grade in one], [max(1, grade) for grade in other]
+    best = loosely([max(pair) for pair in zip(one, other, strict=True)], base, champion, wrong_price)
     for quality in (one, other):
         # Rule by rule: what refuses the better model refuses the worse one too.
-        assert refused_by(best) <= refused_by(loosely(quality, base, champion))
+        assert refused_by(best) <= refused_by(loosely(quality, base, champion, wrong_price))
 
 
 @QUICK
