@@ -124,12 +124,16 @@ def _calibration(evaluation: EvaluationRecord | None, predictor: Predictor) -> C
     if evaluation is None:
         logger.info("without an evaluation's record (--evaluation) no confidences are given")
         return None
-    if (evaluation.task_digest, evaluation.generation.num_crops) != (
-        predictor.task.digest,
-        predictor.num_crops,
-    ):
+    task, crops = predictor.task, evaluation.generation.num_crops
+    if evaluation.task_digest != task.digest:
         raise UserError(
-            "the evaluation asked this model another task, or at other num_crops; evaluate it again"
+            f"the evaluation asked another task ({evaluation.task_digest[:19]}) than the model answers, "
+            f"{task.name} {task.version} ({task.digest[:19]}); evaluate the model again"
+        )
+    if crops != predictor.num_crops:
+        raise UserError(
+            f"the evaluation asked at num_crops={crops}, the model is served at {predictor.num_crops}; "
+            "evaluate the model again"
         )
     found = evaluation.calibration
     for name, reason in found.reasons.items() if found else ():

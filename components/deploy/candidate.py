@@ -86,7 +86,14 @@ class Candidate:
             (evaluation.model_digest == model.digest, "the evaluation is of another model"),
             (evaluation.digest in decision.parents.values(), "the decision rests on another evaluation"),
             (evaluation.dataset_digest == self.dataset.digest, "the evaluation used another dataset"),
-            (evaluation.task_digest == self.task.digest, "the evaluation asked another task"),
+            (evaluation.task_digest == self.task.digest, self._other_task()),
             (evaluation.generation.num_crops == model.num_crops, "the evaluation used other num_crops"),
         )
         return next((reason for holds, reason in checks if not holds), None)
+
+    def _other_task(self) -> str:
+        """Say how the task that was evaluated differs from the model's."""
+        evaluated = self.evaluation.task_digest
+        if evaluated == self.dataset.task.digest:
+            return f"the evaluation asked another task: {self.task.difference(self.dataset.task)}"
+        return f"the evaluation asked another task: {evaluated[:19]} there, {self.task.digest[:19]} here"

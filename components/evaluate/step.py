@@ -27,7 +27,7 @@ from fovea.steps import Attempt, RunContext, parse_parameters, reporting_failure
 from fovea.storage import Storage
 
 STEP = "evaluate"
-VERSION = 6
+VERSION = 7
 
 
 def evaluate_step(
@@ -127,7 +127,7 @@ def _check(model: ModelRecord, dataset: DatasetRecord, asked: EvaluateParameters
             raise UserError(f"the dataset has no {split!r} split; it has {sorted(dataset.splits)}")
     if model.task is not None and model.task.digest != dataset.task.digest:
         raise UserError(
-            f"the {asked.subject} model was tuned for task {model.task.name} {model.task.version}, the "
-            f"dataset is of {dataset.task.name} {dataset.task.version}; prepare the data for the model's "
-            "task, or, for another task than the champion's, register the model under another name"
+            f"the {asked.subject} model answers another task than the dataset's: "
+            f"{dataset.task.difference(model.task)}; prepare the data for the model's task, or, where it is "
+            "the champion, give the run another registered_model and another service_name"
         )

@@ -94,7 +94,10 @@ class _Reading:
     ) -> Outcomes | None:
         def read() -> Outcomes:
             if record.task_digest != task.digest:
-                raise UserError("are of another task than the model's")
+                raise UserError(
+                    f"are of another task ({record.task_digest[:19]}) than the model's, {task.name} "
+                    f"{task.version} ({task.digest[:19]})"
+                )
             folder = self._storage.download(record, pattern=PREDICTIONS)
             # Those that the record names, and whose digests were checked.
             paths = [folder / entry.path for entry in record.files if entry.path.startswith("predictions-")]

@@ -16,7 +16,7 @@ from fovea.steps import Attempt, RunContext, parse_parameters, reporting_failure
 from fovea.storage import Storage
 
 STEP = "merge_adapter"
-VERSION = 2
+VERSION = 3
 
 
 class MergeAdapterParameters(BaseModel):

@@ -4,7 +4,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fovea.task import Task, product_task
+from components.run_task import run_task
+from fovea.task import Task
 
 
 class PrepareParameters(BaseModel):
@@ -106,9 +107,4 @@ class PrepareParameters(BaseModel):
 
     def task(self) -> Task:
         """Return the product catalogue's task on the columns that are named here."""
-        return product_task(
-            self.title_column,
-            self.category_column,
-            self.price_column,
-            self.currency_column if self.currencies == "state" else None,
-        )
+        return run_task(self)

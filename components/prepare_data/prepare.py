@@ -124,7 +124,8 @@ class _Preparation:
         self._base, self._context, self._storage, self._experiment = base, context, storage, experiment
         without = _NOT_IN_THE_RESULT | (set() if base else {"num_crops"})
         self.parameters = wanted.model_dump(mode="json", exclude=without)
-        self.parents = {"source": source.digest, "task": task.digest}
+        # With the columns: another column of the same table makes another dataset.
+        self.parents = {"source": source.digest, "task": task.document_digest}
         if base is not None:
             self.parents["tokenizer"] = tokenizer_digest(base)
         key = input_key(STEP, VERSION, self.parameters, self.parents)

@@ -2,7 +2,7 @@
 
 import math
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 from pydantic import Field as PydanticField
@@ -20,6 +20,10 @@ class _Field(BaseModel):
 
     column: str
     """The column of the source table that the value comes from."""
+
+    def answered(self) -> dict[str, Any]:
+        """Return what the field says about answers, its kind and limits; not where values come from."""
+        return self.model_dump(exclude={"column"})
 
 
 def _check_text(value: FieldValue, max_length: int) -> str:

@@ -1,12 +1,13 @@
 """A task: one question, an answer template over typed fields, and the parser that follows from it."""
 
 import hashlib
+import json
 import re
 import string
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -54,8 +55,39 @@ class Task(BaseModel):
 
     @cached_property
     def digest(self) -> str:
-        """``sha256:…`` of the task's canonical JSON."""
-        return "sha256:" + hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        """``sha256:…`` of what is asked and answered.
+
+        The columns are left out: the same task on another table is the same task.
+        """
+        return _sha256(json.dumps(self._asked(), sort_keys=True, separators=(",", ":"), ensure_ascii=False))
+
+    @cached_property
+    def document_digest(self) -> str:
+        """``sha256:…`` of the whole task with its columns: what a dataset is made from."""
+        return _sha256(self.model_dump_json())
+
+    def difference(self, other: "Task") -> str:
+        """Return how this task ("here") and another one ("there") differ; empty for the same task.
+
+        Columns are not compared, as in `digest`.
+        """
+        here, there = self._asked(), other._asked()
+        fields_here, fields_there = here.pop("fields"), there.pop("fields")
+        found = [
+            f"{part} {_shown(there[part])} there, {_shown(here[part])} here"
+            for part in here
+            if here[part] != there[part]
+        ]
+        for name in {**fields_there, **fields_here}:
+            field_here, field_there = fields_here.get(name), fields_there.get(name)
+            if field_here != field_there:
+                found.append(f"field {name}: {_kind(field_there)} there, {_kind(field_here)} here")
+        return "; ".join(found)
+
+    def _asked(self) -> dict[str, Any]:
+        """Return what is asked and answered, without the columns."""
+        fields = {name: field.answered() for name, field in self.fields.items()}
+        return {**self.model_dump(exclude={"fields"}), "fields": fields}
 
     def prompt(self) -> str:
         """Return the prompt for one picture, up to where the answer begins."""
@@ -135,6 +167,22 @@ class Task(BaseModel):
             raise UserError(
                 f"{path}: no task can be read here ({error}); give a model made by merge_adapter"
             ) from error
+
+
+def _sha256(text: str) -> str:
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def _shown(value: str | int) -> str:
+    return f"'{value}'" if isinstance(value, str) else str(value)
+
+
+def _kind(field: Mapping[str, Any] | None) -> str:
+    """Return a field's kind and limits for people, such as ``text (max_length 200)``."""
+    if field is None:
+        return "none"
+    limits = ", ".join(f"{name} {value}" for name, value in field.items() if name != "type")
+    return f"{field['type']} ({limits})" if limits else str(field["type"])
 
 
 def product_task(

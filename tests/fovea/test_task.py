@@ -137,6 +137,53 @@ def test_a_template_is_literal_text() -> None:
     assert task.parse(written) == ParsedAnswer({"name": "a+b", "price": 2.0}, None)
 
 
+def changed(**parts: Any) -> Task:
+    return Task(**{**TASK.model_dump(), **parts})
+
+
+def test_the_same_task_on_another_table_is_the_same_task() -> None:
+    other = product_task("name", "kind", "amount")
+    assert other != TASK
+    assert other.digest == TASK.digest
+    assert other.difference(TASK) == ""
+    assert other.document_digest != TASK.document_digest
+    assert product_task(currency_column="a").digest == product_task(currency_column="b").digest
+
+
+def test_the_order_of_the_fields_is_no_difference() -> None:
+    reordered = changed(fields=dict(reversed(TASK.model_dump()["fields"].items())))
+    assert list(reordered.fields) != list(TASK.fields)
+    assert reordered.digest == TASK.digest
+    assert reordered.difference(TASK) == ""
+
+
+FIELDS = TASK.model_dump()["fields"]
+SHORT = {**FIELDS, "product": {**FIELDS["product"], "max_length": 80}}
+NUMBER = {**FIELDS, "category": {"type": "price", "column": "category3_code"}}
+
+
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        (changed(name="shoes"), "name 'product-catalogue' there, 'shoes' here"),
+        (changed(version=2), "version 1 there, 2 here"),
+        (changed(question="Why?"), "question 'What is shown in this image?' there, 'Why?' here"),
+        (changed(fields=SHORT), "field product: text (max_length 200) there, text (max_length 80) here"),
+        (changed(fields=NUMBER), "field category: category (max_length 200) there, price here"),
+        (
+            product_task(currency_column="currency_code"),
+            "template 'Product: {product}, Category: {category}, Full Price: {full_price}' there, 'Product: "
+            "{product}, Category: {category}, Full Price: {full_price} {currency}' here; "
+            "field currency: none there, currency here",
+        ),
+    ],
+)
+def test_what_is_asked_or_answered_makes_another_task(other: Task, difference: str) -> None:
+    assert other.digest != TASK.digest
+    assert other.difference(TASK) == difference
+    assert TASK.difference(other) != ""
+
+
 def test_save_and_load(tmp_path: Path) -> None:
     TASK.save(tmp_path)
     loaded = Task.load(tmp_path)

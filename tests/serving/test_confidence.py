@@ -141,8 +141,9 @@ def test_the_calibration_is_the_evaluations_of_this_model(predictor: Controlled,
     assert _calibration(record, predictor) == CALIBRATION
     with pytest.raises(UserError, match=r"is of model sha256:0000.* not of sha256:1111"):
         find_evaluation(record, "sha256:" + "1" * 64)
-    with pytest.raises(UserError, match="another task"):
-        _calibration(evaluation(product_task("name")), predictor)
+    assert _calibration(evaluation(product_task("name", "kind", "amount")), predictor) == CALIBRATION
+    with pytest.raises(UserError, match=r"another task \(sha256:\w+\) than the model answers, product-cat"):
+        _calibration(evaluation(product_task(currency_column="currency")), predictor)
     other = GenerationParameters(max_new_tokens=64, num_crops=1, dtype="float32")
     with pytest.raises(UserError, match="num_crops"):
         _calibration(evaluation(predictor.task, generation=other), predictor)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from components.deploy.candidate import Candidate
 from components.deploy.deploy import deployment_uri
 from components.deploy.local_server import LocalServer, ServerError
 from components.deploy.parameters import Deployment
@@ -21,6 +22,7 @@ from fovea.inference import Answer
 from fovea.records import ModelReference
 from fovea.steps import RunContext, StepReport
 from fovea.storage import Storage, index_uri
+from fovea.task import Task, product_task
 from tests.components.deploy.conftest import ROWS, TRUTH, World, decide, evaluate
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -117,6 +119,33 @@ def test_records_that_do_not_belong_together(
     settled: World, name: str, change: dict[str, Any], reason: str
 ) -> None:
     assert refused(settled, **{name: getattr(settled, name).model_copy(update=change)}) == reason
+
+
+@pytest.mark.parametrize(
+    ("task", "reason"),
+    [
+        (product_task("name", "kind", "amount"), None),
+        (
+            product_task().model_copy(update={"question": "Why?"}),
+            "the evaluation asked another task: question 'What is shown in this image?' there, 'Why?' here",
+        ),
+    ],
+)
+def test_a_task_is_what_is_asked_and_answered(settled: World, task: Task, reason: str | None) -> None:
+    model = settled.model.model_copy(update={"task": Task.model_validate(task.model_dump())})
+    own = {"model_digest": model.digest}
+    evaluation = settled.evaluation.model_copy(update=own)
+    parents = {"tuned": evaluation.digest}
+    decision = settled.decision.model_copy(update={**own, "parents": parents})
+    assert Candidate(model, evaluation, settled.dataset, decision).refusal() == reason
+
+
+def test_an_evaluation_of_an_unknown_task_is_refused(settled: World) -> None:
+    evaluation = settled.evaluation.model_copy(update={"task_digest": "sha256:" + "0" * 64})
+    decision = settled.decision.model_copy(update={"parents": {"tuned": evaluation.digest}})
+    reason = Candidate(settled.model, evaluation, settled.dataset, decision).refusal()
+    here = product_task().digest[:19]
+    assert reason == f"the evaluation asked another task: sha256:000000000000 there, {here} here"
 
 
 @pytest.mark.parametrize(

@@ -461,7 +461,9 @@ def test_samples_are_taken_alike_for_every_model(inputs: Inputs) -> None:
 def test_what_cannot_be_evaluated_is_refused(inputs: Inputs) -> None:
     other = product_task().model_copy(update={"version": 2})
     inputs.use("constant", task=Task.model_validate(other.model_dump()))
-    with pytest.raises(UserError, match="was tuned for task product-catalogue 2"):
+    with pytest.raises(
+        UserError, match=r"tuned model answers another task than the dataset's: version 2 there, 1 here; "
+    ):
         inputs.evaluate()
     inputs.use("constant")
     with pytest.raises(UserError, match="no 'holdout' split"):
@@ -469,6 +471,13 @@ def test_what_cannot_be_evaluated_is_refused(inputs: Inputs) -> None:
     for wrong in ({"batch_size": 0}, {"subject": "../x"}, {"split": "*"}, {"temperature": 1.0}):
         with pytest.raises(UserError, match=next(iter(wrong))):
             inputs.evaluate(**wrong)
+
+
+def test_a_model_of_the_same_task_on_other_columns_is_evaluated(inputs: Inputs) -> None:
+    inputs.use("constant", task=product_task("name", "kind", "amount"))
+    record = inputs.evaluate(subject="champion")
+    assert record.task_digest == inputs.dataset.task.digest
+    assert record.metrics.category_accuracy == pytest.approx(1 / 3)
 
 
 def test_pictures_are_read_in_batches(tmp_path: Path) -> None:

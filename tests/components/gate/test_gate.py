@@ -28,6 +28,7 @@ from fovea.records import (
 )
 from fovea.steps import Attempt, RunContext, run_step
 from fovea.storage import Storage
+from fovea.task import Task, product_task
 from tests.components.gate.answerers import (
     BASE,
     CHAMPION,
@@ -266,6 +267,22 @@ def test_predictions_that_are_not_those_of_the_record_refuse(
     assert not verdict.passed
     assert "records_readable" in verdict.reason
     assert ("baselines" if damage == "no baselines" else "predictions of tuned") in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("task", "passed"),
+    [(product_task("name", "kind", "amount"), True), (product_task(currency_column="currency"), False)],
+)
+def test_a_task_is_what_is_asked_and_answered(decide: Gate, task: Task, passed: bool) -> None:
+    write_record(MODEL.model_copy(update={"task": task}), decide.folder / "model.json")
+    model = read_record(decide.folder / "model.json", ModelRecord)
+    tuned = decide.tuned.model_copy(update={"model_digest": model.digest})
+    write_record(tuned, decide.folder / "tuned.json")
+    verdict = decide()
+    assert verdict.passed is passed, verdict.reason
+    if not passed:
+        here = f"product-catalogue 1 ({task.digest[:19]})"
+        assert f"are of another task ({TASK.digest[:19]}) than the models, {here}" in verdict.reason
 
 
 def test_a_figure_that_is_not_finite_missing_or_made_up_refuses(decide: Gate) -> None:

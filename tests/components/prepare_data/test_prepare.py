@@ -237,6 +237,27 @@ def test_an_unchanged_table_is_not_prepared_again(
     assert not report(s3, "three/prepare_data.json")["reused"]
 
 
+def test_other_columns_of_the_same_table_are_prepared_again(feed: Path, s3: str) -> None:
+    rows = [good_row(number) | {"name": f"Shawl {number}"} for number in range(30)]
+    source = write_table(feed / "table.csv", rows)
+    by_parameter = [prepare(s3, source), prepare(s3, source, title_column="name")]
+    by_task = [
+        prepare_data_step(
+            RunContext(artifact_root=s3, run_id="run"),
+            {**SMALL, "source": source},
+            "/dev/null",
+            task=task,
+            storage=storage(),
+        )
+        for task in (product_task(), product_task("name"))
+    ]
+    assert by_task[0] == by_parameter[0]
+    assert len({record.input_key for record in (*by_parameter, *by_task)}) == 3
+    for one, other in (by_parameter, by_task):
+        assert one.task.digest == other.task.digest
+        assert one.digest != other.digest
+
+
 def test_a_larger_feed_moves_no_product(feed: Path, s3: str, tmp_path: Path) -> None:
     small = prepare(s3, write_table(feed / "small.csv", [good_row(number) for number in range(20)]))
     large = prepare(s3, str(feed / "table.csv"))
