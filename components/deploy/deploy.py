@@ -24,6 +24,7 @@ from components.deploy.verify import (
     verify,
 )
 from fovea import tracking
+from fovea.champion import ALIAS
 from fovea.errors import UserError
 from fovea.progress import Progress
 from fovea.records import ModelReference
@@ -137,7 +138,7 @@ def deploy(
         return verdict, None
     document = _document(candidate, asked, context, outcome)
     write_deployment(storage, context.artifact_root, document)
-    tracking.tag_model_version(candidate.model.mlflow, _tags(document), alias="champion")
+    tracking.tag_model_version(candidate.model.mlflow, _tags(document), alias=ALIAS)
     return verdict, document
 
 

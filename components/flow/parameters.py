@@ -10,7 +10,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from components.gate_rules import read_rules
 from components.kserve_parameters import KServeJson
+from components.run_task import run_task
 from fovea.errors import UserError
+from fovea.task import Task
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Column = Annotated[str, Field(min_length=1, max_length=200)]
@@ -126,3 +128,7 @@ class FinetuneParameters(BaseModel):
         if self.keep == "best_answers" and not self.answered_samples:
             raise ValueError("keep=best_answers needs answered_samples above 0")
         return self
+
+    def task(self) -> Task:
+        """Return what the run's models are asked and answer."""
+        return run_task(self)

@@ -8,9 +8,10 @@ from typing import Any
 from components.flow.parameters import FinetuneParameters
 from components.gate_rules import read_rules
 from fovea import tracking
+from fovea.champion import find_champion
 from fovea.errors import UserError
 from fovea.platform import load_platform
-from fovea.records import ModelRecord, write_record
+from fovea.records import AbsentRecord, ModelRecord, write_record
 from fovea.steps import RunContext, parse_parameters, reporting_failure
 from fovea.storage import Storage
 
@@ -20,7 +21,7 @@ logger = logging.getLogger("fovea")
 
 
 def preflight_step(values: Mapping[str, Any], *, run_id: str, base_record: str | Path) -> ModelRecord:
-    """Check a run's parameters, S3, MLflow and the base model, and hand the base's record over.
+    """Check a run's parameters, S3, MLflow, the champion and the base model; hand the base's record over.
 
     Args:
         values: Every parameter of the run, the fields of `FinetuneParameters`.
@@ -40,7 +41,7 @@ def preflight_step(values: Mapping[str, Any], *, run_id: str, base_record: str |
         base = _read_base(storage, parameters.base_model)
         if tracking.is_on():
             logger.info("%s: asking MLflow", TASK)
-            tracking.client()
+            _check_champion(storage, parameters)
         write_record(base, base_record)
     logger.info(
         "%s: parameters, S3, %s and the base model %s are in order",
@@ -61,6 +62,19 @@ def _check_storage(storage: Storage, context: RunContext) -> None:
         raise UserError(f"{uri}: S3 returns something else than was written; check what stands before it")
     if uri not in storage.list(context.run_uri("")):
         raise UserError(f"{context.run_uri('')}: what was just written is not listed; check s3:ListBucket")
+
+
+def _check_champion(storage: Storage, parameters: FinetuneParameters) -> None:
+    """Refuse to begin a run whose model could not be compared with the champion."""
+    champion = find_champion(storage, parameters.registered_model)
+    if isinstance(champion, AbsentRecord) or champion.task is None:
+        return
+    difference = parameters.task().difference(champion.task)
+    if difference:
+        raise UserError(
+            f"the champion of registered_model {parameters.registered_model} answers another task than this "
+            f"run's: {difference}. Give this run another registered_model and another service_name"
+        )
 
 
 def _read_base(storage: Storage, uri: str) -> ModelRecord:

@@ -3,7 +3,6 @@ from typing import Any
 
 import pytest
 
-from components.evaluate import champion
 from components.evaluate.champion import find_champion_step
 from fovea.errors import UserError
 from fovea.records import AbsentRecord, ModelRecord, Record, read_optional_record
@@ -31,7 +30,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Sources of champions, by the name of the model."""
     sources: dict[str, str] = {}
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example")
-    monkeypatch.setattr(champion.tracking, "version_source", lambda name, alias: sources.get(name))
+    monkeypatch.setattr("fovea.tracking.version_source", lambda name, alias: sources.get(name))
     return sources
 
 

@@ -1,0 +1,32 @@
+"""The champion, the deployed version of a registered model: MLflow names it, its record lies in S3."""
+
+from fovea import tracking
+from fovea.errors import UserError
+from fovea.records import AbsentRecord, ModelRecord
+from fovea.storage import Storage
+
+ALIAS = "champion"
+
+
+def find_champion(storage: Storage, registered_model: str) -> ModelRecord | AbsentRecord:
+    """Return the record of a registered model's champion, or why there is none.
+
+    Raises:
+        UserError: MLflow does not answer, or it names a champion whose record cannot be read: a comparison
+            with it must not be skipped.
+    """
+    if not tracking.is_on():
+        return AbsentRecord(reason="no MLflow is configured, which would know the deployed model")
+    source = tracking.version_source(registered_model, ALIAS)
+    if source is None:
+        return AbsentRecord(reason=f"no version of {registered_model} was deployed yet")
+    try:
+        record = storage.find_by_payload(source)
+    except UserError as error:
+        raise UserError(
+            f"the champion of {registered_model} cannot be compared with: {error} Bring it back, or take the "
+            f"alias {ALIAS} from it in MLflow"
+        ) from error
+    if not isinstance(record, ModelRecord):
+        raise UserError(f"{source}: the champion of {registered_model} is a {record.kind}, not a model")
+    return record
