@@ -33,6 +33,10 @@ def run(
     It needs no cluster, no GPU and no account. A sample catalogue and a small sample model are made the first
     time, unless the settings name a source and a base_model of your own; what did not change is used again.
 
+    With a source of your own, the service, the registered model and the experiment are named after the table
+    (products for products.csv), and the sample's stay as they are. Settings choose other names: service_name,
+    registered_model and experiment.
+
     Example: fovea run
 
     Example: fovea run --set epochs=2 --set rank=8

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -22,13 +22,14 @@ def serve(
     port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8080,
     host: Annotated[str, typer.Option(help="0.0.0.0 lets other machines in.")] = "127.0.0.1",
     service: Annotated[
-        str, typer.Option(help="The service whose deployment is served, and the model's name.")
-    ] = "fovea",
+        str,
+        typer.Option(help="The service whose deployment is served; by default the last run's."),
+    ] = "",
     state: Annotated[Path, typer.Option(help="The folder of local runs.", metavar="DIR")] = Path(".fovea"),
 ) -> None:
     """Serve a model over KServe's V1 and V2 and OpenAI's chat completions, with a page at /, until Ctrl-C.
 
-    Without --model it is the one that the last run on this machine deployed.
+    Without --model it is the deployed model of the last run's service on this machine.
 
     Example: fovea serve
 
@@ -39,41 +40,56 @@ def serve(
     from serving.server import serve as serve_model
 
     with interruptible():
-        folder, digest, evaluation = _locate(model, service, state)
+        found = _locate_deployed(service, state) if model is None else _locate_named(model, service, state)
         serve_model(
             ServerSettings(
-                model=str(folder),
-                digest=digest,
-                evaluation=evaluation,
-                name=service,
+                model=str(found.folder),
+                digest=found.digest,
+                evaluation=found.evaluation,
+                name=found.name,
                 port=port,
                 host=host,
             )
         )
 
 
-def _locate(
-    model: str | None, service: str, state: Path
-) -> "tuple[Path, str, EvaluationRecord | str | None]":
-    """Return the folder and digest of the model to serve; what lies in S3 is downloaded.
+class _Located(NamedTuple):
+    """A model on this disk, its name, and the evaluation that its confidences come from."""
 
-    And the record of its evaluation, which confidences come from: of the deployed one.
-    """
+    name: str
+    folder: Path
+    digest: str
+    evaluation: "EvaluationRecord | None" = None
+
+
+def _locate_named(model: str, service: str, state: Path) -> _Located:
+    """Return the model that was named; what lies in S3 is downloaded."""
+    from pipelines.local import ARTIFACT_ROOT
+    from pipelines.state import State
+    from serving.location import locate_model
+    from serving.server import ServerSettings
+
+    name = service or ServerSettings.name
+    if not model.startswith(f"{ARTIFACT_ROOT}/") or _names_s3():
+        return _Located(name, *locate_model(model))
+    place = State(state.absolute())
+    with _local_s3(place):
+        return _Located(name, *locate_model(model, place.cache))
+
+
+def _locate_deployed(service: str, state: Path) -> _Located:
+    """Return the deployed model of a service, downloaded; of the last run's where none is named."""
     from pipelines.local import ARTIFACT_ROOT
     from pipelines.state import State
     from serving.location import find_evaluation, locate_model
 
     place = State(state.absolute())
-    is_local = model is None or (model.startswith(f"{ARTIFACT_ROOT}/") and not _names_s3())
-    if not is_local:
-        return *locate_model(str(model)), None
     with _local_s3(place):
-        if model is not None:
-            return *locate_model(model, place.cache), None
-        deployed = _deployed(ARTIFACT_ROOT, service)
+        deployed = _deployed(ARTIFACT_ROOT, service or _last_service(place))
         folder, digest = locate_model(deployed.model.record_uri, place.cache)
         evaluation = deployed.records.get("evaluation") if deployed.calibration_digest else None
-        return folder, digest, find_evaluation(evaluation, digest) if evaluation else None
+        found = find_evaluation(evaluation, digest) if evaluation else None
+        return _Located(deployed.service, folder, digest, found)
 
 
 @contextmanager
@@ -116,15 +132,25 @@ def _local_s3(place: "State") -> Iterator[None]:
         yield
 
 
+def _last_service(place: "State") -> str:
+    """Return the service that the last run was to deploy to; empty where no run has ended."""
+    from pipelines.summary import Summary
+
+    summary = Summary.read(place.last_run)
+    return str(summary.settings.get("service_name", "")) if summary else ""
+
+
 def _deployed(artifact_root: str, service: str) -> "Deployment":
-    """Return the last deployment of a service."""
-    from components.deploy.history import present_deployment
+    """Return the present deployment of a service; where none is named, the newest of all services."""
+    from components.deploy.history import present_deployments
     from fovea.errors import UserError
     from fovea.storage import Storage
 
-    found = present_deployment(Storage(), artifact_root, service)
-    if found is None:
-        raise UserError(
-            f"no run has deployed the service {service!r} here; type `fovea run` first, or give --model"
-        )
-    return found
+    found = {each.service: each for each in present_deployments(Storage(), artifact_root)}
+    if service in found:
+        return found[service]
+    if found and not service:
+        return max(found.values(), key=lambda each: each.verified_at)
+    what = f"the service {service!r}" if service else "a service"
+    others = f"serve another one with --service ({', '.join(found)}), " if found else ""
+    raise UserError(f"no run has deployed {what} here; {others}type `fovea run` first, or give --model")

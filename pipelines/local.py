@@ -31,7 +31,7 @@ from fovea.storage import Storage, index_uri, split_uri
 from pipelines.compile import PIPELINE_FILE
 from pipelines.embedded_s3 import EmbeddedS3, free_port, is_free, serve_s3
 from pipelines.processes import ending_with_block
-from pipelines.settings import validate_settings
+from pipelines.settings import NAMES, validate_settings
 from pipelines.state import State, write_whole
 from pipelines.stream import Stream
 
@@ -98,6 +98,8 @@ def run_locally(values: Mapping[str, Any], sample: Sample, state: State, show: S
                 "artifact_root": ARTIFACT_ROOT,
             }
         )
+        if values.get("source"):
+            show("names: " + ", ".join(f"{name} {getattr(settings, name)}" for name in NAMES))
         before = _run_ids(storage)
         stream = _run_pipeline(settings, state, server, show)
         run_ids = _run_ids(storage) - before

@@ -1,13 +1,17 @@
 """A run's settings: the pipeline's parameters, from a YAML file and ``key=value`` overrides, checked."""
 
 import difflib
+import re
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from components.deploy.parameters import LONGEST_NAME
 from components.flow.parameters import FinetuneParameters
 from fovea.errors import UserError
 
@@ -19,12 +23,53 @@ SAMPLE_SETTINGS = Path(__file__).with_name("sample.yaml")
 _SAMPLE_MARK = "sample-model.json"
 """Lies in every sample model's folder."""
 
+NAMES = ("experiment", "registered_model", "service_name")
+"""The settings that say under which names a run's results are known."""
+
 
 def default_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a local run takes where nothing is given: the sample model has values of its own."""
-    base = given.get("base_model")
-    is_sample = not base or (Path(str(base)) / _SAMPLE_MARK).is_file()
-    return read_settings(SAMPLE_SETTINGS) if is_sample else {}
+    """Return a local run's own defaults, for settings that are not given.
+
+    The sample model has values of its own. A run with a source gets its names from the source, so that it
+    does not replace the sample's service and is not compared with the sample's champion.
+    """
+    base, source = given.get("base_model"), given.get("source")
+    is_sample_model = not base or (Path(str(base)) / _SAMPLE_MARK).is_file()
+    settings = read_settings(SAMPLE_SETTINGS) if is_sample_model else {}
+    return settings | (dict.fromkeys(NAMES, name_for(str(source))) if source else {})
+
+
+def name_for(source: str) -> str:
+    """Return the name of a table's service: its file's, its folder's or its hub dataset's.
+
+    ``feeds/Shoes 2026.csv`` gives ``shoes-2026``. What cannot be a service's name, or is the sample's, gets
+    ``catalogue`` in front.
+    """
+    known = unicodedata.normalize("NFKD", re.sub(r"\.[A-Za-z]+$", "", _last_part(source)))
+    name = re.sub(r"[^a-z0-9]+", "-", known.encode("ascii", "ignore").decode().lower()).strip("-")
+    if not name[:1].isalpha() or name == FinetuneParameters.model_fields["service_name"].default:
+        name = f"catalogue-{name}"
+    return name[:LONGEST_NAME].strip("-")
+
+
+def _last_part(source: str) -> str:
+    """Return the last part of a source's address; of a pattern, the folder that it starts in."""
+    scheme, mark, rest = source.partition("://")
+    if not mark:
+        path = Path(_before_pattern(source) or ".")
+        return path.resolve().name if path.name in ("", "..") else path.name
+    if scheme.lower() in ("http", "https"):
+        path = Path(unquote(urlsplit(source).path))
+    elif scheme == "hf":
+        # owner/name@revision/configuration:split
+        path = Path(*re.split("[@:]", rest)[0].split("/")[:2])
+    else:
+        path = Path(_before_pattern(rest))
+    return path.name
+
+
+def _before_pattern(path: str) -> str:
+    return re.split(r"[^/]*[*?]", path, maxsplit=1)[0]
 
 
 def read_settings(path: Path, others: Collection[str] = ()) -> dict[str, Any]:

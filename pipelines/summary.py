@@ -103,6 +103,14 @@ class Summary(_Model):
         text = json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False)
         return write_whole(folder / "summary.json", text + "\n")
 
+    @classmethod
+    def read(cls, folder: Path) -> "Summary | None":
+        """Return the summary in ``folder``; None where no run ended, or another version wrote it."""
+        try:
+            return cls.model_validate_json((folder / "summary.json").read_text())
+        except (OSError, ValidationError):
+            return None
+
 
 def collect_summary(
     storage: Storage,

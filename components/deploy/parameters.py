@@ -9,7 +9,7 @@ from components.kserve_parameters import KServeParameters
 from fovea.records import ModelReference
 from fovea.task import FieldValue
 
-_LONGEST_NAME = 40
+LONGEST_NAME = 40
 
 
 class DeployParameters(BaseModel):
@@ -32,9 +32,9 @@ class DeployParameters(BaseModel):
 
     @model_validator(mode="after")
     def _names_fit(self) -> "DeployParameters":
-        if self.target == "kserve" and len(self.service_name) > _LONGEST_NAME:
+        if self.target == "kserve" and len(self.service_name) > LONGEST_NAME:
             raise ValueError(
-                f"service_name may have {_LONGEST_NAME} characters on KServe, which makes names of it"
+                f"service_name may have {LONGEST_NAME} characters on KServe, which makes names of it"
             )
         return self
 

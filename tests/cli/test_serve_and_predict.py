@@ -6,9 +6,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from unittest import mock
 
 import boto3
 import psutil
@@ -28,6 +30,8 @@ from fovea.storage import Storage, index_uri
 from fovea.task import product_task
 from pipelines.embedded_s3 import serve_s3
 from pipelines.state import State
+from pipelines.summary import Summary
+from serving.server import ServerSettings
 from tests.tiny_model import write_tiny_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -41,8 +45,8 @@ def run(command, *arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments), catch_exceptions=False, env={"COLUMNS": "160"})
 
 
-def deploy(folder: Path) -> ModelRecord:
-    """Leave in S3 what a run leaves there that has deployed the model in ``folder``."""
+def deploy(folder: Path, services: Sequence[str]) -> ModelRecord:
+    """Leave in S3 what runs leave there that have deployed the model in ``folder``, one after the other."""
     record = run_step(
         ModelRecord,
         step="merge_adapter",
@@ -56,10 +60,17 @@ def deploy(folder: Path) -> ModelRecord:
         ),
     )
     uri = index_uri(ROOT, record.step, record.input_key)
-    document = Deployment(
-        service="fovea",
+    for number, service in enumerate(services):
+        document = deployment(service, ModelReference(digest=record.digest, record_uri=uri), number)
+        Storage().write_bytes(deployment_uri(ROOT, service), document.model_dump_json().encode())
+    return record
+
+
+def deployment(service: str, model: ModelReference, number: int) -> Deployment:
+    return Deployment(
+        service=service,
         target="local",
-        model=ModelReference(digest=record.digest, record_uri=uri),
+        model=model,
         decision_digest="",
         evaluation_digest="",
         dtype="float32",
@@ -68,11 +79,9 @@ def deploy(folder: Path) -> ModelRecord:
         example=Example(row_id="row-0", text="", answer=None, truth={}, latency_ms=1.0),
         predict_path="",
         chat_path="",
-        verified_at=now(),
+        verified_at=now() + timedelta(seconds=number),
         run_id="run-1",
     )
-    Storage().write_bytes(deployment_uri(ROOT, "fovea"), document.model_dump_json().encode())
-    return record
 
 
 @dataclass(frozen=True)
@@ -85,8 +94,8 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """`fovea serve` on the state folder of a run that has deployed a model."""
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> tuple[State, ModelRecord]:
+    """The state folder of runs that have deployed a model as the service shop, and later as fovea."""
     folder = tmp_path_factory.mktemp("state")
     answer = "Product: Wool [bold]scarf, Category: SCARVES, Full Price: 1240.5"
     model = write_tiny_model(folder / "model", answer=answer, task=product_task())
@@ -95,7 +104,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         for name, value in server.environment().items():
             patch.setenv(name, value)
         boto3.Session().client("s3").create_bucket(Bucket="fovea")
-        record = deploy(model)
+        return place, deploy(model, ["shop", "fovea"])
+
+
+@pytest.fixture(scope="module")
+def served(deployed: tuple[State, ModelRecord]) -> Iterator[Served]:
+    """`fovea serve` on a state folder without a last run."""
+    place, record = deployed
     clean = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     script = "import typer; from cli.serve import serve; typer.run(serve)"
     process = subprocess.Popen(
@@ -205,6 +220,90 @@ def test_no_such_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     (tmp_path / "s3" / "fovea").mkdir(parents=True)
     with pytest.raises(UserError, match="no run has deployed the service 'shop' here"):
         run(serve, "--state", str(tmp_path), "--service", "shop")
+
+
+@pytest.fixture
+def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ServerSettings]]:
+    """What `fovea serve` would serve, in an environment of its own: no server starts."""
+    asked: list[ServerSettings] = []
+    monkeypatch.setattr("serving.server.serve", asked.append)
+    own = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    with mock.patch.dict(os.environ, own, clear=True):
+        yield asked
+
+
+def last_run(place: State, service: str) -> None:
+    """Leave in the state folder what a run on ``service`` leaves there that was refused."""
+    summary = Summary(
+        run_id="run-2",
+        state="refused",
+        task="",
+        reason="refused: parse_rate is 0.1",
+        seconds=1.0,
+        finished_at=now(),
+        settings={"service_name": service},
+        samples=None,
+        models={},
+        gate=None,
+        endpoint=None,
+        steps={},
+        digests={},
+        records={},
+    )
+    place.last_run.mkdir(exist_ok=True)
+    summary.write(place.last_run)
+
+
+@pytest.mark.parametrize(
+    ("last", "options", "name"),
+    [
+        (None, [], "fovea"),
+        ("shop", [], "shop"),
+        ("fovea", [], "fovea"),
+        ("fovea", ["--service", "shop"], "shop"),
+        ("never-deployed", ["--service", "shop"], "shop"),
+    ],
+)
+def test_the_last_runs_service_is_served_or_the_one_that_is_named(
+    deployed: tuple[State, ModelRecord],
+    serving: list[ServerSettings],
+    last: str | None,
+    options: list[str],
+    name: str,
+) -> None:
+    place, record = deployed
+    shutil.rmtree(place.last_run, ignore_errors=True)
+    if last:
+        last_run(place, last)
+    run(serve, "--state", str(place.root), *options)
+    (settings,) = serving
+    assert (settings.name, settings.digest) == (name, record.digest)
+    assert (Path(settings.model) / "config.json").is_file()
+
+
+def test_a_last_run_that_never_deployed_is_told_with_what_else_there_is(
+    deployed: tuple[State, ModelRecord], serving: list[ServerSettings]
+) -> None:
+    place, _ = deployed
+    last_run(place, "products")
+    with pytest.raises(UserError) as caught:
+        run(serve, "--state", str(place.root))
+    assert str(caught.value) == (
+        "no run has deployed the service 'products' here; serve another one with --service (fovea, shop), "
+        "type `fovea run` first, or give --model"
+    )
+    assert serving == []
+
+
+@pytest.mark.parametrize(("options", "name"), [([], "fovea"), (["--service", "mine"], "mine")])
+def test_a_model_that_is_given_is_served_under_the_name_that_is_given(
+    deployed: tuple[State, ModelRecord], serving: list[ServerSettings], options: list[str], name: str
+) -> None:
+    place, record = deployed
+    uri = index_uri(ROOT, record.step, record.input_key)
+    run(serve, "--state", str(place.root), "--model", uri, *options)
+    (settings,) = serving
+    assert (settings.name, settings.digest) == (name, record.digest)
 
 
 def test_a_folder_without_a_model(tmp_path: Path) -> None:

@@ -9,8 +9,10 @@ from components.flow.parameters import FinetuneParameters
 from fovea.errors import UserError
 from fovea.sample.model import MADE_FILE
 from pipelines.settings import (
+    NAMES,
     SAMPLE_SETTINGS,
     default_settings,
+    name_for,
     read_overrides,
     read_settings,
     validate_settings,
@@ -137,6 +139,50 @@ def test_the_sample_model_has_defaults_of_its_own(tmp_path: Path) -> None:
     assert default_settings({"base_model": str(tmp_path)}) == {}
     (tmp_path / MADE_FILE).write_text("{}")
     assert default_settings({"base_model": str(tmp_path)}) == read_settings(SAMPLE_SETTINGS)
+
+
+def test_a_table_of_ones_own_has_names_of_its_own(tmp_path: Path) -> None:
+    names = {"experiment": "products", "registered_model": "products", "service_name": "products"}
+    assert default_settings({"source": "data/products.csv"}) == {**read_settings(SAMPLE_SETTINGS), **names}
+    assert default_settings({"source": "data/products.csv", "base_model": str(tmp_path)}) == names
+    assert default_settings({"source": ""}) == read_settings(SAMPLE_SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("products.csv", "products"),
+        ("feeds/Shoes 2026.csv", "shoes-2026"),
+        ("feeds/", "feeds"),
+        ("feeds/2026-*.csv", "feeds"),
+        ("../products.parquet", "products"),
+        ("s3://feeds/today/", "today"),
+        ("s3://feeds/*/part-?.csv", "feeds"),
+        ("https://shop.example/feeds/Winter%20coats.jsonl?signature=a/b.csv", "winter-coats"),
+        ("https://shop.example/", "catalogue"),
+        ("hf://acme/shoes-1.2@main/default:train", "shoes-1-2"),
+        ("fovea.csv", "catalogue-fovea"),
+        ("2026.csv", "catalogue-2026"),
+        ("商品.csv", "catalogue"),
+        (f"{'x' * 39}-y.csv", "x" * 39),
+    ],
+)
+def test_a_table_gives_the_name(source: str, name: str) -> None:
+    assert name_for(source) == name
+
+
+def test_a_working_directory_gives_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "winter" / "deep").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "winter")
+    assert [name_for(source) for source in (".", "*.csv")] == ["winter", "winter"]
+    monkeypatch.chdir(tmp_path / "winter" / "deep")
+    assert name_for("..") == "winter"
+
+
+@given(st.text(max_size=80))
+def test_any_source_gives_a_name_that_is_allowed_and_not_the_samples(source: str) -> None:
+    names = dict.fromkeys(NAMES, name_for(source))
+    assert validate_settings({**NEEDED, **names}).service_name != validate_settings(NEEDED).service_name
 
 
 def test_the_samples_settings_are_settings() -> None:
