@@ -10,6 +10,8 @@ from hypothesis import settings
 from pipelines.embedded_s3 import serve_s3
 from tests.own_bucket import own_bucket
 
+pytest_plugins = ["tests.left_out"]
+
 # Before torch is imported, here and in what is started: workers of pytest that wait for each other's threads
 # take twice the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -11,8 +11,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from tests.left_out import Missing
+
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-SKIP = "there is no Chromium; on Debian: apt-get install chromium"
+SKIP = Missing.CHROMIUM
 
 FAINT = """(() => {
   const parse = text => text.match(/[\\d.]+/g).map(v => text.startsWith('color(') ? 255 * v : +v)

@@ -2,14 +2,18 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
+
+from tests.left_out import Missing
 
 ENVTEST = Path(__file__).resolve().parents[3] / "shared" / "envtest"
 """Scripts that start etcd and kube-apiserver with KServe's CRDs, where a checkout has them beside it."""
@@ -26,7 +30,9 @@ def api_server(folder: Path) -> Iterator[Path]:
         yield Path(os.environ["KUBECONFIG"])
         return
     if not (ENVTEST / "start.sh").is_file():
-        pytest.skip(f"there is no API server to test against ({ENVTEST} is absent)")
+        pytest.skip(Missing.API_SERVER)
+    if missing := [name for name in ("curl", "kubectl", "openssl", "xz") if shutil.which(name) is None]:
+        pytest.skip(f"{Missing.API_SERVER}; to start it, install {', '.join(missing)}")
     state, run = folder / "envtest.json", folder / "envtest"
     with FileLock(folder / "envtest.lock"):
         users = json.loads(state.read_text()) if state.exists() else 0
@@ -46,7 +52,9 @@ def api_server(folder: Path) -> Iterator[Path]:
 def _start(run: Path) -> None:
     crds = sorted(path for kind in ("kserve", "kfp") for path in (ENVTEST / "crds" / kind).glob("*.yaml"))
     command = [ENVTEST / "start.sh", run, "--controllers", "--strict", *crds]
-    started = subprocess.run(command, check=False, capture_output=True, text=True)
+    # The script calls python3 and imports yaml.
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    started = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
     kubeconfig = run / "kubeconfig"
     if started.returncode == 0:
         return
@@ -57,7 +65,7 @@ def _start(run: Path) -> None:
     )
     if waited.returncode:
         _stop(run)
-        pytest.skip(f"the API server does not start here: {(started.stderr + waited.stderr)[-300:]}")
+        pytest.skip(f"{Missing.API_SERVER}; it did not start: {(started.stderr + waited.stderr)[-300:]}")
 
 
 def _stop(run: Path) -> None:

@@ -23,6 +23,7 @@ from pipelines.examine import Examination
 from pipelines.findings import Finding
 from tests.cluster.api_server import ENVTEST
 from tests.cluster.conftest import Install
+from tests.left_out import Missing
 
 IMAGE = "ghcr.io/fovea-mlops/fovea@sha256:" + "0" * 64
 """The production overlay's."""
@@ -165,7 +166,7 @@ def test_an_empty_namespace_lacks_everything(namespace: str, admin: Any) -> None
     assert found["KServe"][0].level == "ok"
 
 
-@pytest.mark.skipif(not ENVTEST.is_dir(), reason=f"KServe's definitions are not in {ENVTEST}")
+@pytest.mark.skipif(not ENVTEST.is_dir(), reason=Missing.KSERVE_CRDS)
 def test_a_kserve_without_canaries(monkeypatch: pytest.MonkeyPatch) -> None:
     """The definition as a cluster shows it; here another server than the one that is asked holds it."""
     (path,) = (ENVTEST / "crds" / "kserve").glob("inferenceservices.yaml")

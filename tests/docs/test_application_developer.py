@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fovea.task import product_task
+from tests.left_out import Missing
 from tests.serving.conftest import ANSWER, RunningServer, picture, running_server
 from tests.tiny_model import write_tiny_model
 
@@ -55,7 +56,7 @@ def test_python(server: RunningServer, place: Path, code: str) -> None:
     assert "scarf" in (said := run([sys.executable, "-"], server, place, code)) or "bag" in said
 
 
-@pytest.mark.skipif(not shutil.which("curl"), reason="there is no curl")
+@pytest.mark.skipif(not shutil.which("curl"), reason=Missing.CURL)
 @pytest.mark.parametrize("code", [block for block in blocks("sh") if "curl" in block])
 def test_curl(server: RunningServer, place: Path, code: str) -> None:
     said = run(["bash", "-eu", "-o", "pipefail"], server, place, code)
@@ -63,9 +64,7 @@ def test_curl(server: RunningServer, place: Path, code: str) -> None:
     assert '"error"' not in said.replace('"error":null', "").replace('"name":"error"', "")
 
 
-@pytest.mark.skipif(
-    not NODE_MODULES, reason="FOVEA_NODE_MODULES names no folder with openai's client for Node"
-)
+@pytest.mark.skipif(not NODE_MODULES, reason=Missing.OPENAI_FOR_NODE)
 def test_node(server: RunningServer, place: Path) -> None:
     (place / "node_modules").symlink_to(NODE_MODULES)
     (code,) = blocks("js")

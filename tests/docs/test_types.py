@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from tests.left_out import Missing
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = (REPOSITORY / "docs" / "application-developer.md").read_text()
 
@@ -37,7 +39,7 @@ def run(arguments: list[str], folder: Path) -> "subprocess.CompletedProcess[str]
 def installed(arguments: list[str], folder: Path) -> None:
     result = run(arguments, folder)
     if result.returncode:
-        pytest.skip(f"{arguments[0]} gets nothing here: {result.stderr[-200:]}")
+        pytest.skip(f"{Missing.PACKAGES}; {arguments[0]} says: {result.stderr[-200:]}")
 
 
 @pytest.fixture
@@ -48,7 +50,7 @@ def place(tmp_path: Path) -> Path:
 
 
 @pytest.mark.prove
-@pytest.mark.skipif(not shutil.which("npm"), reason="there is no npm")
+@pytest.mark.skipif(not shutil.which("npm"), reason=Missing.NPM)
 def test_typescript(place: Path) -> None:
     installed(["npm", "install", "--silent", "openapi-typescript@7", "typescript@5"], place)
     made = run(command("openapi-typescript"), place)

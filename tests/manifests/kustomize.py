@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.left_out import Missing
+
 MANIFESTS = Path(__file__).resolve().parents[2] / "manifests"
 COMPONENTS = sorted(
     str(path.parent.relative_to(MANIFESTS))
@@ -27,7 +29,7 @@ def build(name: str) -> tuple[Object, ...]:
     """The objects of a kustomization; of a component, those of the base with it."""
     kubectl = shutil.which("kubectl")
     if kubectl is None:
-        pytest.skip("kubectl is not on the PATH, so no kustomization can be built")
+        pytest.skip(Missing.KUBECTL)
     if name not in COMPONENTS:
         return _build(kubectl, MANIFESTS / name)
     with tempfile.TemporaryDirectory(prefix="fovea-manifests-") as folder:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.left_out import Missing
 from tests.manifests.kustomize import build
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -17,7 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 def test_checkov_is_content(tmp_path: Path) -> None:
     checkov = os.environ.get("CHECKOV") or shutil.which("checkov")
     if checkov is None:
-        pytest.skip("checkov is not on the PATH; it wants an environment of its own: pipx install checkov")
+        pytest.skip(Missing.CHECKOV)
     for name in ("overlays/dev", "overlays/production", "components/recurring-run", "components/api-keys"):
         (tmp_path / f"{name.replace('/', '-')}.yaml").write_text(yaml.safe_dump_all(build(name)))
     shutil.copy(REPOSITORY / "Dockerfile", tmp_path)

@@ -8,6 +8,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from serving.__main__ import parse_arguments
+from tests.left_out import Missing
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FILE = REPOSITORY / "manifests" / "base" / "serving-runtime.yaml"
@@ -17,7 +18,7 @@ RUNTIME = yaml.safe_load(FILE.read_text())
 CONTAINER = RUNTIME["spec"]["containers"][0]
 
 
-@pytest.mark.skipif(not DEFINITIONS.is_dir(), reason=f"KServe's definitions are not in {DEFINITIONS}")
+@pytest.mark.skipif(not DEFINITIONS.is_dir(), reason=Missing.KSERVE_CRDS)
 def test_kserve_takes_it() -> None:
     documents = [
         document

@@ -17,6 +17,7 @@ from numpy.random import PCG64, Generator
 from PIL import Image
 
 from fovea.phi3v import Phi3VConfig, Phi3VForCausalLM
+from tests.left_out import Missing
 
 GOLDENS = Path(__file__).parent / "goldens"
 
@@ -48,7 +49,7 @@ def checkpoint() -> Path:
     """The published checkpoint's tokenizer and configuration, where they lie beside the repository."""
     folder = Path(__file__).parents[3] / "shared" / "phi3v" / "checkpoint"
     if not folder.is_dir():
-        pytest.skip("the published checkpoint's tokenizer and configuration are not here")
+        pytest.skip(Missing.CHECKPOINT)
     return folder
 
 

@@ -25,6 +25,7 @@ from fovea.storage import Storage
 from fovea.task import product_task
 from tests.components.train_lora.die import training
 from tests.components.train_lora.inputs import FEATURES, QUICK, Inputs, weights
+from tests.left_out import Missing
 from tests.tiny_model import write_tiny_model
 
 COLOURS = ("red", "blue", "lime", "black", "white", "yellow", "purple", "orange")
@@ -124,7 +125,7 @@ def test_a_switch_changes_neither_losses_nor_weights(
 
 
 @pytest.mark.prove
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.skipif(shutil.which("g++") is None, reason=Missing.COMPILER)
 @pytest.mark.timeout(1800)
 def test_compiling_changes_neither_losses_nor_weights(folder: Path, tmp_path: Path) -> None:
     """By inductor, the Trainer's own choice; pictures of one size, since each new shape is compiled anew."""
