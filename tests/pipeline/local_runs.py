@@ -26,9 +26,9 @@ SETTINGS = {
 class Folder:
     """A state folder and a base model, and runs on them."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, answer: str | None = None) -> None:
         self.state = root / "a state"
-        self.base = write_tiny_model(root / "base", num_crops=1)
+        self.base = write_tiny_model(root / "base", num_crops=1, answer=answer)
 
     def command(self, **settings: object) -> list[str]:
         values = {"base_model": self.base, **SETTINGS, **settings}
