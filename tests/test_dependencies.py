@@ -1,0 +1,63 @@
+"""pyproject.toml declares what the code imports, in the group that is installed with it."""
+
+import ast
+import re
+import sys
+import tomllib
+from functools import cache
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+OWN = {"fovea": (), **dict.fromkeys(("cli", "components", "pipelines", "serving"), ("platform",))}
+OWN |= dict.fromkeys(("benchmarks", "tests"), ("platform", "dev"))
+"""The packages here, and the groups of dependencies that each may use."""
+
+
+def normal(name: str) -> str:
+    """A distribution's name as PEP 503 writes it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def declared(groups: tuple[str, ...]) -> set[str]:
+    optional = PROJECT["optional-dependencies"]
+    requirements = [*PROJECT["dependencies"], *(each for group in groups for each in optional[group])]
+    return {normal(re.split(r"[^\w.-]", each, maxsplit=1)[0]) for each in requirements}
+
+
+def imported(file: Path) -> set[str]:
+    """The top-level packages that a file imports, at its top or in a function."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {each.name for each in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module or "")
+    return {name.partition(".")[0] for name in names}
+
+
+@cache
+def distributions() -> dict[str, set[str]]:
+    """Which distributions hold a top-level package."""
+    return {name: set(map(normal, held)) for name, held in packages_distributions().items()}
+
+
+@pytest.mark.parametrize("package", OWN)
+def test_every_import_is_declared(package: str) -> None:
+    may = declared(OWN[package])
+    missing = {
+        f"{name} in {file.relative_to(REPOSITORY)}"
+        for file in (REPOSITORY / package).rglob("*.py")
+        for name in imported(file) - set(sys.stdlib_module_names) - set(OWN)
+        if not distributions().get(name, {name}) & may
+    }
+    assert not missing
+
+
+def test_groups_are_told_apart() -> None:
+    assert {"torch", "huggingface-hub"} <= declared(())
+    assert "kfp" not in declared(())
+    assert {"kfp", "moto", "torch"} <= declared(("platform", "dev"))
