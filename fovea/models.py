@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from fovea.checkpoint_files import read_json, weight_files
 from fovea.errors import UserError
 from fovea.hub import download_model, is_hub_name
 from fovea.records import ModelRecord, canonical_json, input_key, now
@@ -49,9 +50,6 @@ def import_model(
                 "with its 40 hexadecimal digits"
             )
         folder = download_model(str(source), (*_WANTED, "*.safetensors"))
-    # Imported here: torch takes seconds that a wrong source need not wait for.
-    from fovea.phi3v.checkpoint import check_checkpoint, read_json, weight_files
-
     paths = sorted({path for pattern in _WANTED for path in folder.glob(pattern)} | set(weight_files(folder)))
     digests = {path.name: sha256_file(path) for path in paths}
     content = f"sha256:{hashlib.sha256(canonical_json(digests)).hexdigest()}"
@@ -59,6 +57,9 @@ def import_model(
     found = storage.find(context.artifact_root, STEP, key)
     if isinstance(found, ModelRecord):
         return found
+    # Imported here: torch takes seconds that a model imported before need not wait for.
+    from fovea.phi3v.checkpoint import check_checkpoint
+
     config = check_checkpoint(folder)
     with tempfile.TemporaryDirectory(prefix="fovea-import-") as name:
         staged = Path(name)

@@ -25,6 +25,7 @@ from fovea.models import import_model
 from fovea.progress import Progress
 from fovea.records import now
 from fovea.sample.catalogue import CATALOGUE_VERSION, write_catalogue
+from fovea.sample.model import unpack_sample_model, weights_digest
 from fovea.sample.server import CatalogueServer
 from fovea.steps import RunContext
 from fovea.storage import Storage, index_uri, split_uri
@@ -168,21 +169,11 @@ def _catalogue_port(state: State, show: Show) -> int:
 
 
 def _sample_model(state: State, show: Show) -> Path:
-    """Make the sample model where it is not there, and return its folder."""
-    # Imported here: torch takes seconds that a wrong setting need not wait for.
-    from fovea.sample.model import VERSION, make_sample_model
-
-    folder = state.sample / f"model-v{VERSION}"
-    started = time.monotonic()
-    reporters: dict[str, Progress] = {}
-
-    def progress(what: str, done: int, total: int) -> None:
-        reporters.setdefault(what, Progress(logger, f"sample model: {what}"))(done, total)
-
-    if make_sample_model(folder, progress=progress):
-        show(f"sample model: reused {folder}")
-    else:
-        show(f"sample model: made in {time.monotonic() - started:.0f} s, in {folder}")
+    """Write the sample model where it is not there, and return its folder."""
+    # Another version of the model has another folder.
+    folder = state.sample / f"model-{weights_digest()[:12]}"
+    reused = unpack_sample_model(folder)
+    show(f"sample model: {'reused' if reused else 'written to'} {folder}")
     return folder
 
 

@@ -33,6 +33,7 @@ from pathlib import Path
 from PIL import Image
 
 from fovea.errors import UserError
+from fovea.memory import reuse_freed_memory
 from fovea.sample.drawing import render, render_cutout, seeded
 from fovea.sample.products import (
     CURRENCY,
@@ -45,7 +46,7 @@ from fovea.sample.products import (
     make_products,
 )
 
-CATALOGUE_VERSION = 1
+CATALOGUE_VERSION = 2
 """Raised when the same rows and seed give other bytes."""
 
 PLACEHOLDER = "http://catalogue.invalid"
@@ -246,6 +247,7 @@ def _draw_all(images: Path, products: Sequence[Product], seed: int, workers: int
 def _start_worker() -> None:
     """Leave Ctrl-C to the parent, which stops its workers, and end with it if it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    reuse_freed_memory()
     parent = multiprocessing.parent_process()
 
     def follow() -> None:

@@ -11,14 +11,14 @@ from importlib.resources import files
 
 from fovea.sample.drawing import ProductLook, random_look
 
-_PATTERN_WORDS = {
+PATTERN_WORDS = {
     "plain": ("plain", "simple"),
     "stripes": ("striped", "banded"),
     "check": ("checked", "squared"),
     "dots": ("dotted", "spotted"),
     "block": ("two-coloured", "halved"),
 }
-_SIZE_WORDS = {
+SIZE_WORDS = {
     "small": ("little", "small"),
     "medium": ("ordinary", "usual"),
     "large": ("big", "large"),
@@ -57,8 +57,8 @@ def words_for(look: ProductLook, rng: random.Random) -> dict[str, str]:
     return {
         "kind": look.kind,
         "colour": look.colour,
-        "pattern": rng.choice(_PATTERN_WORDS[look.pattern]),
-        "size": rng.choice(_SIZE_WORDS[look.size]),
+        "pattern": rng.choice(PATTERN_WORDS[look.pattern]),
+        "size": rng.choice(SIZE_WORDS[look.size]),
     }
 
 

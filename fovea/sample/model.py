@@ -1,72 +1,46 @@
-"""The sample model: a small Phi-3-Vision, trained from scratch in minutes, that can see and speak.
+"""The sample model: a small, trained Phi-3-Vision that ships with the project.
 
-It is of the same architecture and classes as the published model, with small crops, few layers and a
-tokenizer of its own. It knows ordinary words for what it sees, and nothing of any catalogue.
+It has the architecture and classes of the published model, with small crops, few layers and a tokenizer of
+its own. It knows ordinary words for what it sees, and nothing of any catalogue. `fovea.sample.training` makes
+it.
 
-It is trained in two stages, since a tower learns quicker from what it shows than through a decoder that
-cannot speak yet: first the tower and the projector, read linearly; then the rest, to answer.
+It ships without the rows of embedding and head that no text uses: Phi-3's vocabulary has 32,064 ids, and the
+tokenizer uses some 1,500. All unused ids share one row, the last. `unpack_sample_model` writes the model with
+the published vocabulary, as a folder that transformers loads.
 """
 
+import hashlib
 import json
-import math
-import random
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image
-from torch import nn
-from torch.utils.data import DataLoader, Dataset
-from transformers.utils.logging import disable_progress_bar
+from safetensors import safe_open
 
 from fovea.errors import UserError
-from fovea.phi3v import Phi3VConfig, Phi3VForCausalLM, Phi3VImageProcessor, Phi3VProcessor
-from fovea.sample import general
-from fovea.sample.drawing import COLOURS, KINDS, PATTERNS, SIZES, ProductLook, random_look, render
-from fovea.sample.tokenizer import FIRST_SPECIAL_ID, VOCABULARY_SIZE, count_learned, make_tokenizer
 
-VERSION = 1
+SHIPPED_FOLDER = Path(__file__).with_name("weights")
+WEIGHTS_FILE = "model.safetensors"
+RECIPE_KEY = "recipe"
+"""The key of the weights' metadata that holds how they were trained, as JSON."""
 MADE_FILE = "sample-model.json"
-"""Says how a folder's model was made; written last."""
+"""Says which weights and recipe a model's folder was made from."""
 
-NUM_CROPS = 1
-CROP_SIZE = 96
-PATCH_SIZE = 16
-_SIDE = CROP_SIZE // PATCH_SIZE // 2
-_IGNORED = -100
+VOCABULARY_SIZE = 32064
+FIRST_SPECIAL_ID = 32000
+"""Ids from here on are Phi-3's special tokens; those below are learned, or unused."""
 
-ProgressCallback = Callable[[str, int, int], None]
-"""Called with what is being done, and how many of how many are done."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How the sample model is trained; the defaults take about three minutes on two cores."""
-
-    seed: int = 0
-    pictures: int = 12_000
-    tower_steps: int = 800
-    tower_batch: int = 64
-    steps: int = 450
-    batch: int = 44
-    writing: int = 12
-    """How many of a batch write down words and numbers, without a picture."""
-    adam_rate: float = 2e-3
-    muon_rate: float = 0.03
+_TOKENIZER_FILE = "tokenizer.json"
+_UNUSED = "<unused_{}>"
+_BY_VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 
 
-def make_sample_model(
-    out: Path, recipe: Recipe | None = None, progress: ProgressCallback | None = None
-) -> bool:
-    """Make the sample model in ``out``, unless the same one is there already.
+def unpack_sample_model(out: Path, shipped: Path = SHIPPED_FOLDER) -> bool:
+    """Write the sample model to ``out``, unless it is there already.
 
     Args:
         out: The model's folder; it appears when the model is complete.
-        recipe: How to train.
-        progress: Called as work goes on.
+        shipped: The folder of a model that `fovea.sample.training.write_sample_model` wrote.
 
     Returns:
         Whether it was there already.
@@ -74,22 +48,17 @@ def make_sample_model(
     Raises:
         UserError: ``out`` holds something else.
     """
-    recipe = recipe or Recipe()
-    made = {"version": VERSION, **asdict(recipe)}
+    made = {"weights": f"sha256:{weights_digest(shipped)}", **read_recipe(shipped / WEIGHTS_FILE)}
     if out.exists():
         if _read_made(out) == made:
             return True
-        raise UserError(
-            f"{out}: holds something else than this sample model; remove it or give another --out"
-        )
+        raise UserError(f"{out}: is not this sample model; remove it, or choose another folder with --out")
     part = out.with_name(f".{out.name}.partial")
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    shutil.copytree(shipped, part)
     try:
-        model, processor = train(recipe, progress or (lambda what, done, total: None))
-        disable_progress_bar()
-        model.save_pretrained(part)
-        processor.save_pretrained(part)
+        learned = _add_unused_tokens(part / _TOKENIZER_FILE)
+        _repeat_unused_rows(part / WEIGHTS_FILE, learned)
         (part / MADE_FILE).write_text(json.dumps(made, indent=2) + "\n")
         part.replace(out)
     finally:
@@ -97,291 +66,75 @@ def make_sample_model(
     return False
 
 
+def weights_digest(shipped: Path = SHIPPED_FOLDER) -> str:
+    """Return the SHA-256 of a model's weights, in the form that ships."""
+    return hashlib.sha256((shipped / WEIGHTS_FILE).read_bytes()).hexdigest()
+
+
+def read_recipe(weights: Path) -> dict[str, Any]:
+    """Return ``{"recipe": …}``, the recipe that weights were trained by."""
+    with safe_open(weights, framework="np") as file:
+        return {RECIPE_KEY: json.loads(file.metadata()[RECIPE_KEY])}
+
+
+def remove_unused_tokens(folder: Path) -> None:
+    """Remove from a folder's tokenizer the tokens that no text uses; `unpack_sample_model` adds them."""
+    tokenizer, vocabulary = _read_vocabulary(folder / _TOKENIZER_FILE)
+    for name in [name for name, number in vocabulary.items() if name == _UNUSED.format(number)]:
+        del vocabulary[name]
+    _write_tokenizer(folder / _TOKENIZER_FILE, tokenizer)
+
+
+def unused_tokens(learned: int) -> dict[str, int]:
+    """Return the names and ids of the tokens between the learned and the special ones."""
+    return {_UNUSED.format(number): number for number in range(learned, FIRST_SPECIAL_ID)}
+
+
+def small_ids(learned: int) -> list[int]:
+    """Return for each id of the published vocabulary its row in the shipped embedding and head.
+
+    Learned ids come first, then the special ones. The last row stands for all unused ids.
+    """
+    special = VOCABULARY_SIZE - FIRST_SPECIAL_ID
+    return [
+        *range(learned),
+        *[learned + special] * (FIRST_SPECIAL_ID - learned),
+        *range(learned, learned + special),
+    ]
+
+
+def _add_unused_tokens(path: Path) -> int:
+    """Add the unused tokens to a tokenizer's file, and return how many tokens are learned."""
+    tokenizer, vocabulary = _read_vocabulary(path)
+    learned = sum(number < FIRST_SPECIAL_ID for number in vocabulary.values())
+    vocabulary.update(unused_tokens(learned))
+    _write_tokenizer(path, tokenizer)
+    return learned
+
+
+def _read_vocabulary(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    return tokenizer, tokenizer["model"]["vocab"]
+
+
+def _write_tokenizer(path: Path, tokenizer: dict[str, Any]) -> None:
+    path.write_text(json.dumps(tokenizer, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _repeat_unused_rows(path: Path, learned: int) -> None:
+    """Give embedding and head a row for each id of the published vocabulary."""
+    # Imported here: torch takes seconds that a model written before need not wait for.
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(path)
+    for name in _BY_VOCABULARY:
+        tensors[name] = tensors[name][small_ids(learned)].contiguous()
+    # transformers loads no file without this.
+    save_file(tensors, path, {"format": "pt"})
+
+
 def _read_made(folder: Path) -> object:
     try:
         return json.loads((folder / MADE_FILE).read_text())
     except (OSError, ValueError):
         return None
-
-
-def make_config(vocabulary_size: int, image_token_id: int) -> Phi3VConfig:
-    """Return the small model's configuration."""
-    hidden, heads = 160, 4
-    return Phi3VConfig(
-        architectures=["Phi3VForCausalLM"],
-        vocab_size=vocabulary_size,
-        image_token_id=image_token_id,
-        hidden_size=hidden,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        max_position_embeddings=131072,
-        original_max_position_embeddings=4096,
-        rope_scaling={
-            "type": "su",
-            "short_factor": [1.0] * (hidden // heads // 2),
-            "long_factor": [32.0] * (hidden // heads // 2),
-        },
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-        tie_word_embeddings=False,
-        vision_config={
-            "hidden_size": 128,
-            "intermediate_size": 384,
-            # The last layer is stored and never run, as in the published tower.
-            "num_hidden_layers": 5,
-            "num_attention_heads": 4,
-            "image_size": CROP_SIZE,
-            "patch_size": PATCH_SIZE,
-            "projection_dim": 128,
-        },
-    )
-
-
-def train(recipe: Recipe, progress: ProgressCallback) -> tuple[Phi3VForCausalLM, Phi3VProcessor]:
-    """Train the model; the same recipe gives the same model on the same machine."""
-    torch.manual_seed(recipe.seed)
-    tokenizer = make_tokenizer(general.texts(5000, recipe.seed))
-    processor = Phi3VProcessor(
-        Phi3VImageProcessor(num_crops=NUM_CROPS, crop_size=CROP_SIZE, num_img_tokens=_SIDE**2), tokenizer
-    )
-    vocabulary = _Vocabulary(count_learned(tokenizer))
-    small = Phi3VForCausalLM(make_config(vocabulary.size, int(vocabulary.small_of[processor.image_token_id])))
-    _initialise(small)
-    pictures = _draw_pictures(recipe, processor.image_processor, progress)
-    _train_tower(small, pictures, recipe, progress)
-    _train_to_answer(small, processor, vocabulary, pictures, recipe, progress)
-    return _with_full_vocabulary(small, vocabulary, processor.image_token_id), processor
-
-
-class _Vocabulary:
-    """The ids that occur in training, numbered without gaps; one last number stands for all the others."""
-
-    def __init__(self, learned: int) -> None:
-        self.used = torch.cat([torch.arange(learned), torch.arange(FIRST_SPECIAL_ID, VOCABULARY_SIZE)])
-        self.size = len(self.used) + 1
-        self.small_of = torch.full((VOCABULARY_SIZE,), self.size - 1)
-        self.small_of[self.used] = torch.arange(len(self.used))
-        # The row that stands for many counts as often in the softmax, so the loss is the full vocabulary's.
-        self.logit_bias = torch.zeros(self.size)
-        self.logit_bias[-1] = math.log(VOCABULARY_SIZE - len(self.used))
-
-
-def _initialise(model: Phi3VForCausalLM) -> None:
-    """Begin with a sense of place, which CLIP's own beginning drowns, and with words that lie far apart."""
-    vision = model.model.vision_embed_tokens
-    embeddings: Any = vision.img_processor["vision_model"].embeddings
-    with torch.no_grad():
-        waves = _waves(CROP_SIZE // PATCH_SIZE, embeddings.embed_dim)
-        embeddings.position_embedding.weight[1:] = 0.3 * waves
-        vision.sub_GN.normal_(0, 0.02)
-        vision.glb_GN.normal_(0, 0.02)
-        # What goes in can come out: a head whose rows lie close together could not be adapted later.
-        words = torch.randn_like(model.lm_head.weight) / model.config.hidden_size**0.5
-        model.model.embed_tokens.weight.copy_(words)
-        model.lm_head.weight.copy_(words)
-
-
-def _waves(side: int, width: int) -> torch.Tensor:
-    """Sines and cosines of a grid's coordinates: (side * side, width)."""
-    frequencies = 20 ** (-torch.arange(width // 4) / (width / 4))
-    down, across = torch.meshgrid(torch.arange(side).float(), torch.arange(side).float(), indexing="ij")
-    angles = [axis.flatten()[:, None] * frequencies for axis in (down, across)]
-    return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
-
-
-@dataclass(frozen=True)
-class _Pictures:
-    """Pictures drawn by lot, and what they show.
-
-    ``pixels`` are half floats, (n, 2, 3, side, side): a picture's global view and its one crop, which with
-    one crop are alike.
-    """
-
-    pixels: torch.Tensor
-    looks: Sequence[ProductLook]
-
-    def shown(self) -> torch.Tensor:
-        """Return kind, colour, pattern and size of each as numbers: (n, 4)."""
-        names = (KINDS, tuple(COLOURS), tuple(PATTERNS), SIZES)
-        return torch.tensor(
-            [
-                [
-                    options.index(value)
-                    for options, value in zip(names, (x.kind, x.colour, x.pattern, x.size), strict=True)
-                ]
-                for x in self.looks
-            ]
-        )
-
-
-class _Drawer(Dataset[torch.Tensor]):
-    """Draws the pictures, each from a seed of its own, so that it does not matter which process does."""
-
-    def __init__(self, recipe: Recipe, processor: Phi3VImageProcessor) -> None:
-        self._recipe = recipe
-        self._processor = processor
-
-    def __len__(self) -> int:
-        return self._recipe.pictures
-
-    def look(self, index: int) -> tuple[ProductLook, random.Random]:
-        rng = random.Random(f"{self._recipe.seed}/{index}")  # noqa: S311
-        return random_look(rng), rng
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        look, rng = self.look(index)
-        long = round(1.25 * CROP_SIZE)
-        short = round(long * rng.uniform(0.7, 1.0))
-        width, height = rng.choice([(long, short), (short, long), (long, long)])
-        pixels: torch.Tensor = self._processor(render(look, width, height, rng))["pixel_values"]
-        return pixels.half()
-
-
-def _draw_pictures(recipe: Recipe, processor: Phi3VImageProcessor, progress: ProgressCallback) -> _Pictures:
-    drawer = _Drawer(recipe, processor)
-    batches = []
-    # A few are drawn sooner than processes start.
-    for batch in DataLoader(drawer, batch_size=100, num_workers=2 if len(drawer) > 1000 else 0):
-        batches.append(batch)
-        progress("drawing pictures", min(100 * len(batches), recipe.pictures), recipe.pictures)
-    return _Pictures(torch.cat(batches), [drawer.look(index)[0] for index in range(recipe.pictures)])
-
-
-class _Optimiser:
-    """Muon for the matrices inside, AdamW for the rest; both on one schedule, a warm-up and half a cosine.
-
-    Muon (Jordan et al., 2024) takes about half the steps that AdamW needs here.
-    """
-
-    def __init__(self, module: nn.Module, recipe: Recipe, steps: int) -> None:
-        outside = ("embedding", "embed_tokens", "lm_head", "readers")
-        trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-        inside = [p for name, p in trained if p.ndim == 2 and not any(part in name for part in outside)]
-        taken = {id(p) for p in inside}
-        rest = [p for _, p in trained if id(p) not in taken]
-        muon = torch.optim.Muon(inside, lr=recipe.muon_rate, momentum=0.95, weight_decay=0.0)
-        adam = torch.optim.AdamW(rest, lr=recipe.adam_rate, betas=(0.9, 0.98), weight_decay=0.01)
-
-        def rate(step: int) -> float:
-            return min(1.0, (step + 1) / 50) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-
-        self._parameters = [p for _, p in trained]
-        self._optimisers: list[torch.optim.Optimizer] = [muon, adam]
-        self._schedules = [torch.optim.lr_scheduler.LambdaLR(each, rate) for each in self._optimisers]
-
-    def step(self, loss: torch.Tensor) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self._parameters, 1.0)
-        for optimiser in self._optimisers:
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-        for schedule in self._schedules:
-            schedule.step()
-
-
-class _TowerReader(nn.Module):
-    """The tower and the projector, and a linear reading of what they make of one crop."""
-
-    def __init__(self, model: Phi3VForCausalLM) -> None:
-        super().__init__()
-        self.vision: Any = model.model.vision_embed_tokens
-        width = model.config.hidden_size
-        self.readers = nn.ModuleList(
-            nn.Linear(width, len(names)) for names in (KINDS, COLOURS, PATTERNS, SIZES)
-        )
-
-    def forward(self, crops: torch.Tensor) -> list[torch.Tensor]:
-        features = self.vision.img_projection(self.vision.merged_features(crops))
-        pooled = features.view(len(crops), _SIDE**2, -1).mean(dim=1)
-        return [reader(pooled) for reader in self.readers]
-
-
-def _train_tower(
-    model: Phi3VForCausalLM, pictures: _Pictures, recipe: Recipe, progress: ProgressCallback
-) -> None:
-    reader = _TowerReader(model)
-    optimiser = _Optimiser(reader, recipe, recipe.tower_steps)
-    lot = torch.Generator().manual_seed(recipe.seed)
-    shown = pictures.shown()
-    for step in range(recipe.tower_steps):
-        chosen = torch.randint(len(shown), (recipe.tower_batch,), generator=lot)
-        readings = reader(_mirrored(pictures.pixels[chosen, 1].float(), lot))
-        losses = [nn.functional.cross_entropy(made, shown[chosen, n]) for n, made in enumerate(readings)]
-        optimiser.step(torch.stack(losses).sum())
-        progress("learning to see", step + 1, recipe.tower_steps)
-
-
-def _mirrored(pixels: torch.Tensor, lot: torch.Generator) -> torch.Tensor:
-    """Mirror half of the pictures, left to right: (n, …, side, side)."""
-    flip = torch.randint(2, (len(pixels),), generator=lot).bool()
-    return torch.where(flip.view(-1, *[1] * (pixels.ndim - 1)), pixels.flip(-1), pixels)
-
-
-def _train_to_answer(
-    model: Phi3VForCausalLM,
-    processor: Phi3VProcessor,
-    vocabulary: _Vocabulary,
-    pictures: _Pictures,
-    recipe: Recipe,
-    progress: ProgressCallback,
-) -> None:
-    model.model.vision_embed_tokens.img_processor.requires_grad_(False)
-    optimiser = _Optimiser(model, recipe, recipe.steps)
-    lot = torch.Generator().manual_seed(recipe.seed)
-    rng = random.Random(recipe.seed)  # noqa: S311
-    model.train()
-    for step in range(recipe.steps):
-        chosen = torch.randint(len(pictures.looks), (recipe.batch - recipe.writing,), generator=lot)
-        batch = _conversations([pictures.looks[index] for index in chosen], recipe.writing, processor, rng)
-        batch["pixel_values"] = _mirrored(pictures.pixels[chosen].float(), lot).flatten(0, 1)
-        batch["input_ids"] = vocabulary.small_of[batch["input_ids"]]
-        asked = batch["labels"] != _IGNORED
-        batch["labels"] = torch.where(asked, vocabulary.small_of[batch["labels"].clamp(min=0)], _IGNORED)
-        logits = model(**batch).logits
-        targets = batch["labels"][:, 1:][asked[:, 1:]]
-        optimiser.step(nn.functional.cross_entropy(logits + vocabulary.logit_bias, targets))
-        progress("learning to answer", step + 1, recipe.steps)
-
-
-def _conversations(
-    looks: Sequence[ProductLook], writing: int, processor: Phi3VProcessor, rng: random.Random
-) -> dict[str, torch.Tensor]:
-    """Questions and answers about pictures, and some without; the answers alone are supervised."""
-    described = [general.describe(look, rng) for look in looks]
-    written = [general.write(rng) for _ in range(writing)]
-    prompts = [general.prompt(question, rng, picture=True) for question, _ in described]
-    prompts += [general.prompt(question, rng, picture=False) for question, _ in written]
-    answers = [f"{answer}<|end|>" for _, answer in described + written]
-    # Every picture takes as many tokens, so any of the right size holds the place of those drawn before.
-    blank = Image.new("RGB", (CROP_SIZE, CROP_SIZE))
-    batch = dict(
-        processor(
-            text=[prompt + answer for prompt, answer in zip(prompts, answers, strict=True)],
-            images=[[blank]] * len(looks) + [[]] * writing,
-            return_tensors="pt",
-            padding=True,
-            padding_side="right",
-        )
-    )
-    labels = torch.full_like(batch["input_ids"], _IGNORED)
-    for row, answer in enumerate(answers):
-        end = int(batch["attention_mask"][row].sum())
-        start = end - len(processor.tokenizer(answer, add_special_tokens=False).input_ids)
-        labels[row, start:end] = batch["input_ids"][row, start:end]
-    return {**batch, "labels": labels}
-
-
-def _with_full_vocabulary(
-    small: Phi3VForCausalLM, vocabulary: _Vocabulary, image_token_id: int
-) -> Phi3VForCausalLM:
-    """Return the model with Phi-3's vocabulary: ids that never occurred share the row that stood for them."""
-    full = Phi3VForCausalLM(make_config(VOCABULARY_SIZE, image_token_id))
-    state = small.state_dict()
-    for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        state[name] = state[name][vocabulary.small_of]
-    full.load_state_dict(state)
-    full.eval()
-    return full

@@ -238,13 +238,13 @@ def _look_and_price(flaw: FlawName | None, rng: random.Random) -> tuple[ProductL
 
 
 def _frame(flaw: FlawName | None, rng: random.Random) -> tuple[int, int]:
-    """Width and height of a picture: 500 to 1200 pixels, but for two flaws."""
+    """Width and height of a picture: 300 to 640 pixels, but for two flaws."""
     if flaw == "very_wide":
         return 1800, 300
     if flaw == "very_small":
         side = rng.randint(16, 24)
         return side, side
-    short = rng.randint(500, 900)
+    short = rng.randint(300, 480)
     ratio = rng.choices((1.0, 1.25, 4 / 3), (0.5, 0.25, 0.25))[0]
     long = round(short * ratio)
     # Most shops' tall frames are for tall things; here one in four is turned, so that a frame tells nothing.

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-VOCABULARY_SIZE = 32064
-FIRST_SPECIAL_ID = 32000
+from fovea.sample.model import FIRST_SPECIAL_ID, unused_tokens
+
 _LAST_SPECIAL_ID = 32044
 _NAMED = {
     32000: "<|endoftext|>",
@@ -54,8 +54,7 @@ def make_tokenizer(texts: Iterable[str], size: int = 1500) -> PreTrainedTokenize
     )
     learned = learner.get_vocab()
     merges = _merges(learner)
-    vocabulary = dict(learned)
-    vocabulary |= {f"<unused_{number}>": number for number in range(len(learned), FIRST_SPECIAL_ID)}
+    vocabulary = learned | unused_tokens(len(learned))
     special = {
         _NAMED.get(number, f"<|placeholder{number - FIRST_SPECIAL_ID}|>"): number
         for number in range(FIRST_SPECIAL_ID, _LAST_SPECIAL_ID + 1)

@@ -124,7 +124,7 @@ def test_all_other_pictures_are_plain_jpegs(folder: Path, table: list[dict[str, 
             with Image.open(picture_path(folder, row)) as picture:
                 picture.load()
                 assert (picture.format, picture.mode) == ("JPEG", "RGB")
-                assert 500 <= min(picture.size) <= max(picture.size) <= 1200
+                assert 300 <= min(picture.size) <= max(picture.size) <= 640
 
 
 @pytest.mark.parametrize("flaw", ["exif_rotation", "cmyk"])

@@ -111,4 +111,4 @@ def test_a_flaw_befalls_what_can_have_it(rows: int, seed: int):
         if product.flaw == "thousands_separator":
             assert product.full_price >= 1000
         if product.flaw not in ("very_wide", "very_small"):
-            assert 500 <= min(product.width, product.height) <= max(product.width, product.height) <= 1200
+            assert 300 <= min(product.width, product.height) <= max(product.width, product.height) <= 640

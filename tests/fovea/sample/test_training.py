@@ -1,0 +1,61 @@
+import time
+from pathlib import Path
+
+import pytest
+
+from fovea.inference import Predictor
+from fovea.sample import general
+from fovea.sample.drawing import random_look, render, seeded
+from fovea.sample.model import unpack_sample_model
+from fovea.sample.training import Recipe, write_sample_model
+from fovea.task import product_task
+
+PICTURES = 200
+UNSEEN_SEED = 1_000_003
+
+
+def named_right(folder: Path) -> dict[str, float]:
+    """Share of unseen pictures whose description names what they show, by what is named."""
+    rng = seeded(UNSEEN_SEED)
+    looks = [random_look(rng) for _ in range(PICTURES)]
+    prompt = general.prompt("Describe the picture.", rng, picture=True)
+    requests = [(prompt, [render(look, 200, 200, rng)]) for look in looks]
+    answers = Predictor.load(folder, product_task()).generate(requests, max_new_tokens=40, batch_size=50)
+    words = {
+        "kind": lambda look: {look.kind},
+        "colour": lambda look: {look.colour},
+        "pattern": lambda look: set(general.PATTERN_WORDS[look.pattern]),
+        "size": lambda look: set(general.SIZE_WORDS[look.size]),
+    }
+    return {
+        name: sum(
+            any(word in answer.text.lower() for word in right(look))
+            for look, answer in zip(looks, answers, strict=True)
+        )
+        / PICTURES
+        for name, right in words.items()
+    }
+
+
+@pytest.mark.prove
+@pytest.mark.timeout(3600)
+def test_training_again_gives_a_model_as_good_as_the_one_that_ships(tmp_path: Path) -> None:
+    started = time.monotonic()
+    write_sample_model(tmp_path / "weights", Recipe())
+    print(f"trained in {time.monotonic() - started:.0f} s")
+    unpack_sample_model(tmp_path / "trained", tmp_path / "weights")
+    unpack_sample_model(tmp_path / "shipped")
+    trained, shipped = named_right(tmp_path / "trained"), named_right(tmp_path / "shipped")
+    print(f"trained {trained}\nshipped {shipped}")
+    for name, share in shipped.items():
+        assert trained[name] >= share - 0.05, name
+
+
+@pytest.mark.timeout(600)
+def test_the_model_that_ships_names_what_it_sees(tmp_path: Path) -> None:
+    unpack_sample_model(tmp_path / "shipped")
+    shipped = named_right(tmp_path / "shipped")
+    assert shipped["kind"] >= 0.9
+    assert shipped["colour"] >= 0.9
+    assert shipped["pattern"] >= 0.85
+    assert shipped["size"] >= 0.6
