@@ -53,6 +53,10 @@ def main(
     logging.disable(logging.INFO)
 
     class Server(ModelServer):  # type: ignore[misc]
+        def setup_event_loop(self) -> None:
+            # KServe sets up a loop here that it does not run, and that Python 3.14 does not have.
+            pass
+
         async def _serve(self) -> None:
             serving = asyncio.create_task(super()._serve())
             while not self._rest_server._server.started:

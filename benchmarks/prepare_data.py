@@ -39,9 +39,10 @@ from benchmarks.photographs import SIZES, write_photographs
 from benchmarks.picture_server import serve_pictures
 from components.prepare_data.near_duplicates import fingerprint
 from components.prepare_data.picture_store import PictureStore, open_store
-from components.prepare_data.pictures import Prepared, Wanted, reuse_freed_memory, stream_pictures
+from components.prepare_data.pictures import Prepared, Wanted, stream_pictures
 from components.prepare_data.shards import ROWS_PER_SHARD, schema
 from fovea.errors import UserError
+from fovea.memory import reuse_freed_memory
 from fovea.pictures import JPEG_QUALITY, PictureLimits, decode_scaled, encode_jpeg
 from fovea.platform import FetchProfile
 from fovea.storage import Storage, split_uri

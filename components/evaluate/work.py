@@ -16,6 +16,7 @@ from components.evaluate.shuffle import shuffle_among_groups
 from fovea import tracking
 from fovea.calibration import Calibration, fit_calibration
 from fovea.inference import Answer, Predictor
+from fovea.memory import reuse_freed_memory
 from fovea.metrics import Fields, Outcomes, confusion, measure, slices, with_intervals, write_baselines
 from fovea.records import Confusion, DatasetRecord, GenerationParameters, ModelRecord
 from fovea.steps import Attempt
@@ -43,6 +44,7 @@ class Evaluation:
     def run(self) -> Mapping[str, Any]:
         """Write the payload, and return the record's own fields."""
         attempt, task = self.attempt, self.dataset.task
+        reuse_freed_memory()
         data = self._fetch_data()
         weights = attempt.storage.download(self.model, progress=attempt.progress("fetching the model"))
         predictor = Predictor.load(

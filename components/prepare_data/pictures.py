@@ -1,7 +1,6 @@
 """All pictures of a table: fetched and decoded many at once, and handed over one by one."""
 
 import asyncio
-import ctypes
 import hashlib
 import os
 import queue
@@ -21,6 +20,7 @@ from PIL import Image
 from components.prepare_data.picture_store import PictureStore, Stored, group_reads
 from fovea.errors import UserError
 from fovea.fetch import Fetched, Fetcher, FetchError, FetchLimits
+from fovea.memory import return_freed_memory, reuse_freed_memory
 from fovea.pictures import (
     PictureError,
     PictureLimits,
@@ -38,9 +38,6 @@ _READERS = 8
 _TICK_SECONDS = 1.0
 _USABLE = ""
 _FINGERPRINT_SIDE = 128
-
-# M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of glibc's malloc.h, in bytes.
-_MALLOC_OPTIONS = {-3: 32 << 20, -1: 128 << 20}
 
 # Reasons that say nothing about whether a picture is still there.
 _PASSING = {"connection_failed", "rate_limited", "server_error", "timeout"}
@@ -346,23 +343,10 @@ def _reduced(image: Image.Image) -> Image.Image:
     return half.reduce(max(half.size) // _FINGERPRINT_SIDE)
 
 
-def reuse_freed_memory() -> None:
-    """Have the C library keep what a picture took for the next one, which saves a sixth of the time.
-
-    By default it gives every large block back to the system, which hands it out again page by page, cleared.
-    """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if libc is not None and hasattr(libc, "mallopt"):
-        for parameter, value in _MALLOC_OPTIONS.items():
-            libc.mallopt(parameter, value)
-
-
 def give_back_freed_memory() -> None:
     """Give back to the system what the C library and Arrow keep, so that phases' peaks do not add up."""
     pyarrow.default_memory_pool().release_unused()
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if libc is not None and hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)
+    return_freed_memory()
 
 
 def _cores() -> int:

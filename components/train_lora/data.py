@@ -1,6 +1,7 @@
 """From a prepared dataset to batches in which only the answer is supervised."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,22 +55,32 @@ class AnswerCollator:
             )
         )
         labels = batch["input_ids"].clone()
-        lengths = batch["attention_mask"].sum(dim=1)
-        for index, (row, text) in enumerate(zip(rows, texts, strict=True)):
-            end = int(lengths[index])
-            labels[index, : end - self._answer_length(str(row["row_id"]), text)] = IGNORED
+        ends = batch["attention_mask"].sum(dim=1).tolist()
+        for index, (end, length) in enumerate(zip(ends, self._answer_lengths(rows, texts), strict=True)):
+            labels[index, : end - length] = IGNORED
             labels[index, end:] = IGNORED
         return {**batch, "labels": labels, ROW_IDS: [str(row["row_id"]) for row in rows]}
 
-    def _answer_length(self, row_id: str, text: str) -> int:
-        # A picture takes the same placeholders in both, so what stands behind its mark tells them apart.
-        prompt, full = self._ids_behind_mark(self._task.prompt()), self._ids_behind_mark(text)
-        if full[: len(prompt)] != prompt:
+    def _answer_lengths(self, rows: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> list[int]:
+        """Return the tokens of each row's answer, ``<|end|>`` included."""
+        # A picture takes the same placeholders in prompt and text, so what follows its mark is enough.
+        prompt, behind = self._prompt_ids, self._ids_behind_mark(texts)
+        joined = [
+            row["row_id"] for row, ids in zip(rows, behind, strict=True) if ids[: len(prompt)] != prompt
+        ]
+        if joined:
             raise UserError(
-                f"row {row_id}: the tokenizer joins prompt and answer; end the prompt with a marker"
+                f"row {joined[0]}: the tokenizer joins prompt and answer; end the prompt with a marker"
             )
-        return len(full) - len(prompt)
+        return [len(ids) - len(prompt) for ids in behind]
 
-    def _ids_behind_mark(self, text: str) -> list[int]:
-        ids: list[int] = self._processor.tokenizer(text.split("<|image_1|>")[1]).input_ids
+    @cached_property
+    def _prompt_ids(self) -> list[int]:
+        return self._ids_behind_mark([self._task.prompt()])[0]
+
+    def _ids_behind_mark(self, texts: Sequence[str]) -> list[list[int]]:
+        # One call for all: a call of the tokenizer costs more than a text.
+        ids: list[list[int]] = self._processor.tokenizer(
+            [text.split("<|image_1|>")[1] for text in texts]
+        ).input_ids
         return ids

@@ -36,6 +36,7 @@ from components.train_lora.saving import BestAdapter, Saving, Stop
 from components.train_lora.trainer import LoraTrainer
 from components.train_lora.watch import Watch
 from fovea.errors import UserError
+from fovea.memory import reuse_freed_memory
 from fovea.pages import picture_url
 from fovea.phi3v import Phi3VConfig, Phi3VProcessor
 from fovea.progress import Progress
@@ -97,6 +98,8 @@ def run_job(job: Job, run: tracking.Run) -> Trained:
         Interrupted: SIGTERM came; a checkpoint was saved if its step could be ended.
     """
     transformers_logging.set_verbosity_error()
+    if not torch.cuda.is_available():
+        reuse_freed_memory(keep=1 << 30)
     is_first = int(os.environ.get("RANK", "0")) == 0
     stop = Stop()
     with stop.on_sigterm(), run.system_metrics():
