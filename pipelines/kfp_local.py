@@ -14,6 +14,8 @@ from pathlib import Path
 
 from kfp import components, local
 
+from pipelines.task_server import task_servers
+
 
 def main(pipeline: str, arguments: str, root: str) -> int:
     """Run ``pipeline``, a compiled file, with the arguments in a JSON file; return the exit status."""
@@ -21,7 +23,14 @@ def main(pipeline: str, arguments: str, root: str) -> int:
     warnings.filterwarnings("ignore", message="You may be attemping to run a task", category=RuntimeWarning)
     warnings.filterwarnings("ignore", message="Task '.*': settings", category=UserWarning)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _let_tasks_find_python()
+    with task_servers() as environment:
+        os.environ.update(environment)
+        # By the PATH: kfp puts ``sys.executable`` into a shell script without quotes.
+        sys.executable = "python3"
+        return _run(pipeline, arguments, root)
+
+
+def _run(pipeline: str, arguments: str, root: str) -> int:
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=root, raise_on_error=True)
     run = components.load_component_from_file(pipeline)
     try:
@@ -31,16 +40,6 @@ def main(pipeline: str, arguments: str, root: str) -> int:
         print(error, flush=True)
         return 1
     return 0
-
-
-def _let_tasks_find_python() -> None:
-    """Lead tasks to this Python by the PATH.
-
-    kfp puts ``sys.executable`` into a shell script without quotes, where a path with a space breaks.
-    """
-    interpreter = Path(sys.executable)
-    os.environ["PATH"] = f"{interpreter.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    sys.executable = "python3"
 
 
 def _end_with_parent() -> None:

@@ -1,0 +1,169 @@
+"""A server that forks Python programs from a process that has imported their libraries already.
+
+A task of a local run takes seconds to import MLflow, torch and transformers. `task_servers` starts two
+servers in the background, one with the small libraries and one with all, and gives an environment whose
+``python3`` asks them: the one with the most libraries that is ready. Where none is ready, ``python3`` is this
+Python as usual, so nothing waits for a server.
+
+Each program is a process of its own, with the caller's arguments, environment, folder and standard streams.
+"""
+
+import atexit
+import gc
+import importlib
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from pipelines import task_client
+
+SMALL = ("kfp.dsl.executor_main", "boto3", "pyarrow", "mlflow", "fovea.steps", "fovea.metrics")
+LARGE = (*SMALL, "datasets", "fovea.phi3v", "peft", "components.train_lora.work", "components.evaluate.work")
+
+
+@contextmanager
+def task_servers(modules: Sequence[Sequence[str]] = (LARGE, SMALL)) -> Iterator[dict[str, str]]:
+    """Start servers, and give the environment whose ``python3`` asks them in this order.
+
+    There are none but on Linux: elsewhere, libraries do not survive a fork.
+
+    Args:
+        modules: What each server imports.
+    """
+    with tempfile.TemporaryDirectory(prefix="fovea-tasks-") as name, ExitStack() as stack:
+        folder = Path(name)
+        launcher = folder / "python3"
+        client = Path(task_client.__file__).resolve()
+        launcher.write_text(f'#!/bin/sh\nexec "${task_client.PYTHON}" -S -E "{client}" "$@"\n')
+        launcher.chmod(0o700)
+        sockets = []
+        for number, wanted in enumerate(modules if sys.platform == "linux" else ()):
+            sockets.append(folder / f"{number}.socket")
+            command = [sys.executable, "-m", "pipelines.task_server", str(sockets[-1]), *wanted]
+            # As KFP sets it for its tasks: kfp then imports no client and no compiler.
+            server = subprocess.Popen(command, env={**os.environ, "_KFP_RUNTIME": "true"})  # noqa: S603
+            stack.callback(server.wait)
+            stack.callback(server.kill)
+        yield {
+            "PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+            task_client.PYTHON: sys.executable,
+            task_client.SOCKETS: os.pathsep.join(map(str, sockets)),
+        }
+
+
+def serve(path: Path, modules: Sequence[str]) -> None:
+    """Import ``modules``, then fork a process for each program that is asked for at the socket ``path``.
+
+    Returns in the process of a program alone, with the caller's arguments, environment, folder and streams.
+    """
+    for module in modules:
+        importlib.import_module(module)
+    # A collection in a program would copy each page of this memory that it looks at.
+    gc.collect()
+    gc.freeze()
+    # NumPy's and Arrow's threads are the only ones here, and both libraries prepare for a fork.
+    warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
+    # Nobody waits for the processes that wait for programs.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    with _listen(path) as listener:
+        while True:
+            connection, _ = listener.accept()
+            if os.fork() == 0:
+                listener.close()
+                _become_program(connection)
+                return
+            connection.close()
+
+
+def _listen(path: Path) -> socket.socket:
+    """Listen at ``path``, which appears once a client can connect."""
+    listener, folder = socket.socket(socket.AF_UNIX), Path.cwd()
+    # By its name alone: the whole path of a socket may be too long.
+    os.chdir(path.parent)
+    listener.bind(f"{path.name}.part")
+    os.chdir(folder)
+    listener.listen()
+    path.with_name(f"{path.name}.part").rename(path)
+    return listener
+
+
+def _become_program(connection: socket.socket) -> None:
+    """Fork the program that is asked for, and return in it; this process tells the client how it ended."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    request, streams = _receive(connection)
+    program = os.fork()
+    if program:
+        for stream in streams:
+            os.close(stream)
+        for own in range(3):
+            os.close(own)
+        code = os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])
+        # The client may be gone.
+        with suppress(OSError):
+            connection.sendall(str(code if code >= 0 else 128 - code).encode())
+        os._exit(0)
+    connection.close()
+    for own, stream in enumerate(streams):
+        os.dup2(stream, own)
+        os.close(stream)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["folder"])
+    sys.argv = request["arguments"]
+    # Python looked at folder and PYTHONPATH when the server started.
+    added = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:1] = [request["folder"], *(path for path in added if path and path not in sys.path)]
+
+
+def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """Return a client's request, and its three standard streams."""
+    _, streams, _, _ = socket.recv_fds(connection, 1, 3)
+    with connection.makefile("rb") as file:
+        return json.load(file), list(streams)
+
+
+def _run_program() -> int:
+    """Run the module that ``sys.argv`` names, and return its exit status as Python would."""
+    try:
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    except SystemExit as exit_:
+        if isinstance(exit_.code, int | None):
+            return exit_.code or 0
+        print(exit_.code, file=sys.stderr)
+        return 1
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def main(path: str, *modules: str) -> None:
+    """Serve at ``path``; ends in the process of a program, once that has run."""
+    status: list[int] = []
+
+    def leave() -> None:
+        # Not through the interpreter's own end, which touches, and so copies, all of the server's memory.
+        if status:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status[0])
+
+    # The first to be registered is the last to be called, after those of the libraries and the program.
+    atexit.register(leave)
+    serve(Path(path), modules)
+    status.append(_run_program())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,126 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipelines.task_client import SOCKETS
+from pipelines.task_server import task_servers
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="libraries do not survive a fork elsewhere")
+
+PROGRAM = '''
+"""Says where it runs and what it was given."""
+import os, sys, time
+if sys.argv[1:] == ["fail"]:
+    raise ValueError("a wrong argument")
+if sys.argv[1:] == ["leave"]:
+    sys.exit(7)
+if sys.argv[1:] == ["say why"]:
+    sys.exit("because")
+if sys.argv[1:] == ["wait"]:
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+import atexit
+atexit.register(print, "at exit")
+print(sys.argv[1:], os.environ["WORD"], os.getcwd(), sys.stdin.read(), "statistics" in sys.modules)
+print("to the other stream", file=sys.stderr)
+'''
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("programs")
+    (folder / "said_program.py").write_text(PROGRAM)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def environment(programs: Path) -> Iterator[dict[str, str]]:
+    """The environment of a server that is ready; it imported a module that Python itself does not."""
+    with task_servers([["statistics"]]) as own:
+        wait_for(Path(own[SOCKETS]))
+        yield {**os.environ, **own, "PYTHONPATH": str(programs), "WORD": "hello"}
+
+
+def wait_for(path: Path) -> None:
+    until = time.monotonic() + 30
+    while not path.exists():
+        assert time.monotonic() < until, f"{path} does not appear"
+        time.sleep(0.02)
+
+
+def python(environment: dict[str, str], *arguments: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        ["python3", "-m", "said_program", *arguments],
+        env=environment,
+        cwd=folder,
+        input="from stdin",
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_a_program_has_the_callers_arguments_environment_folder_and_streams(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    ended = python(environment, "one", "two words", folder=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == f"['one', 'two words'] hello {tmp_path} from stdin True\nat exit\n"
+    assert ended.stderr == "to the other stream\n"
+
+
+@pytest.mark.parametrize(
+    ("argument", "status", "said"),
+    [("leave", 7, ""), ("say why", 1, "because\n"), ("fail", 1, "ValueError: a wrong argument\n")],
+)
+def test_a_program_ends_with_its_own_status(
+    environment: dict[str, str], tmp_path: Path, argument: str, status: int, said: str
+) -> None:
+    ended = python(environment, argument, folder=tmp_path)
+    assert ended.returncode == status
+    assert ended.stderr.endswith(said)
+
+
+def test_programs_run_beside_each_other_and_a_killed_one_is_told(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    command = ["python3", "-m", "said_program", "wait"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stdout is not None
+        program = int(waiting.stdout.readline())
+        assert python(environment, folder=tmp_path).returncode == 0
+        os.kill(program, signal.SIGKILL)
+        assert waiting.wait(timeout=30) == 128 + signal.SIGKILL
+
+
+def test_without_a_ready_server_python_runs_as_usual(programs: Path, tmp_path: Path) -> None:
+    with task_servers([["no_such_module"]]) as own:
+        environment = {**os.environ, **own, "PYTHONPATH": str(programs), "WORD": "hello"}
+        ended = python(environment, folder=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == f"[] hello {tmp_path} from stdin False\nat exit\n"
+
+
+def test_a_call_without_a_module_runs_as_usual(environment: dict[str, str]) -> None:
+    ended = subprocess.run(
+        ["python3", "-c", "import sys; print('statistics' in sys.modules)"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.stdout == "False\n"
+
+
+def test_servers_end_with_the_block(programs: Path) -> None:
+    with task_servers([["statistics"]]) as own:
+        wait_for(Path(own[SOCKETS]))
+    assert not Path(own[SOCKETS]).exists()
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert own[SOCKETS] not in listed
