@@ -15,6 +15,9 @@ PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.1
 # make run PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_FLAGS ?=
 
+PIP_INSTALL = PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
+	$(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
+
 # Settings for a run: make run ARGS="--set epochs=2"
 ARGS ?=
 
@@ -82,7 +85,7 @@ image: ## the container image, with docker, podman or buildah; TARGET=cpu leaves
 constraints: $(STAMP) ## constraints.txt from what is installed, and what builds the project
 	$(BIN)/python -m pip install -q -c constraints.txt hatchling editables
 	{ echo "# The versions that are installed and tested together; make constraints writes this file."; \
-		$(BIN)/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+[a-z0-9.]*$$//'; \
+		$(BIN)/python -m pip freeze --all --exclude-editable | sed 's/+[a-z0-9.]*$$//'; \
 	} > .constraints.part && mv .constraints.part constraints.txt
 
 clean: ## remove the virtual environment and caches; never models, data or experiments
@@ -101,9 +104,14 @@ $(STAMP): pyproject.toml constraints.txt
 		echo "error: no virtual environment can be made; on Debian and Ubuntu: apt install python3-venv" >&2; \
 		exit 1; }
 	@echo "Installing the pinned dependencies into $(VENV): about 2 GB, some minutes the first time …"
-	@PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
-		$(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_FLAGS) \
-		-c constraints.txt -e '.[platform,dev]'
+	@# Python's own pip may be old, and resolve for a minute longer.
+	@$(PIP_INSTALL) --upgrade pip
+	@# kserve 0.21 declares Python below 3.14; it runs on 3.14 nevertheless, as its tests here show.
+	@if $(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 14))'; then \
+		export PIP_IGNORE_REQUIRES_PYTHON=1; fi; \
+	$(PIP_INSTALL) --no-compile -e '.[platform,dev]'
+	@# pip compiles on one core. What cannot be compiled, such as a library's broken example, pip passes over too.
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 	@printf '#!/bin/sh\nexec "$$(dirname "$$0")/python" -P -m cli.main "$$@"\n' > $(BIN)/fovea
 	@chmod +x $(BIN)/fovea
 	@touch $(STAMP)

@@ -166,6 +166,10 @@ class _Server(ModelServer):  # type: ignore[misc]
         self._address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         self._address_file = settings.address_file
 
+    def setup_event_loop(self) -> None:
+        # KServe sets up a loop here that it does not run, and that Python 3.14 does not have.
+        pass
+
     async def _serve(self) -> None:
         # KServe would add routes that load, unload and explain models, without asking who wants that.
         self._rest_server.create_application = _nothing

@@ -9,8 +9,10 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+MAKEFILE = (REPOSITORY / "Makefile").read_text()
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 OWN = {"fovea": (), **dict.fromkeys(("cli", "components", "pipelines", "serving"), ("platform",))}
 OWN |= dict.fromkeys(("benchmarks", "tests"), ("platform", "dev"))
@@ -55,6 +57,15 @@ def test_every_import_is_declared(package: str) -> None:
         if not distributions().get(name, {name}) & may
     }
     assert not missing
+
+
+def test_the_python_versions_that_are_promised_are_tested() -> None:
+    promised = [each.rsplit(" :: ")[-1] for each in PROJECT["classifiers"] if "Python :: 3." in each]
+    assert PROJECT["requires-python"] == f">={promised[0]}"
+    workflow = yaml.safe_load((REPOSITORY / ".github" / "workflows" / "ci.yml").read_text())
+    assert workflow["jobs"]["test"]["strategy"]["matrix"]["python"] == promised
+    looked_for = re.findall(r"\bpython(3\.\d+)\b", re.findall(r"^PYTHON \?=.*\n", MAKEFILE, re.MULTILINE)[0])
+    assert sorted(looked_for) == promised
 
 
 def test_groups_are_told_apart() -> None:
