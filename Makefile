@@ -28,7 +28,7 @@ BUILDER ?= $(shell for name in docker podman buildah; do $$name info >/dev/null 
 IMAGE_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint unit prove benchmark benchmark-gpu serve doctor compile openapi image constraints clean
+.PHONY: help install run test lint unit prove benchmark benchmark-gpu serve doctor compile openapi sample-model image constraints clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ compile: $(STAMP) ## pipelines/finetune.yaml, after the graph or a component's i
 
 openapi: $(STAMP) ## docs/openapi.json, after the server's schemas or routes have changed
 	$(BIN)/python -P -m serving.publish > .openapi.part && mv .openapi.part docs/openapi.json
+
+sample-model: $(STAMP) ## the sample model that ships, trained again from its recipe
+	$(BIN)/python -P -m fovea.sample.training fovea/sample/weights
 
 image: ## the container image, with docker, podman or buildah; TARGET=cpu leaves CUDA out
 	@[ -n "$(BUILDER)" ] || { \
