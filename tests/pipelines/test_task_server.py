@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipelines.task_client import SOCKETS
@@ -122,5 +123,5 @@ def test_servers_end_with_the_block(programs: Path) -> None:
     with task_servers([["statistics"]]) as own:
         wait_for(Path(own[SOCKETS]))
     assert not Path(own[SOCKETS]).exists()
-    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    assert own[SOCKETS] not in listed
+    running = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
+    assert not any(own[SOCKETS] in line for line in running)
