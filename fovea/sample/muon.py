@@ -46,16 +46,16 @@ class Muon(torch.optim.Optimizer):
                 self._update(parameters, rate, group["momentum"])
 
     def _update(self, parameters: Sequence[torch.nn.Parameter], rate: float, momentum: float) -> None:
-        gradients: list[Any] = [parameter.grad for parameter in parameters]
-        means = [
-            self.state[each].setdefault("mean", torch.zeros_like(each))
-            if each not in self.state
-            else self.state[each]["mean"]
-            for each in parameters
-        ]
-        torch._foreach_lerp_(means, gradients, 1 - momentum)
-        updates = torch._foreach_lerp(gradients, means, momentum)
-        torch._foreach_add_(list(parameters), list(orthogonalise(torch.stack(updates))), alpha=-rate)
+        updates = []
+        for parameter in parameters:
+            gradient: Any = parameter.grad
+            state = self.state[parameter]
+            if "mean" not in state:
+                state["mean"] = torch.zeros_like(parameter)
+            state["mean"].lerp_(gradient, 1 - momentum)
+            updates.append(gradient.lerp(state["mean"], momentum))
+        for parameter, update in zip(parameters, orthogonalise(torch.stack(updates)), strict=True):
+            parameter.add_(update, alpha=-rate)
 
 
 def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:
