@@ -1,14 +1,16 @@
 """A server that forks Python programs from a process that has imported their libraries already.
 
-A task of a local run takes seconds to import MLflow, torch and transformers. `task_servers` starts two
-servers in the background, one with the small libraries and one with all, and gives an environment whose
-``python3`` asks them: the one with the most libraries that is ready. Where none is ready, ``python3`` is this
-Python as usual, so nothing waits for a server.
+A task of a local run takes seconds to import MLflow, torch and transformers. `task_servers` starts a server
+that imports the small libraries, and gives an environment whose ``python3`` asks it to fork. Once a program
+has run for some seconds, there is real work to do: the server then forks a second one, which imports the
+large libraries too, and ``python3`` asks that one as soon as it is ready. Where none is ready, ``python3``
+is this Python as usual, so nothing waits for a server.
 
 Each program is a process of its own, with the caller's arguments, environment, folder and standard streams.
 """
 
 import atexit
+import ctypes
 import gc
 import importlib
 import json
@@ -22,68 +24,114 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
+
 from pipelines import task_client
 
-SMALL = ("kfp.dsl.executor_main", "boto3", "pyarrow", "mlflow", "fovea.steps", "fovea.metrics")
-LARGE = (*SMALL, "datasets", "fovea.phi3v", "peft", "components.train_lora.work", "components.evaluate.work")
+SMALL = (
+    "kfp.dsl.executor_main",
+    "boto3",
+    "pyarrow",
+    "mlflow",
+    "mlflow.store.model_registry.sqlalchemy_store",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "fovea.steps",
+    "fovea.metrics",
+)
+LARGE = ("datasets", "fovea.phi3v", "peft", "components.train_lora.work", "components.evaluate.work")
+
+_LONG_SECONDS = 4.0
+"""How long a program runs before the next server is forked."""
+_PR_SET_PDEATHSIG = 1
 
 
 @contextmanager
-def task_servers(modules: Sequence[Sequence[str]] = (LARGE, SMALL)) -> Iterator[dict[str, str]]:
-    """Start servers, and give the environment whose ``python3`` asks them in this order.
+def task_servers(levels: Sequence[Sequence[str]] = (SMALL, LARGE)) -> Iterator[dict[str, str]]:
+    """Start the first server, and give the environment whose ``python3`` asks the last one that is ready.
 
     There are none but on Linux: elsewhere, libraries do not survive a fork.
 
     Args:
-        modules: What each server imports.
+        levels: The modules that the first server imports, and those that each further one imports besides.
     """
-    with tempfile.TemporaryDirectory(prefix="fovea-tasks-") as name, ExitStack() as stack:
+    with tempfile.TemporaryDirectory(prefix="fovea-tasks-") as name:
         folder = Path(name)
         launcher = folder / "python3"
         client = Path(task_client.__file__).resolve()
         launcher.write_text(f'#!/bin/sh\nexec "${task_client.PYTHON}" -S -E "{client}" "$@"\n')
         launcher.chmod(0o700)
-        sockets = []
-        for number, wanted in enumerate(modules if sys.platform == "linux" else ()):
-            sockets.append(folder / f"{number}.socket")
-            command = [sys.executable, "-m", "pipelines.task_server", str(sockets[-1]), *wanted]
-            # As KFP sets it for its tasks: kfp then imports no client and no compiler.
-            server = subprocess.Popen(command, env={**os.environ, "_KFP_RUNTIME": "true"})  # noqa: S603
-            stack.callback(server.wait)
-            stack.callback(server.kill)
-        yield {
+        environment = {
             "PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
             task_client.PYTHON: sys.executable,
-            task_client.SOCKETS: os.pathsep.join(map(str, sockets)),
+            task_client.SOCKETS: os.pathsep.join(
+                str(_socket(folder, level)) for level in reversed(range(len(levels)))
+            ),
         }
+        if sys.platform != "linux":
+            yield environment
+            return
+        command = [sys.executable, "-m", "pipelines.task_server", name, *map(",".join, levels)]
+        # As KFP sets it for its tasks: kfp then imports no client and no compiler.
+        with subprocess.Popen(command, env={**os.environ, "_KFP_RUNTIME": "true"}) as server:  # noqa: S603
+            try:
+                yield environment
+            finally:
+                server.kill()
 
 
-def serve(path: Path, modules: Sequence[str]) -> None:
-    """Import ``modules``, then fork a process for each program that is asked for at the socket ``path``.
+def _socket(folder: Path, level: int) -> Path:
+    return folder / f"{level}.socket"
+
+
+def serve(folder: Path, levels: Sequence[Sequence[str]]) -> None:
+    """Serve each level at a socket in ``folder``, the first in this process and the next in forks of it.
 
     Returns in the process of a program alone, with the caller's arguments, environment, folder and streams.
     """
-    for module in modules:
-        importlib.import_module(module)
-    # A collection in a program would copy each page of this memory that it looks at.
-    gc.collect()
-    gc.freeze()
     # NumPy's and Arrow's threads are the only ones here, and both libraries prepare for a fork.
     warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
     # Nobody waits for the processes that wait for programs.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    with _listen(path) as listener:
-        while True:
-            connection, _ = listener.accept()
-            if os.fork() == 0:
-                listener.close()
-                _become_program(connection)
+    for level, modules in enumerate(levels):
+        for module in modules:
+            importlib.import_module(module)
+        # A collection in a program would copy each page of this memory that it looks at.
+        gc.collect()
+        gc.freeze()
+        with _listen(_socket(folder, level)) as listener:
+            if not _fork_programs(listener, is_last=level + 1 == len(levels)):
                 return
-            connection.close()
+
+
+def _fork_programs(listener: socket.socket, is_last: bool) -> bool:
+    """Fork a process for each program that is asked for.
+
+    Returns:
+        False in the process of a program, and True in the one that is to serve the next level.
+    """
+    programs: list[int] = []
+    while True:
+        listener.settimeout(_LONG_SECONDS if programs and not is_last else None)
+        try:
+            connection, _ = listener.accept()
+        except TimeoutError:
+            if any(map(psutil.pid_exists, programs)):
+                is_last = True
+                if os.fork() == 0:
+                    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+                    return True
+            programs = []
+            continue
+        programs.append(os.fork())
+        if programs[-1] == 0:
+            listener.close()
+            _become_program(connection)
+            return False
+        connection.close()
 
 
 def _listen(path: Path) -> socket.socket:
@@ -148,8 +196,8 @@ def _run_program() -> int:
     return 0
 
 
-def main(path: str, *modules: str) -> None:
-    """Serve at ``path``; ends in the process of a program, once that has run."""
+def main(folder: str, *levels: str) -> None:
+    """Serve in ``folder``; ends in the process of a program, once that has run."""
     status: list[int] = []
 
     def leave() -> None:
@@ -161,7 +209,7 @@ def main(path: str, *modules: str) -> None:
 
     # The first to be registered is the last to be called, after those of the libraries and the program.
     atexit.register(leave)
-    serve(Path(path), modules)
+    serve(Path(folder), [level.split(",") for level in levels])
     status.append(_run_program())
 
 

@@ -26,6 +26,9 @@ if sys.argv[1:] == ["say why"]:
 if sys.argv[1:] == ["wait"]:
     print(os.getpid(), flush=True)
     time.sleep(60)
+if sys.argv[1:] == ["modules"]:
+    print("statistics" in sys.modules, "colorsys" in sys.modules)
+    sys.exit()
 import atexit
 atexit.register(print, "at exit")
 print(sys.argv[1:], os.environ["WORD"], os.getcwd(), sys.stdin.read(), "statistics" in sys.modules)
@@ -119,9 +122,27 @@ def test_a_call_without_a_module_runs_as_usual(environment: dict[str, str]) -> N
     assert ended.stdout == "False\n"
 
 
-def test_servers_end_with_the_block(programs: Path) -> None:
-    with task_servers([["statistics"]]) as own:
-        wait_for(Path(own[SOCKETS]))
-    assert not Path(own[SOCKETS]).exists()
-    running = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
-    assert not any(own[SOCKETS] in line for line in running)
+def test_a_long_program_starts_the_next_server_and_all_end_with_the_block(
+    programs: Path, tmp_path: Path
+) -> None:
+    with task_servers([["statistics"], ["colorsys"]]) as own:
+        large, small = map(Path, own[SOCKETS].split(os.pathsep))
+        wait_for(small)
+        environment = {**os.environ, **own, "PYTHONPATH": str(programs), "WORD": "hello"}
+        assert python(environment, folder=tmp_path).returncode == 0
+        assert not large.exists()
+        command = ["python3", "-m", "said_program", "wait"]
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as waiting:
+            wait_for(large)
+            assert python(environment, "modules", folder=tmp_path).stdout == "True True\n"
+            assert waiting.stdout is not None
+            os.kill(int(waiting.stdout.readline()), signal.SIGKILL)
+    assert not small.parent.exists()
+    until = time.monotonic() + 10
+    while any(str(small.parent) in line for line in command_lines()):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def command_lines() -> list[str]:
+    return [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
