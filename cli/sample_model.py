@@ -17,8 +17,8 @@ def sample_model(
 ) -> None:
     """Write a small Phi-3-Vision that can see and write, and knows nothing of any catalogue.
 
-    The model ships with the project, trained. With --train it is trained again by the same recipe, in about
-    five minutes on two cores.
+    The model ships with the project, trained. With --train it is trained again by the same recipe, in
+    about six minutes on two cores.
 
     Example: fovea sample-model --out model
 

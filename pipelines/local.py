@@ -225,8 +225,9 @@ def _environment(settings: FinetuneParameters, state: State, server: EmbeddedS3)
         "PYTHONPATH": os.pathsep.join(filter(None, [str(_REPOSITORY), own.get("PYTHONPATH")])),
         "PYTHONUNBUFFERED": "1",
         # torch's threads wait for each other by spinning. Where another program takes a core, that made a
-        # training step take about six times as long; after 1,000 rounds they sleep instead.
-        "GOMP_SPINCOUNT": own.get("GOMP_SPINCOUNT", "1000"),
+        # training step take about six times as long; after 5,000 rounds they sleep instead. With fewer rounds
+        # a step takes longer on a quiet machine (docs/performance.md).
+        "GOMP_SPINCOUNT": own.get("GOMP_SPINCOUNT", "5000"),
         "TMPDIR": str(state.temporary),
         # Weights and tokenizers come from S3; only a dataset may be asked of the hub.
         **({} if settings.source.startswith("hf://") else {"HF_HUB_OFFLINE": "1"}),

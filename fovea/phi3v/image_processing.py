@@ -157,7 +157,12 @@ class Phi3VImageProcessor(BaseImageProcessor):  # type: ignore[misc]
         planes = pixels.permute(2, 0, 1).float()
         planes.mul_((1 / (255 * std))[:, None, None]).sub_((mean / std)[:, None, None])
         stack = torch.empty(1 + rows * columns, 3, side, side)
-        stack[:1] = torch.nn.functional.interpolate(planes[None], size=(side, side), mode="bicubic")
+        # At their own size pixels stay exactly as they are.
+        stack[0] = (
+            planes
+            if (height, width) == (side, side)
+            else torch.nn.functional.interpolate(planes[None], size=(side, side), mode="bicubic")[0]
+        )
         tiles = planes.reshape(3, rows, side, columns, side).permute(1, 3, 0, 2, 4)
         stack[1:].view(rows, columns, 3, side, side).copy_(tiles)
         return stack, (height, width)

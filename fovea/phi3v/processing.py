@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -125,12 +126,13 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
             raise ValueError("text is needed: images alone mean nothing to the model")
         texts = [text] if isinstance(text, str) else list(text)
         samples = self._samples(texts, images, single=isinstance(text, str))
+        encoded = self._encode([sample for sample, _ in samples], add_special_tokens)
         stacks, ids = [], []
-        for number, (sample, pictures) in enumerate(samples, start=1):
+        for number, ((sample, pictures), chunks) in enumerate(zip(samples, encoded, strict=True), start=1):
             try:
                 shown = self._shown(sample, pictures, num_crops)
                 lengths = [self.image_processor.num_image_tokens(*size) for _, size in shown]
-                ids.append(self._ids(sample, lengths, add_special_tokens))
+                ids.append(self._ids(chunks, lengths))
             except ValueError as error:
                 raise ValueError(f"sample {number}: {error}") from error
             stacks += shown
@@ -184,10 +186,19 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
         cropped = self.image_processor.crop_all(pictures, num_crops)
         return [cropped[mark - 1] for mark in marks]
 
-    def _ids(self, text: str, lengths: list[int], add_special_tokens: bool) -> list[int]:
-        """The text's chunks, each tokenised on its own as in training, with placeholders between them."""
-        chunks = MARK.split(text)[::2]
-        encoded = self.tokenizer(chunks, add_special_tokens=add_special_tokens).input_ids
+    def _encode(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[list[int]]]:
+        """The ids of each text's chunks, each tokenised on its own as in training."""
+        chunks = [MARK.split(text)[::2] for text in texts]
+        # One call for all: a call of the tokenizer costs more than a text.
+        encoded = iter(
+            self.tokenizer(
+                [part for text in chunks for part in text], add_special_tokens=add_special_tokens
+            ).input_ids
+        )
+        return [list(islice(encoded, len(text))) for text in chunks]
+
+    def _ids(self, encoded: list[list[int]], lengths: list[int]) -> list[int]:
+        """A text's chunks with placeholders for its images between them."""
         if any(self.image_token_id in chunk for chunk in encoded):
             raise ValueError(
                 f"the text holds {IMAGE_TOKEN} itself: an image's place is marked by <|image_1|>"

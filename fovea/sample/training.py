@@ -41,7 +41,7 @@ ProgressCallback = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the sample model is trained; the defaults take about three minutes on two cores."""
+    """How the sample model is trained; the defaults take about six minutes on two cores."""
 
     seed: int = 0
     pictures: int = 12_000
