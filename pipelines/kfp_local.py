@@ -12,9 +12,7 @@ import threading
 import warnings
 from pathlib import Path
 
-from kfp import components, local
-
-from pipelines.task_server import task_servers
+from pipelines.task_server import TaskServers, task_servers
 
 
 def main(pipeline: str, arguments: str, root: str) -> int:
@@ -23,16 +21,20 @@ def main(pipeline: str, arguments: str, root: str) -> int:
     warnings.filterwarnings("ignore", message="You may be attemping to run a task", category=RuntimeWarning)
     warnings.filterwarnings("ignore", message="Task '.*': settings", category=UserWarning)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with task_servers() as environment:
-        os.environ.update(environment)
+    with task_servers() as servers:
         # By the PATH: kfp puts ``sys.executable`` into a shell script without quotes.
         sys.executable = "python3"
-        return _run(pipeline, arguments, root)
+        return _run(pipeline, arguments, root, servers)
 
 
-def _run(pipeline: str, arguments: str, root: str) -> int:
+def _run(pipeline: str, arguments: str, root: str, servers: TaskServers) -> int:
+    # Here: kfp takes a second, in which the server imports it for the tasks too.
+    from kfp import components, local
+
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=root, raise_on_error=True)
     run = components.load_component_from_file(pipeline)
+    servers.wait()
+    os.environ.update(servers.environment)
     try:
         run(**json.loads(Path(arguments).read_text()))
     except RuntimeError as error:

@@ -4,7 +4,7 @@ A task of a local run takes seconds to import MLflow, torch and transformers. `t
 that imports the small libraries, and gives an environment whose ``python3`` asks it to fork. Once a program
 has run for some seconds, there is real work to do: the server then forks a second one, which imports the
 large libraries too, and ``python3`` asks that one as soon as it is ready. Where none is ready, ``python3``
-is this Python as usual, so nothing waits for a server.
+is this Python as usual.
 
 Each program is a process of its own, with the caller's arguments, environment, folder and standard streams.
 """
@@ -21,10 +21,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +46,28 @@ SMALL = (
 )
 LARGE = ("datasets", "fovea.phi3v", "peft", "components.train_lora.work", "components.evaluate.work")
 
-_LONG_SECONDS = 4.0
+_LONG_SECONDS = 2.5
 """How long a program runs before the next server is forked."""
 _PR_SET_PDEATHSIG = 1
 
 
+@dataclass(frozen=True)
+class TaskServers:
+    """The servers of a run, and the environment whose ``python3`` asks the last one that is ready."""
+
+    environment: dict[str, str]
+    _first: "subprocess.Popen[bytes] | None" = None
+
+    def wait(self) -> None:
+        """Wait until the first server is ready, or has failed."""
+        first = Path(self.environment[task_client.SOCKETS].split(os.pathsep)[-1])
+        while self._first is not None and self._first.poll() is None and not first.exists():
+            time.sleep(0.05)
+
+
 @contextmanager
-def task_servers(levels: Sequence[Sequence[str]] = (SMALL, LARGE)) -> Iterator[dict[str, str]]:
-    """Start the first server, and give the environment whose ``python3`` asks the last one that is ready.
+def task_servers(levels: Sequence[Sequence[str]] = (SMALL, LARGE)) -> Iterator[TaskServers]:
+    """Start the first server.
 
     There are none but on Linux: elsewhere, libraries do not survive a fork.
 
@@ -59,28 +75,30 @@ def task_servers(levels: Sequence[Sequence[str]] = (SMALL, LARGE)) -> Iterator[d
         levels: The modules that the first server imports, and those that each further one imports besides.
     """
     with tempfile.TemporaryDirectory(prefix="fovea-tasks-") as name:
-        folder = Path(name)
-        launcher = folder / "python3"
-        client = Path(task_client.__file__).resolve()
-        launcher.write_text(f'#!/bin/sh\nexec "${task_client.PYTHON}" -S -E "{client}" "$@"\n')
-        launcher.chmod(0o700)
-        environment = {
-            "PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-            task_client.PYTHON: sys.executable,
-            task_client.SOCKETS: os.pathsep.join(
-                str(_socket(folder, level)) for level in reversed(range(len(levels)))
-            ),
-        }
+        environment = _environment(Path(name), len(levels))
         if sys.platform != "linux":
-            yield environment
+            yield TaskServers(environment)
             return
         command = [sys.executable, "-m", "pipelines.task_server", name, *map(",".join, levels)]
         # As KFP sets it for its tasks: kfp then imports no client and no compiler.
         with subprocess.Popen(command, env={**os.environ, "_KFP_RUNTIME": "true"}) as server:  # noqa: S603
             try:
-                yield environment
+                yield TaskServers(environment, server)
             finally:
                 server.kill()
+
+
+def _environment(folder: Path, levels: int) -> dict[str, str]:
+    launcher = folder / "python3"
+    client = Path(task_client.__file__).resolve()
+    launcher.write_text(f'#!/bin/sh\nexec "${task_client.PYTHON}" -S -E "{client}" "$@"\n')
+    launcher.chmod(0o700)
+    sockets = [str(_socket(folder, level)) for level in reversed(range(levels))]
+    return {
+        "PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        task_client.PYTHON: sys.executable,
+        task_client.SOCKETS: os.pathsep.join(sockets),
+    }
 
 
 def _socket(folder: Path, level: int) -> Path:

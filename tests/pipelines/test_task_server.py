@@ -46,9 +46,9 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def environment(programs: Path) -> Iterator[dict[str, str]]:
     """The environment of a server that is ready; it imported a module that Python itself does not."""
-    with task_servers([["statistics"]]) as own:
-        wait_for(Path(own[SOCKETS]))
-        yield {**os.environ, **own, "PYTHONPATH": str(programs), "WORD": "hello"}
+    with task_servers([["statistics"]]) as servers:
+        servers.wait()
+        yield {**os.environ, **servers.environment, "PYTHONPATH": str(programs), "WORD": "hello"}
 
 
 def wait_for(path: Path) -> None:
@@ -104,8 +104,9 @@ def test_programs_run_beside_each_other_and_a_killed_one_is_told(
 
 
 def test_without_a_ready_server_python_runs_as_usual(programs: Path, tmp_path: Path) -> None:
-    with task_servers([["no_such_module"]]) as own:
-        environment = {**os.environ, **own, "PYTHONPATH": str(programs), "WORD": "hello"}
+    with task_servers([["no_such_module"]]) as servers:
+        servers.wait()
+        environment = {**os.environ, **servers.environment, "PYTHONPATH": str(programs), "WORD": "hello"}
         ended = python(environment, folder=tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout == f"[] hello {tmp_path} from stdin False\nat exit\n"
@@ -125,10 +126,10 @@ def test_a_call_without_a_module_runs_as_usual(environment: dict[str, str]) -> N
 def test_a_long_program_starts_the_next_server_and_all_end_with_the_block(
     programs: Path, tmp_path: Path
 ) -> None:
-    with task_servers([["statistics"], ["colorsys"]]) as own:
-        large, small = map(Path, own[SOCKETS].split(os.pathsep))
-        wait_for(small)
-        environment = {**os.environ, **own, "PYTHONPATH": str(programs), "WORD": "hello"}
+    with task_servers([["statistics"], ["colorsys"]]) as servers:
+        servers.wait()
+        large, small = map(Path, servers.environment[SOCKETS].split(os.pathsep))
+        environment = {**os.environ, **servers.environment, "PYTHONPATH": str(programs), "WORD": "hello"}
         assert python(environment, folder=tmp_path).returncode == 0
         assert not large.exists()
         command = ["python3", "-m", "said_program", "wait"]
