@@ -14,10 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeVar
 
 import boto3
+import botocore.session
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
@@ -71,13 +73,30 @@ def default_cache() -> Path:
     return Path(os.environ.get("FOVEA_CACHE") or Path.home() / ".cache" / "fovea")
 
 
+def s3_client(**options: Any) -> Any:
+    """Return a boto3 client for S3, with the credentials that the environment has now.
+
+    boto3's default session keeps the first credentials it ever saw, so each client has its own.
+
+    Args:
+        **options: as `boto3.session.Session.client` takes them.
+    """
+    session = botocore.session.get_session()
+    session.register_component("data_loader", _service_descriptions())
+    return boto3.Session(botocore_session=session).client("s3", **options)
+
+
+@cache
+def _service_descriptions() -> Any:
+    """Return botocore's loader; it parses megabytes of JSON, which every session would do again."""
+    return botocore.session.get_session().get_component("data_loader")
+
+
 class Storage:
     """S3 as the steps use it. Safe to share between threads."""
 
     def __init__(self, client: Any = None) -> None:
-        # A session of its own: the module's default one keeps the first credentials it ever saw.
-        self._client = client or boto3.Session().client(
-            "s3",
+        self._client = client or s3_client(
             config=Config(
                 retries={"mode": "standard", "max_attempts": 5},
                 max_pool_connections=4 * _WORKERS,

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import boto3
 import yaml
 from botocore.config import Config
 
@@ -28,7 +27,7 @@ from fovea.sample.catalogue import CATALOGUE_VERSION, write_catalogue
 from fovea.sample.model import unpack_sample_model, weights_digest
 from fovea.sample.server import CatalogueServer
 from fovea.steps import RunContext
-from fovea.storage import Storage, index_uri, split_uri
+from fovea.storage import Storage, index_uri, s3_client, split_uri
 from pipelines.compile import PIPELINE_FILE
 from pipelines.embedded_s3 import EmbeddedS3, free_port, is_free, serve_s3
 from pipelines.processes import ending_with_block
@@ -179,8 +178,7 @@ def _sample_model(state: State, show: Show) -> Path:
 
 def _storage(server: EmbeddedS3) -> Storage:
     """Return S3 as this process sees it; its own environment stays as it is."""
-    client = boto3.Session().client(
-        "s3",
+    client = s3_client(
         endpoint_url=server.endpoint_url,
         aws_access_key_id=server.access_key,
         aws_secret_access_key=server.secret_key,

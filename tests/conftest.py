@@ -1,5 +1,6 @@
 """Fixtures that tests of every layer share."""
 
+import inspect
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,10 @@ pytest_plugins = ["tests.left_out"]
 # Before torch is imported, here and in what is started: workers of pytest that wait for each other's threads
 # take twice the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# kfp asks for the stack at each setting of a task. With lines of source, each frame costs a look at every
+# module that is loaded: ten seconds for a compilation, where torch and transformers are.
+inspect.stack.__defaults__ = (0,)
 
 # The same examples everywhere, so that a change fails by its own doing; `make prove` draws new ones.
 settings.register_profile("settled", derandomize=True, deadline=None)

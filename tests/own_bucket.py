@@ -5,8 +5,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import boto3
 import pytest
+
+from fovea.storage import s3_client
 
 
 @contextmanager
@@ -21,5 +22,5 @@ def own_bucket(server: Mapping[str, str], cache: Path) -> Iterator[str]:
             patch.setenv(name, value)
         patch.setenv("FOVEA_CACHE", str(cache))
         bucket = f"test-{uuid.uuid4()}"
-        boto3.Session().client("s3").create_bucket(Bucket=bucket)
+        s3_client().create_bucket(Bucket=bucket)
         yield f"s3://{bucket}"
