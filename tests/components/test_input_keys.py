@@ -1,0 +1,192 @@
+"""Input keys of the default parameters: while they stay, earlier results are found again."""
+
+import hashlib
+import inspect
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from components.evaluate.component import evaluate
+from components.gate.component import gate
+from components.merge_adapter.component import merge_adapter
+from components.prepare_data.component import prepare_data
+from components.train_lora.component import train_lora
+from fovea.models import import_model
+from fovea.records import (
+    AbsentRecord,
+    AdapterRecord,
+    DatasetRecord,
+    EvaluationRecord,
+    FileEntry,
+    ModelRecord,
+    ModelReference,
+    Record,
+    Split,
+    write_record,
+)
+from fovea.steps import RunContext
+from fovea.storage import Storage
+from fovea.task import product_task
+from pipelines.finetune import finetune
+from tests.some_records import made_by, some_evaluation
+
+KEYS = {
+    "import_model": "5179e3e99fb4a85f98237234dfcec9fe115bc09064b5b158abe1ce86ed9f9b68",
+    "prepare_data": "722d34fa00d997fd1943bb607f6d595c70f6148e4304841720d6e10d6d0a7b80",
+    "train_lora": "f69340cd371df439dfdfcf9bc85daaffc90b94af331b0f3190bcf7b6a823ff22",
+    "merge_adapter": "3b05bdc89534cb026b3d9a6dd477151f1138e24c38c1a73cb07a690e11074bad",
+    "evaluate": "4a46dfc894d4eaa05c3c67fa2f2c588bfb7c234cc3c3083780274e3a6e8f8539",
+    "evaluate of a base": "fcd7e3c7b213b7cb35711d2a76b6d407a3cef8e4ef1a014a3ed898742556b427",
+    "gate": "0beabaf1e1395b572b1e54125a32d8f32267db8e4119bd836f015de30fe4c2d7",
+}
+"""Input keys of the steps, with the pipeline's defaults and the parents below."""
+
+TABLE = "imageurl,title,category3_code,full_price,product_code,currency_code\na.jpg,Boot,shoes,10.00,1,EUR\n"
+
+
+class FoundKey(BaseException):
+    """Ends a step where it looks for an earlier result. No Exception: no step may take it for a failure."""
+
+
+def digest_of(name: str) -> str:
+    return "sha256:" + hashlib.sha256(name.encode()).hexdigest()
+
+
+def made(step: str, name: str) -> dict[str, Any]:
+    return {**made_by(step), "run_id": name}
+
+
+@pytest.fixture
+def keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record's digest is that of its ``run_id``, and a step ends with its input key."""
+
+    def find(self: Storage, artifact_root: str, step: str, input_key: str) -> None:
+        raise FoundKey(step, input_key)
+
+    monkeypatch.setattr(Storage, "find", find)
+    monkeypatch.setattr(Record, "digest", property(lambda record: digest_of(record.run_id)))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+
+@pytest.fixture
+def records(keys: None, tmp_path: Path) -> dict[str, str]:
+    """Files with one record of each kind, by name."""
+    task = product_task()
+    base = ModelReference(digest=digest_of("base"), record_uri="s3://models/base.json")
+    tokenizer = tuple(
+        FileEntry(path=name, size=2, sha256=digest_of(name)[7:])
+        for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
+    )
+    splits = {name: Split(rows=8, products=8) for name in ("train", "validation", "test")}
+    some: dict[str, Record | AbsentRecord] = {
+        "base": ModelRecord(
+            **{**made("import_model", "base"), "uri": "s3://models/base/", "files": tokenizer},
+            architecture="Phi3VForCausalLM",
+            num_crops=16,
+        ),
+        "dataset": DatasetRecord(
+            **made("prepare_data", "dataset"),
+            task=task,
+            splits=splits,
+            dropped={},
+            currency="EUR",
+            categories={"shoes": 24},
+            longest_side=1344,
+        ),
+        "adapter": AdapterRecord(
+            **made("train_lora", "adapter"),
+            base=base,
+            dataset_digest=digest_of("dataset"),
+            task=task,
+            num_crops=4,
+            steps=3,
+            epochs=1.0,
+            train_loss=1.0,
+            validation_loss=1.0,
+        ),
+        "model": ModelRecord(
+            **made("merge_adapter", "model"),
+            architecture="Phi3VForCausalLM",
+            num_crops=4,
+            task=task,
+            base=base,
+            adapter_digest=digest_of("adapter"),
+        ),
+        "of_base": evaluation("base"),
+        "of_model": evaluation("model"),
+        "no_champion": AbsentRecord(reason="none yet"),
+    }
+    for name, record in some.items():
+        write_record(record, tmp_path / name)
+    return {name: str(tmp_path / name) for name in some}
+
+
+def evaluation(model: str) -> EvaluationRecord:
+    return some_evaluation(
+        run_id=f"of_{model}",
+        model_digest=digest_of(model),
+        dataset_digest=digest_of("dataset"),
+        task_digest=product_task().digest,
+    )
+
+
+def key_of(component: Any, root: str, artifacts: dict[str, str], folder: Path, **own: Any) -> tuple[str, str]:
+    """The step and input key of a component that gets the pipeline's defaults, and ``own`` above them."""
+    run = {
+        name: each.default
+        for name, each in inspect.signature(finetune.pipeline_func).parameters.items()
+        if each.default is not inspect.Parameter.empty
+    }
+    given = {**run, "artifact_root": root, "run_id": "run", **own}
+    outputs = {name: folder / "out" / name for name in component.component_spec.outputs or {}}
+    files = {name: SimpleNamespace(path=str(path)) for name, path in {**outputs, **artifacts}.items()}
+    wanted = inspect.signature(component.python_func).parameters
+    arguments = {name: value for name, value in {**given, **files}.items() if name in wanted}
+    with pytest.raises(FoundKey) as found:
+        component.python_func(**arguments)
+    step, key = found.value.args
+    return step, key
+
+
+def test_import_model(s3: str, keys: None, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    with pytest.raises(FoundKey) as found:
+        import_model(tmp_path, RunContext(artifact_root=s3, run_id="run"), Storage())
+    assert found.value.args == ("import_model", KEYS["import_model"])
+
+
+def test_prepare_data(s3: str, records: dict[str, str], tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text(TABLE)
+    found = key_of(prepare_data, s3, {"base": records["base"]}, tmp_path, source=str(table))
+    assert found == ("prepare_data", KEYS["prepare_data"])
+
+
+def test_train_lora(s3: str, records: dict[str, str], tmp_path: Path) -> None:
+    artifacts = {name: records[name] for name in ("dataset", "base")}
+    assert key_of(train_lora, s3, artifacts, tmp_path) == ("train_lora", KEYS["train_lora"])
+
+
+def test_merge_adapter(s3: str, records: dict[str, str], tmp_path: Path) -> None:
+    artifacts = {name: records[name] for name in ("adapter", "base")}
+    assert key_of(merge_adapter, s3, artifacts, tmp_path) == ("merge_adapter", KEYS["merge_adapter"])
+
+
+@pytest.mark.parametrize(("model", "key"), [("base", "evaluate of a base"), ("model", "evaluate")])
+def test_evaluate(s3: str, records: dict[str, str], tmp_path: Path, model: str, key: str) -> None:
+    artifacts = {"model": records[model], "dataset": records["dataset"]}
+    found = key_of(evaluate, s3, artifacts, tmp_path, split="test", batch_size=16)
+    assert found == ("evaluate", KEYS[key])
+
+
+def test_gate(s3: str, records: dict[str, str], tmp_path: Path) -> None:
+    artifacts = {
+        "base": records["of_base"],
+        "tuned": records["of_model"],
+        "champion": records["no_champion"],
+        "model": records["model"],
+    }
+    assert key_of(gate, s3, artifacts, tmp_path) == ("gate", KEYS["gate"])
