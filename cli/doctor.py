@@ -50,7 +50,7 @@ def doctor(
 
 
 def _on_a_cluster(settings: Path, namespace: str, artifact_root: str) -> Iterator[Finding]:
-    from components.deploy.cluster import Cluster
+    from components.deploy.targets.cluster import Cluster
     from pipelines.cluster import read_cluster_settings
     from pipelines.examine import Examination
 

@@ -41,8 +41,8 @@ def status(
 
 
 def _show_live(document: "Deployment") -> None:
-    from components.deploy.cluster import Cluster, ClusterError
-    from components.deploy.status import live_shares
+    from components.deploy.targets.cluster import Cluster, ClusterError
+    from components.deploy.targets.kserve import live_shares
 
     try:
         shares = live_shares(Cluster.connect(document.namespace), document.service)

@@ -14,9 +14,9 @@ from kfp import dsl, kubernetes
 from kfp.dsl import pipeline_context
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from components.deploy.cluster import API_KEYS, CREDENTIALS
+from components.deploy.kserve_parameters import Toleration
+from components.deploy.targets.cluster import API_KEYS, CREDENTIALS
 from components.flow.parameters import FinetuneParameters
-from components.kserve_parameters import Toleration
 from fovea.errors import UserError
 from pipelines.finetune import finetune
 

@@ -17,8 +17,8 @@ from kubernetes import client  # type: ignore[import-untyped]
 from kubernetes.utils import parse_quantity  # type: ignore[import-untyped]
 from pydantic import ValidationError
 
-from components.deploy.cluster import Cluster
-from components.kserve_parameters import KServeParameters
+from components.deploy.kserve_parameters import KServeParameters
+from components.deploy.targets.cluster import Cluster
 from fovea.errors import UserError
 from fovea.platform import Platform
 from fovea.records import now

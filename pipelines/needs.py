@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from components.deploy.kserve_parameters import KServeParameters
 from components.flow.parameters import FinetuneParameters
-from components.kserve_parameters import KServeParameters
 from components.prepare_data.parameters import PrepareParameters
 from fovea.errors import UserError
 from pipelines.cluster import ClusterSettings, Placement

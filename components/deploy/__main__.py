@@ -23,7 +23,7 @@ def main(
     run_id: Annotated[str, typer.Option(help="Which run this belongs to.")] = "manual",
 ) -> None:
     """Serve a model, ask it about held-out pictures, make it known; ends with 1 where it is refused."""
-    from components.deploy.deploy import deploy_step
+    from components.deploy.step import deploy_step
 
     with running("deploy"):
         verdict = deploy_step(

@@ -44,7 +44,7 @@ def deploy(
         deployed: Whether the service now stands for this model.
         reason: Why, on one line.
     """
-    from components.deploy.deploy import deploy_step
+    from components.deploy.step import deploy_step
     from fovea.steps import configure_logging
 
     configure_logging()

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from components.kserve_parameters import KServeParameters
+from components.deploy.kserve_parameters import KServeParameters
 from fovea.records import ModelReference
 from fovea.task import FieldValue
 

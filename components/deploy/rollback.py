@@ -3,9 +3,9 @@
 from datetime import UTC, datetime
 
 from components.deploy.candidate import Candidate
-from components.deploy.deploy import Verdict, deploy
 from components.deploy.history import champion_before, present_deployment, withdraw
 from components.deploy.parameters import Deployment, DeployParameters
+from components.deploy.step import Verdict, deploy
 from fovea.errors import UserError
 from fovea.steps import RunContext
 from fovea.storage import Storage

@@ -21,8 +21,8 @@ from typer.testing import CliRunner, Result
 
 from cli.predict import predict
 from cli.serve import serve
-from components.deploy.deploy import deployment_uri
 from components.deploy.parameters import Deployment, Example
+from components.deploy.step import deployment_uri
 from fovea.errors import UserError
 from fovea.records import ModelRecord, ModelReference, now
 from fovea.steps import RunContext, run_step

@@ -13,13 +13,13 @@ import pytest
 import yaml
 from kubernetes import client, config
 
-from components.deploy.cluster import Cluster
-from components.deploy.lease import Lease
-from components.deploy.manifest import Served
-from components.deploy.questions import HeldOutQuestions
-from components.deploy.rollout import Rollout
-from components.deploy.verify import Expectation, Outcome, Probe
-from components.kserve_parameters import KServeParameters
+from components.deploy.kserve_parameters import KServeParameters
+from components.deploy.targets.cluster import Cluster
+from components.deploy.targets.lease import Lease
+from components.deploy.targets.manifest import Served
+from components.deploy.targets.questions import HeldOutQuestions
+from components.deploy.targets.rollout import Rollout
+from components.deploy.verification import Expectation, Outcome, Probe
 from fovea.task import product_task
 from tests.cluster.api_server import api_server
 from tests.cluster.kserve_double import Behaviour, KServeDouble

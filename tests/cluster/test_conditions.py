@@ -14,11 +14,11 @@ import pytest
 import yaml
 from kubernetes import client
 
-from components.deploy.cluster import Cluster, ClusterError, ConflictError
-from components.deploy.lease import LeaseLostError
-from components.deploy.manifest import canary_entry, inference_service, predictor
-from components.deploy.verify import Outcome
-from components.kserve_parameters import KServeParameters
+from components.deploy.kserve_parameters import KServeParameters
+from components.deploy.targets.cluster import Cluster, ClusterError, ConflictError
+from components.deploy.targets.lease import LeaseLostError
+from components.deploy.targets.manifest import canary_entry, inference_service, predictor
+from components.deploy.verification import Outcome
 from tests.cluster.conftest import QUICK, SERVICE, Place, digest
 
 MANIFEST = Path(__file__).resolve().parents[2] / "manifests" / "base" / "deployer.yaml"
@@ -76,7 +76,7 @@ def test_the_role_is_enough_and_no_more(
 
 def test_a_namespace_without_rights(place: Place, alice: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     # As if the API server had been up for long.
-    monkeypatch.setattr("components.deploy.cluster._START_SECONDS", 0.0)
+    monkeypatch.setattr("components.deploy.targets.cluster._START_SECONDS", 0.0)
     cluster = Cluster(alice, place.namespace)
     with pytest.raises(ClusterError, match=r"may not get leases .* bind the Role fovea-deployer"):
         place.deploy("a", cluster=cluster)

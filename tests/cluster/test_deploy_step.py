@@ -7,11 +7,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from components.deploy import rollout
-from components.deploy.cluster import Cluster
 from components.deploy.history import present_deployment
 from components.deploy.rollback import roll_back
-from components.deploy.status import live_shares
+from components.deploy.targets import rollout
+from components.deploy.targets.cluster import Cluster
+from components.deploy.targets.kserve import live_shares
 from fovea.inference import Answer
 from fovea.records import ModelRecord
 from fovea.steps import RunContext, run_step

@@ -17,7 +17,7 @@ from moto import mock_aws
 from typer.testing import CliRunner
 
 from cli.doctor import doctor
-from components.deploy.cluster import Cluster
+from components.deploy.targets.cluster import Cluster
 from pipelines.cluster import ClusterSettings
 from pipelines.examine import Examination
 from pipelines.findings import Finding

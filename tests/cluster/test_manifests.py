@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from kubernetes import client
 
-from components.deploy import cluster
-from components.deploy.cluster import Cluster, ClusterError
+from components.deploy.targets import cluster
+from components.deploy.targets.cluster import Cluster, ClusterError
 from pipelines.cluster import read_cluster_settings
 from pipelines.compile import compile_resources
 from tests.cluster.conftest import Install

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from kubernetes import client
 
-from components.deploy.manifest import deployment_name
+from components.deploy.targets.manifest import deployment_name
 from tests.cluster.conftest import SERVICE, Place, digest
 
 # Where only waiting shows that something is wrong; the others are known long before.

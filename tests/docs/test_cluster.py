@@ -8,7 +8,7 @@ import yaml
 from typer.testing import CliRunner
 
 from cli.main import app
-from components.kserve_parameters import KServeParameters
+from components.deploy.kserve_parameters import KServeParameters
 from pipelines.cluster import ClusterSettings, Tasks
 from pipelines.examine import Examination
 from tests.docs.pages import REPOSITORY, blocks

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from components.deploy.cluster import API_KEYS, CREDENTIALS
+from components.deploy.targets.cluster import API_KEYS, CREDENTIALS
 from components.flow.parameters import FinetuneParameters
 from fovea.errors import UserError
 from pipelines import cluster

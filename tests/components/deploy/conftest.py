@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from components.deploy.deploy import deploy_step
+from components.deploy.step import deploy_step
 from fovea.calibration import Calibration, FieldCalibration
 from fovea.inference import Answer, Predictor
 from fovea.pictures import PictureLimits, decode_picture, encode_jpeg

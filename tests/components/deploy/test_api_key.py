@@ -5,7 +5,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from components.deploy import cluster, questions
+from components.deploy.targets import cluster, questions
 
 
 def test_the_key_is_read_anew_for_every_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

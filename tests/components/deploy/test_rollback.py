@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from components.deploy import deploy as deploy_module
+from components.deploy import step as deploy_module
 from components.deploy.history import champion_before, present_deployment
 from components.deploy.parameters import Deployment, Example
 from components.deploy.rollback import roll_back
-from components.deploy.verify import Verification
+from components.deploy.verification import Verification
 from fovea.errors import UserError
 from fovea.records import ModelRecord
 from fovea.steps import RunContext, run_step

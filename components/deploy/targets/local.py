@@ -15,7 +15,7 @@ import httpx
 
 logger = logging.getLogger("fovea")
 
-_REPOSITORY = Path(__file__).resolve().parents[2]
+_REPOSITORY = Path(__file__).resolve().parents[3]
 _STOP_SECONDS = 15.0
 _POLL_SECONDS = 0.1
 _REPORT_SECONDS = 5.0

@@ -1,17 +1,18 @@
-"""A deployment on KServe: the rollout, with what it needs of the records."""
+"""A deployment on KServe: the rollout, with what it needs of the records, and what a service serves now."""
 
 import logging
 from dataclasses import dataclass
 from datetime import datetime
 
 from components.deploy.candidate import Candidate
-from components.deploy.cluster import Cluster, ClusterError
-from components.deploy.lease import Lease, LeaseLostError
-from components.deploy.manifest import Served
 from components.deploy.parameters import Deployment, DeployParameters
-from components.deploy.questions import HeldOutQuestions
-from components.deploy.rollout import Rollout
-from components.deploy.verify import Expectation, Outcome, Verification, load_probes
+from components.deploy.targets.cluster import Cluster, ClusterError
+from components.deploy.targets.lease import Lease, LeaseLostError
+from components.deploy.targets.manifest import Served, deployment_name, digest_of, template_of
+from components.deploy.targets.pods import observe
+from components.deploy.targets.questions import HeldOutQuestions
+from components.deploy.targets.rollout import Rollout
+from components.deploy.verification import Expectation, Outcome, Verification, load_probes
 from fovea.storage import Storage
 
 logger = logging.getLogger("fovea")
@@ -79,3 +80,29 @@ class KServeTarget:
         if previous is None or previous.namespace != self.cluster.namespace:
             return None
         return previous.inference_service
+
+
+@dataclass(frozen=True)
+class Share:
+    """A predictor of a service: its model's digest, its share of the traffic, and how its pods are."""
+
+    digest: str
+    percent: int
+    pods: int
+    problem: str
+
+
+def live_shares(cluster: Cluster, service: str) -> list[Share]:
+    """Return the stable predictor and the canaries of a service; none where there is no such service."""
+    live = cluster.get("inferenceservices", service)
+    if live is None:
+        return []
+    canaries = [(each["predictor"], each["trafficPercent"]) for each in live["spec"].get("canary") or []]
+    rest = 100 - sum(percent for _, percent in canaries)
+    shares = []
+    for predictor, percent in [(live["spec"]["predictor"], rest), *canaries]:
+        name = deployment_name(service, predictor.get("name"))
+        seen = observe(cluster, service, name, template_of(predictor))
+        problem = seen.problem.message if seen.problem else ""
+        shares.append(Share(digest_of(predictor), percent, len(seen.running), problem))
+    return shares

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from components.deploy import cluster
-from components.deploy.verify import PREDICT_PATH, Expectation, Probe, Verification, percentile, verify
+from components.deploy.targets import cluster
+from components.deploy.verification import PREDICT_PATH, Expectation, Probe, Verification, percentile, verify
 from fovea.progress import Progress
 
 logger = logging.getLogger("fovea")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.deploy.verify import Expectation, Probe, Verification, most_that_differ, verify
+from components.deploy.verification import Expectation, Probe, Verification, most_that_differ, verify
 from fovea.calibration import Calibration, FieldCalibration
 from fovea.task import product_task
 

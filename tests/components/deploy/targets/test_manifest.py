@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from components.deploy import questions
-from components.deploy.manifest import (
+from components.deploy.kserve_parameters import KServeParameters
+from components.deploy.targets import questions
+from components.deploy.targets.manifest import (
     Served,
     canary_entry,
     deployment_name,
@@ -23,10 +24,9 @@ from components.deploy.manifest import (
     owned,
     predictor,
 )
-from components.deploy.questions import HeldOutQuestions
-from components.deploy.rollout import address_of
-from components.deploy.verify import Expectation, Probe
-from components.kserve_parameters import KServeParameters
+from components.deploy.targets.questions import HeldOutQuestions
+from components.deploy.targets.rollout import address_of
+from components.deploy.verification import Expectation, Probe
 from fovea.task import product_task
 
 REPOSITORY = Path(__file__).resolve().parents[3]

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from components.deploy.candidate import Candidate
-from components.deploy.deploy import deployment_uri
-from components.deploy.local_server import LocalServer, ServerError
 from components.deploy.parameters import Deployment
+from components.deploy.step import deployment_uri
+from components.deploy.targets.local import LocalServer, ServerError
 from fovea.errors import UserError
 from fovea.inference import Answer
 from fovea.records import ModelReference
@@ -195,7 +195,7 @@ def test_a_server_that_takes_too_long_is_stopped(settled: World) -> None:
 def test_the_server_ends_with_the_process_that_started_it(settled: World) -> None:
     script = (
         "import sys\n"
-        "from components.deploy.local_server import LocalServer\n"
+        "from components.deploy.targets.local import LocalServer\n"
         "with LocalServer(sys.argv[1], 'fovea').running(120) as address:\n"
         "    print(address, flush=True)\n"
         "    sys.stdin.read()\n"

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from components.kserve_parameters import KServeParameters
+from components.deploy.kserve_parameters import KServeParameters
 from fovea.records import sha256_digest
 
 API_VERSION = "serving.kserve.io/v1beta1"

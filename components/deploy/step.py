@@ -12,9 +12,9 @@ import httpx
 
 from components.deploy.candidate import Candidate
 from components.deploy.history import deployment_uri, present_deployment, write_deployment
-from components.deploy.local_server import LocalServer, ServerError
 from components.deploy.parameters import Deployment, DeployParameters
-from components.deploy.verify import (
+from components.deploy.targets.local import LocalServer, ServerError
+from components.deploy.verification import (
     CHAT_PATH,
     PREDICT_PATH,
     Expectation,
@@ -151,8 +151,8 @@ def _on_kserve(
 ) -> tuple[Outcome, DeployParameters]:
     """Roll out on KServe; return the outcome, and the parameters with the namespace that was meant."""
     # The Kubernetes client takes a second to import, which a local run need not wait for.
-    from components.deploy.cluster import Cluster
-    from components.deploy.kserve import KServeTarget
+    from components.deploy.targets.cluster import Cluster
+    from components.deploy.targets.kserve import KServeTarget
 
     try:
         cluster = Cluster.connect(asked.kserve.namespace)

@@ -18,10 +18,10 @@ from enum import StrEnum
 from functools import partial
 from typing import Any, Protocol
 
-from components.deploy.cluster import FIELD_MANAGER, Cluster, ClusterError, Document
-from components.deploy.diagnose import Problem
-from components.deploy.lease import Lease, LeaseLostError
-from components.deploy.manifest import (
+from components.deploy.kserve_parameters import KServeParameters
+from components.deploy.targets.cluster import FIELD_MANAGER, Cluster, ClusterError, Document
+from components.deploy.targets.lease import Lease, LeaseLostError
+from components.deploy.targets.manifest import (
     MODE_ANNOTATION,
     Served,
     canary_entry,
@@ -34,9 +34,8 @@ from components.deploy.manifest import (
     predictor,
     template_of,
 )
-from components.deploy.observe import Observation, observe
-from components.deploy.verify import Outcome, Verification
-from components.kserve_parameters import KServeParameters
+from components.deploy.targets.pods import Observation, Problem, observe
+from components.deploy.verification import Outcome, Verification
 
 logger = logging.getLogger("fovea")
 

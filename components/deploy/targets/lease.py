@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from components.deploy.cluster import Cluster, ClusterError, ConflictError, Document
+from components.deploy.targets.cluster import Cluster, ClusterError, ConflictError, Document
 
 DECIDED_ANNOTATION = "fovea.dev/decided-at"
 SUCCESSOR_ANNOTATION = "fovea.dev/successor"

@@ -1,0 +1,1 @@
+"""Where a model is deployed: a server on this machine, or an InferenceService of KServe."""
