@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as parquet
 
-from components.evaluate.publish import NAME as EVALUATION_REPORT
+from components.evaluate.report.publish import NAME as EVALUATION_REPORT
 from fovea.calibration import is_right
 from fovea.figures import rule_limit, rule_value
 from fovea.pages import picture_url, render_page

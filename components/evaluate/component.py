@@ -123,7 +123,7 @@ def report_evaluation(
         artifact_root: s3://bucket/prefix that payloads and records lie under.
         run_id: The run's ID.
     """
-    from components.evaluate.publish import report_evaluation_step
+    from components.evaluate.report.publish import report_evaluation_step
     from fovea.steps import configure_logging
 
     configure_logging()

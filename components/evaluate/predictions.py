@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from components.evaluate.rows import Row
+from components.evaluate.split import Row
 from fovea.calibration import Calibration
 from fovea.inference import Answer
 from fovea.task import PriceField, Task

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from components.evaluate.checkpoints import Parts
 from components.evaluate.parameters import EvaluateParameters
-from components.evaluate.parts import Parts
 from fovea.devices import has_gpu
 from fovea.errors import UserError
 from fovea.metrics import Roles, with_intervals
@@ -74,7 +74,7 @@ def evaluate_step(
         parts = Parts(storage, artifact_root, input_key(STEP, VERSION, shaping, parents))
 
         def work(attempt: Attempt) -> Mapping[str, Any]:
-            from components.evaluate.work import Evaluation
+            from components.evaluate.evaluation import Evaluation
 
             return Evaluation(attempt, model, dataset, asked, generation, parts).run()
 

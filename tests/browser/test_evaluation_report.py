@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from components.evaluate.report import write_report
-from components.evaluate.rows import Row
+from components.evaluate.report.page import write_report
+from components.evaluate.split import Row
 from fovea.records import RuleResult
 from fovea.storage import Storage
 from tests.browser.chromium import FAINT, PROGRAM, SKIP, Browser

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 from PIL import Image
 
+from components.evaluate.baselines import shuffle_among_groups
 from components.evaluate.predictions import write_predictions
-from components.evaluate.rows import Row
-from components.evaluate.shuffle import shuffle_among_groups
+from components.evaluate.split import Row
 from fovea.calibration import fit_calibration
 from fovea.inference import Answer
 from fovea.metrics import Outcomes, confusion, measure, slices, write_baselines

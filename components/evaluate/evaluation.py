@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.evaluate.baselines import trivial_answers
-from components.evaluate.neighbours import nearest
+from components.evaluate.baselines import nearest, shuffle_among_groups, trivial_answers
+from components.evaluate.checkpoints import Parts
 from components.evaluate.parameters import EvaluateParameters
-from components.evaluate.parts import Parts
 from components.evaluate.predictions import answers_from, answers_table, write_predictions
-from components.evaluate.rows import Split
-from components.evaluate.shuffle import shuffle_among_groups
+from components.evaluate.split import Split
 from fovea import tracking
 from fovea.calibration import Calibration, fit_calibration
 from fovea.inference import Answer, Predictor

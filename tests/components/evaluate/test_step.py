@@ -14,11 +14,11 @@ from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from components.evaluate import step, work
+from components.evaluate import evaluation, step
+from components.evaluate.checkpoints import Parts
 from components.evaluate.component import evaluate
 from components.evaluate.parameters import EvaluateParameters
-from components.evaluate.parts import Parts
-from components.evaluate.rows import Split
+from components.evaluate.split import Split
 from components.evaluate.step import evaluate_step, figures
 from fovea.calibration import Calibration, FieldCalibration
 from fovea.errors import UserError
@@ -298,7 +298,7 @@ def test_confidences_are_calibrated_on_the_validation_split(
         seen.append(given)
         return Calibration(fields=dict.fromkeys(product_task().fields, field))
 
-    monkeypatch.setattr(work, "fit_calibration", fit)
+    monkeypatch.setattr(evaluation, "fit_calibration", fit)
     inputs.use("constant", tuned=True)
     record = inputs.evaluate()
     (task, truths, answers, scores) = seen[0]
@@ -325,7 +325,7 @@ def test_an_evaluation_is_reused_by_another_run_and_not_by_other_parameters(
     assert b'"reused":true' in report
     keys = {first.input_key}
     monkeypatch.setattr(
-        work.Evaluation,
+        evaluation.Evaluation,
         "run",
         lambda _: first.model_dump(include=EvaluationRecord.model_fields.keys() - Record.model_fields.keys()),
     )
@@ -355,10 +355,10 @@ def test_where_there_is_no_model_there_is_no_evaluation(inputs: Inputs) -> None:
 
 KILLED = """
 import os, signal, sys
-from components.evaluate import parts
+from components.evaluate import checkpoints
 from components.evaluate.step import evaluate_step
 
-save, saved = parts.Parts.save, []
+save, saved = checkpoints.Parts.save, []
 
 def save_and_die(self, *given):
     save(self, *given)
@@ -366,7 +366,7 @@ def save_and_die(self, *given):
     if len(saved) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
 
-parts.Parts.save = save_and_die
+checkpoints.Parts.save = save_and_die
 folder, root = sys.argv[1:]
 evaluate_step(
     model_record=f"{folder}/model.json", dataset_record=f"{folder}/dataset.json",
@@ -532,7 +532,7 @@ def tracked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         def log_table(self, columns: dict[str, list[Any]], name: str) -> None:
             logged.append((name, columns))
 
-    monkeypatch.setattr(work.tracking.Run, "of", lambda reference: Run())
+    monkeypatch.setattr(evaluation.tracking.Run, "of", lambda reference: Run())
     return logged
 
 

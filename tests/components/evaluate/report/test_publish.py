@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
-from components.evaluate import publish, report
-from components.evaluate.publish import report_evaluation_step
+from components.evaluate.report import page, publish
+from components.evaluate.report.publish import report_evaluation_step
 from fovea.records import (
     AbsentRecord,
     DatasetRecord,
@@ -73,7 +73,7 @@ def test_the_report_goes_where_people_look_for_it(
         def log_file(self, path: Path) -> None:
             logged.append(path)
 
-    monkeypatch.setattr(report, "write_report", write_report)
+    monkeypatch.setattr(page, "write_report", write_report)
     monkeypatch.setattr(publish.tracking, "is_on", lambda: True)
     monkeypatch.setattr(publish.tracking.Run, "of", lambda reference: Run())
     assert "Well done" in publish_report(records, tmp_path, s3)
@@ -96,7 +96,7 @@ def test_a_report_that_cannot_be_made_says_why_and_stops_nothing(
     def write_report(path: Path, **_: Any) -> Path:
         raise error or AssertionError("not reached")
 
-    monkeypatch.setattr(report, "write_report", write_report)
+    monkeypatch.setattr(page, "write_report", write_report)
     if error is None:
         records["tuned"].write_text("<script>alert(1)</script>")
     text = publish_report(records, tmp_path, s3)

@@ -57,7 +57,7 @@ def report_evaluation_step(
 
 def _write(records: Mapping[str, str | Path], path: Path, storage: Storage) -> None:
     # Drawing needs what no other step here does.
-    from components.evaluate.report import write_report
+    from components.evaluate.report.page import write_report
 
     champion = read_optional_record(records["champion"], EvaluationRecord)
     write_report(

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from components.evaluate.report import MAX_BYTES, write_report, written
-from components.evaluate.rows import Row
+from components.evaluate.report.page import MAX_BYTES, write_report, written
+from components.evaluate.split import Row
 from fovea.errors import UserError
 from fovea.inference import Answer
 from fovea.records import DatasetRecord, EvaluationRecord, Interval, RuleResult

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as parquet
 
-from components.evaluate.report_rows import AnsweredRows, Row, shown, shown_value
+from components.evaluate.report.rows import AnsweredRows, Row, shown, shown_value
 from fovea.metrics import OTHER, Roles, slices
 from fovea.pages import picture_url
 from fovea.pictures import PictureError, PictureLimits, decode_picture

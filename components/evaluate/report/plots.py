@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from components.evaluate.report_rows import AnsweredRows, shown
+from components.evaluate.report.rows import AnsweredRows, shown
 from fovea.calibration import Calibration, Coverage, coverage_table
 from fovea.metrics import UNREADABLE, Outcomes, Roles, confusion
 from fovea.pages.charts import Histogram, amount, histogram

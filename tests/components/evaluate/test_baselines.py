@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.evaluate.shuffle import shuffle_among_groups
+from components.evaluate.baselines import shuffle_among_groups
 
 GROUPS = st.lists(st.sampled_from("abcdefgh"), max_size=40)
 SEEDS = st.integers(0, 2**32 - 1)

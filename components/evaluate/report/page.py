@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from components.evaluate import report_examples, report_plots
-from components.evaluate.report_rows import read_rows, shown
+from components.evaluate.report import examples, plots
+from components.evaluate.report.rows import read_rows, shown
 from fovea.figures import UNKNOWN, figure_text, interval_text, rule_limit, rule_value
 from fovea.metrics import BASELINES, IN_CURRENCY, LOWER_IS_BETTER, OTHER, Outcomes, read_baselines
 from fovea.pages import render_page
@@ -14,7 +14,7 @@ from fovea.pages.plots import Axis, Mark, mark, percent
 from fovea.records import DatasetRecord, Decision, EvaluationRecord, Metrics, RuleResult
 from fovea.storage import Storage
 
-TEMPLATE = Path(__file__).with_name("report.html.j2")
+TEMPLATE = Path(__file__).with_name("page.html.j2")
 MAX_BYTES = 5_000_000
 """No report is larger, whatever the model answered."""
 
@@ -197,10 +197,10 @@ class _Report:
             subjects=self._subjects(),
             tables=list(self._tables()),
             slices=list(self._slices()),
-            prices=report_plots.prices(self._rows, self._baselines),
-            confusion=report_plots.matrix(answered.outcomes),
-            calibration=report_plots.calibration(self._tuned.calibration, answered),
-            gallery=report_examples.choose(self._rows, self._dataset, self._tuned, self._storage, budget),
+            prices=plots.prices(self._rows, self._baselines),
+            confusion=plots.matrix(answered.outcomes),
+            calibration=plots.calibration(self._tuned.calibration, answered),
+            gallery=examples.choose(self._rows, self._dataset, self._tuned, self._storage, budget),
         )
 
     def _subjects(self) -> list[Subject]:

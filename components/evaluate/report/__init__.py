@@ -1,0 +1,1 @@
+"""The report of an evaluation: a page with figures, plots and examples."""
