@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from components.deploy.kserve_parameters import KServeJson
-from components.gate_rules import read_rules
+from components.gate.parameters import read_rules
 from components.run_task import run_task
 from fovea.errors import UserError
 from fovea.task import Task

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from components.flow.parameters import FinetuneParameters
-from components.gate_rules import read_rules
+from components.gate.parameters import read_rules
 from fovea import tracking
 from fovea.champion import find_champion
 from fovea.errors import UserError

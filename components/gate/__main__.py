@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from components.command import running, with_options
-from components.gate.rules import Limits
+from components.gate.parameters import Limits
 from fovea.errors import UserError
 
 
@@ -30,7 +30,7 @@ def main(
     ] = "",
 ) -> None:
     """Decide whether a tuned model may be deployed; ends with 1 where it is refused."""
-    from components.gate.decide import gate_step
+    from components.gate.step import gate_step
 
     with running("gate"):
         verdict = gate_step(

@@ -48,7 +48,7 @@ def gate(
         passed: Whether the model may be deployed.
         reason: Why, on one line.
     """
-    from components.gate.decide import gate_step
+    from components.gate.step import gate_step
 
     return gate_step(
         base_record=base.path,

@@ -1,15 +1,17 @@
 """What the gate judges by: records, and what came of each row, read so that nothing broken goes unseen."""
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from components.gate.rules import BASE_SHUFFLED, MODEL, SHUFFLED, Evidence
 from fovea.errors import UserError
 from fovea.metrics import BASELINES, Outcomes, read_baselines, read_outcomes
 from fovea.records import (
     AbsentRecord,
     EvaluationRecord,
+    Metrics,
     ModelRecord,
     R,
     Record,
@@ -20,9 +22,69 @@ from fovea.steps import plain_line
 from fovea.storage import Storage
 from fovea.task import Task
 
+MODEL = "tuned"
+"""The model that would be deployed, by its name among the evidence."""
+SHUFFLED = "shuffled"
+"""The same, shown other products' pictures."""
+BASE_SHUFFLED = "base:shuffled"
+"""The base, shown other products' pictures."""
 PREDICTIONS = "predictions-*.parquet"
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a model is judged by. What could not be read is None, and ``unreadable`` says why."""
+
+    candidate: EvaluationRecord | None
+    base: EvaluationRecord | None
+    champion: EvaluationRecord | AbsentRecord | None
+    """An absent one is known not to be there."""
+    model_digest: str | None
+    """The model that would be deployed."""
+    base_digest: str | None
+    """The model it was tuned from."""
+    outcomes: Mapping[str, Outcomes] = field(default_factory=dict)
+    """What came of each row: of `MODEL`, `SHUFFLED`, ``base``, ``champion`` and ``baseline:…``."""
+    unreadable: tuple[str, ...] = ()
+
+    def record(self, name: str) -> EvaluationRecord | None:
+        """Return the evaluation that holds the figures of somebody among the evidence."""
+        if name in (MODEL, SHUFFLED):
+            return self.candidate
+        if name == "champion":
+            return self.champion if isinstance(self.champion, EvaluationRecord) else None
+        return self.base
+
+    def metrics(self, name: str) -> Metrics | None:
+        """Return the recorded figures of somebody among the evidence."""
+        record = self.record(name)
+        if record is None:
+            return None
+        if name == SHUFFLED:
+            return record.shuffled
+        kind, _, baseline = name.partition(":")
+        return record.baselines.get(baseline) if kind == "baseline" else record.metrics
+
+
+class RefusedError(Exception):
+    """A rule cannot be looked at, and so refuses; the message says why."""
+
+
+def outcomes_of(evidence: Evidence, who: str) -> Outcomes:
+    """Return what came of each row of somebody among the evidence; what is not there refuses."""
+    found = evidence.outcomes.get(who)
+    if found is None or not len(found):
+        raise RefusedError(f"there are no predictions{'' if who == MODEL else f' of {who}'}")
+    return found
+
+
+def finite(value: object, what: str) -> float:
+    """Return a figure; one that is not finite refuses, and ``what`` says in the reason which it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise RefusedError(f"{what} is not a finite number")
+    return float(value)
 
 
 def gather(

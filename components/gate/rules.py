@@ -4,19 +4,25 @@ Whatever is missing, not finite or not comparable refuses. Every rule is looked 
 and the verdict does not depend on their order.
 """
 
-import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from components.gate_rules import BASELINES, RELIANCE, RuleSpec
+from components.gate.checks import CHECKS, CheckRule
+from components.gate.evidence import (
+    BASE_SHUFFLED,
+    MODEL,
+    SHUFFLED,
+    Evidence,
+    RefusedError,
+    finite,
+    outcomes_of,
+)
+from components.gate.parameters import BASELINES, RELIANCE, Limits, RuleSpec
 from fovea.figures import figure_text, gain_text, interval_text, sign
 from fovea.metrics import (
     COUNTS,
     LOWER_IS_BETTER,
-    METRICS,
     RESAMPLES,
     Mask,
     Outcomes,
@@ -26,105 +32,14 @@ from fovea.metrics import (
     paired_bootstrap,
     slices,
 )
-from fovea.records import AbsentRecord, EvaluationRecord, Interval, Metrics, RuleResult
+from fovea.records import AbsentRecord, Interval, RuleResult
 from fovea.steps import plain_line
-
-MODEL = "tuned"
-"""The model that would be deployed, by its name among the evidence."""
-SHUFFLED = "shuffled"
-"""The same, shown other products' pictures."""
-BASE_SHUFFLED = "base:shuffled"
-"""The base, shown other products' pictures."""
 
 _COMPARE: Mapping[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,
     ">": operator.gt,
 }
-_ROUNDING = 1e-9
-
-
-class Limits(BaseModel):
-    """What a model must reach by default. Accuracies, rates and errors are fractions."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-
-    min_samples: int = Field(default=200, ge=1)
-    """Rows of the split that the figures must rest on."""
-    min_parse_rate: float = Field(default=0.98, ge=0, le=1)
-    """Share of answers that can be read."""
-    min_category_accuracy: float = Field(default=0.90, ge=0, le=1)
-    """Share of right categories."""
-    max_price_median_ape: float = Field(default=0.15, ge=0)
-    """Median relative price error."""
-    min_picture_reliance: float = Field(default=0.30, ge=0, le=1)
-    """Fall in category accuracy when the model is shown other products' pictures."""
-    champion_margin: float = Field(default=0.03, ge=0, le=1)
-    """By how much the model may at worst be behind the champion."""
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What a model is judged by. What could not be read is None, and ``unreadable`` says why."""
-
-    candidate: EvaluationRecord | None
-    base: EvaluationRecord | None
-    champion: EvaluationRecord | AbsentRecord | None
-    """An absent one is known not to be there."""
-    model_digest: str | None
-    """The model that would be deployed."""
-    base_digest: str | None
-    """The model it was tuned from."""
-    outcomes: Mapping[str, Outcomes] = field(default_factory=dict)
-    """What came of each row: of `MODEL`, `SHUFFLED`, ``base``, ``champion`` and ``baseline:…``."""
-    unreadable: tuple[str, ...] = ()
-
-    def record(self, name: str) -> EvaluationRecord | None:
-        """Return the evaluation that holds the figures of somebody among the evidence."""
-        if name in (MODEL, SHUFFLED):
-            return self.candidate
-        if name == "champion":
-            return self.champion if isinstance(self.champion, EvaluationRecord) else None
-        return self.base
-
-    def metrics(self, name: str) -> Metrics | None:
-        """Return the recorded figures of somebody among the evidence."""
-        record = self.record(name)
-        if record is None:
-            return None
-        if name == SHUFFLED:
-            return record.shuffled
-        kind, _, baseline = name.partition(":")
-        return record.baselines.get(baseline) if kind == "baseline" else record.metrics
-
-
-class _RefusedError(Exception):
-    """A rule cannot be looked at, and so refuses; the message says why."""
-
-
-@dataclass(frozen=True)
-class CheckRule:
-    """A condition on the evidence itself: ``wrong`` returns what is wrong with it, or an empty string."""
-
-    name: str
-    description: str
-    wrong: Callable[[Evidence], str]
-
-    def apply(self, evidence: Evidence) -> RuleResult:
-        """Return what the rule says: the value is 1 where the condition holds, else 0."""
-        try:
-            wrong = self.wrong(evidence)
-        except AttributeError as error:  # a record that was built without validation
-            wrong = f"a record is incomplete: {error}"
-        return RuleResult(
-            name=self.name,
-            description=self.description,
-            value=0.0 if wrong else 1.0,
-            comparison=">=",
-            limit=1.0,
-            passed=not wrong,
-            reason=wrong or "holds",
-        )
 
 
 @dataclass(frozen=True)
@@ -143,7 +58,7 @@ class MetricRule:
         """Return what the rule says. What is missing, not finite or on too few rows refuses."""
         try:
             found = self._against(evidence) if self.spec.against else self._absolute(evidence)
-        except _RefusedError as error:
+        except RefusedError as error:
             found = {"passed": False, "reason": str(error)}
         except AttributeError as error:  # a record that was built without validation
             found = {"passed": False, "reason": f"a record is incomplete: {error}"}
@@ -203,11 +118,11 @@ class MetricRule:
 
     def _rows(self, evidence: Evidence) -> tuple[int, Mask | None]:
         """Return how many rows the rule rests on, and which; None for all."""
-        outcomes = _outcomes(evidence, MODEL)
+        outcomes = outcomes_of(evidence, MODEL)
         mask = _mask(outcomes, self.spec.slice) if self.spec.slice else None
         rows = len(outcomes) if mask is None else int(mask.sum())
         if rows < self.spec.min_samples:
-            raise _RefusedError(f"rests on {rows} rows, at least {self.spec.min_samples} are needed")
+            raise RefusedError(f"rests on {rows} rows, at least {self.spec.min_samples} are needed")
         return rows, mask
 
     def _interval(self, evidence: Evidence, mask: Mask | None) -> Interval | None:
@@ -224,7 +139,7 @@ class MetricRule:
         mine, its = (_taken(evidence, name, mask) for name in (MODEL, other))
         found = paired_bootstrap(mine, its, metric, self.resamples)
         for value in (found.difference, found.low, found.high):
-            _finite(value, f"the difference in {metric} to {other}")
+            finite(value, f"the difference in {metric} to {other}")
         return found
 
     def _inputs(self, evidence: Evidence) -> dict[str, str]:
@@ -238,8 +153,11 @@ class MetricRule:
 
 Rule = CheckRule | MetricRule
 
+
 # How many failed rules a reason names; the decision holds them all.
 _NAMED = 4
+
+
 # So that a figure that just fails is not written as its limit.
 _DIGITS = 2
 
@@ -251,24 +169,17 @@ def _figure(evidence: Evidence, who: str, metric: str, mask: Mask | None) -> flo
     outcomes = _taken(evidence, who, mask)
     if metric in COUNTS:
         return float(len(outcomes) if metric == "samples" else len(set(outcomes.groups.tolist())))
-    return _finite(figure(outcomes, metric), f"{metric} of {who}")
+    return finite(figure(outcomes, metric), f"{metric} of {who}")
 
 
 def _taken(evidence: Evidence, who: str, mask: Mask | None) -> Outcomes:
     """Return what came of the rows of a slice, in the order of the model's; None for all rows."""
-    mine, its = _outcomes(evidence, MODEL), _outcomes(evidence, who)
+    mine, its = outcomes_of(evidence, MODEL), outcomes_of(evidence, who)
     try:
         aligned = its.aligned_with(mine)
     except ValueError as error:
-        raise _RefusedError(f"{who} cannot be compared: {error}") from error
+        raise RefusedError(f"{who} cannot be compared: {error}") from error
     return aligned if mask is None else aligned.take(mask)
-
-
-def _outcomes(evidence: Evidence, who: str) -> Outcomes:
-    found = evidence.outcomes.get(who)
-    if found is None or not len(found):
-        raise _RefusedError(f"there are no predictions{'' if who == MODEL else f' of {who}'}")
-    return found
 
 
 def _mask(outcomes: Outcomes, name: str) -> Mask:
@@ -277,14 +188,8 @@ def _mask(outcomes: Outcomes, name: str) -> Mask:
     if kind == "price_band" and wanted.isdecimal() and 1 <= int(wanted) <= len(masks):
         return list(masks.values())[int(wanted) - 1]
     if wanted not in masks:
-        raise _RefusedError(f"there is no {kind} {wanted!r} in the split; there are {', '.join(masks)}")
+        raise RefusedError(f"there is no {kind} {wanted!r} in the split; there are {', '.join(masks)}")
     return masks[wanted]
-
-
-def _finite(value: object, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise _RefusedError(f"{what} is not a finite number")
-    return float(value)
 
 
 def _described(spec: RuleSpec) -> str:
@@ -292,120 +197,6 @@ def _described(spec: RuleSpec) -> str:
     if not spec.against:
         return f"{spec.metric}{where}"
     return f"{spec.metric}{where}, gain over {spec.against}"
-
-
-def _unreadable(evidence: Evidence) -> str:
-    missing = [
-        f"there is no {what}"
-        for what, record in (
-            ("evaluation of the model", evidence.candidate),
-            ("evaluation of the base", evidence.base),
-            ("evaluation of the champion, nor word that there is no champion", evidence.champion),
-            ("model", evidence.model_digest),
-        )
-        if record is None
-    ]
-    return "; ".join(evidence.unreadable or missing)
-
-
-def _incomparable(evidence: Evidence) -> str:
-    candidate = evidence.candidate
-    others = {"base": evidence.base}
-    if not isinstance(evidence.champion, AbsentRecord):
-        others["champion"] = evidence.champion
-    found = []
-    for name, other in others.items():
-        if candidate is None or other is None:
-            return "there are no evaluations to compare"
-        differing = _differing(candidate, other)
-        if differing:
-            found.append(f"model and {name} were evaluated with a different {', '.join(differing)}")
-    return "; ".join(found)
-
-
-def _differing(one: EvaluationRecord, other: EvaluationRecord) -> list[str]:
-    pairs = {
-        "dataset": (one.dataset_digest, other.dataset_digest),
-        "task": (one.task_digest, other.task_digest),
-        "split": (one.split, other.split),
-        "generation parameters": (one.generation, other.generation),
-        "number of samples": (one.metrics.samples, other.metrics.samples),
-        "number of product groups": (one.metrics.groups, other.metrics.groups),
-        "version of the evaluation": (one.step_version, other.step_version),
-    }
-    return [what for what, (left, right) in pairs.items() if left != right]
-
-
-def _disagreeing(evidence: Evidence) -> str:
-    """Say which figure is missing, not finite, or not what its predictions come to."""
-    names = [MODEL, SHUFFLED, "base", *(f"baseline:{name}" for name in BASELINES)]
-    if not isinstance(evidence.champion, AbsentRecord):
-        names.append("champion")
-    try:
-        for name in names:
-            _check_figures(evidence, name)
-    except _RefusedError as error:
-        return str(error)
-    return ""
-
-
-def _check_figures(evidence: Evidence, who: str) -> None:
-    metrics, outcomes = evidence.metrics(who), _outcomes(evidence, who)
-    for metric in METRICS:
-        what = f"{metric} of {who}"
-        recorded, interval = getattr(metrics, metric, None), getattr(metrics, "intervals", {}).get(metric)
-        if recorded is None or interval is None:
-            raise _RefusedError(f"{what if recorded is None else f'the interval of {what}'} is missing")
-        found = figure(outcomes, metric)
-        if not math.isclose(found, _finite(recorded, what), rel_tol=_ROUNDING, abs_tol=_ROUNDING):
-            raise _RefusedError(f"{what} is {recorded:.6g} in the record and {found:.6g} in its predictions")
-        for end in (interval.low, interval.high):
-            _finite(end, f"the interval of {what}")
-
-
-def _another_model(evidence: Evidence) -> str:
-    if evidence.candidate is None or evidence.model_digest is None:
-        return "it cannot be said which model was evaluated"
-    if evidence.candidate.model_digest != evidence.model_digest:
-        return "the evaluation is of another model than the one to deploy"
-    return ""
-
-
-def _another_base(evidence: Evidence) -> str:
-    if evidence.base is None or evidence.base_digest is None:
-        return "it cannot be said what the model was tuned from"
-    if evidence.base.model_digest != evidence.base_digest:
-        return "the evaluation to compare with is not of the model this one was tuned from"
-    return ""
-
-
-def _is_the_base(evidence: Evidence) -> str:
-    known = {evidence.base_digest, evidence.base.model_digest if evidence.base else None}
-    if evidence.model_digest is None or evidence.model_digest in known:
-        return "the model is the base itself"
-    return ""
-
-
-def _is_the_champion(evidence: Evidence) -> str:
-    if evidence.champion is None:
-        return "it cannot be said what the champion is"
-    if isinstance(evidence.champion, EvaluationRecord) and (
-        evidence.model_digest is None or evidence.model_digest == evidence.champion.model_digest
-    ):
-        return "the model is the champion already"
-    return ""
-
-
-CHECKS = (
-    CheckRule("records_readable", "The evaluations and the model can be read", _unreadable),
-    CheckRule("evaluated_this_model", "The evaluation is of the model to deploy", _another_model),
-    CheckRule("compared_with_its_base", "The comparison is with the model it was tuned from", _another_base),
-    CheckRule("differs_from_base", "The model is not the base itself", _is_the_base),
-    CheckRule("differs_from_champion", "The model is not the champion itself", _is_the_champion),
-    CheckRule("comparable", "Same data, task, split, generation and sample on all sides", _incomparable),
-    CheckRule("figures_agree", "Every figure is there, and is what its predictions come to", _disagreeing),
-)
-"""The conditions that hold for every judgement, `components.gate_rules.CONDITIONS`; no limit loosens them."""
 
 
 def default_rules(limits: Limits) -> tuple[RuleSpec, ...]:

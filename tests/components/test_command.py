@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from components.command import running, with_options
 from components.deploy.parameters import DeployParameters
 from components.evaluate.parameters import EvaluateParameters
-from components.gate.rules import Limits
+from components.gate.parameters import Limits
 from components.prepare_data.parameters import PrepareParameters
 from components.train_lora.parameters import TrainLoraParameters
 from fovea.errors import UserError

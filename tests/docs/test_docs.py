@@ -15,7 +15,7 @@ import yaml
 
 from cli.main import app
 from components.flow.parameters import FinetuneParameters
-from components.gate_rules import parse_rules
+from components.gate.parameters import parse_rules
 from fovea.errors import UserError
 from fovea.platform import FetchProfile, Platform, SecretHeader
 from pipelines.settings import read_overrides, validate_settings

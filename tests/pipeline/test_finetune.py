@@ -13,7 +13,7 @@ from components.deploy.parameters import DeployParameters
 from components.evaluate.parameters import EvaluateParameters
 from components.flow.component import preflight
 from components.flow.parameters import FinetuneParameters
-from components.gate.rules import Limits
+from components.gate.parameters import Limits
 from components.image import IMAGE
 from components.prepare_data.parameters import PrepareParameters
 from components.train_lora.parameters import TrainLoraParameters

@@ -4,8 +4,8 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from components.gate.rules import BASE_SHUFFLED, MODEL, SHUFFLED, Evidence
-from components.gate_rules import BASELINES
+from components.gate.evidence import BASE_SHUFFLED, MODEL, SHUFFLED, Evidence
+from components.gate.parameters import BASELINES
 from fovea.metrics import Outcomes, measure
 from fovea.records import AbsentRecord, EvaluationRecord
 from fovea.task import FieldValue, product_task

@@ -12,18 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.gate.rules import (
-    CHECKS,
-    MODEL,
-    SHUFFLED,
-    Evidence,
-    Judgement,
-    Limits,
-    default_rules,
-    judge,
-    judge_base,
-)
-from components.gate_rules import BASELINES, CONDITIONS, RuleSpec
+from components.gate.checks import CHECKS
+from components.gate.evidence import MODEL, SHUFFLED, Evidence
+from components.gate.parameters import BASELINES, CONDITIONS, Limits, RuleSpec
+from components.gate.rules import Judgement, default_rules, judge, judge_base
 from fovea.metrics import METRICS
 from fovea.records import GenerationParameters, Interval, Metrics
 from fovea.steps import plain_line

@@ -29,7 +29,7 @@ from components.deploy.targets.rollout import address_of
 from components.deploy.verification import Expectation, Probe
 from fovea.task import product_task
 
-REPOSITORY = Path(__file__).resolve().parents[3]
+REPOSITORY = Path(__file__).resolve().parents[4]
 DIGEST = "sha256:" + "1" * 64
 SERVED = Served("shop", DIGEST, "s3://models/a.json", "bfloat16", "s3://models/evaluation.json")
 

@@ -6,8 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.gate.rules import Limits, default_rules
-from components.gate_rules import FIGURES, OPPONENTS, GateRules, RuleSpec, parse_rules, read_rules
+from components.gate.parameters import (
+    FIGURES,
+    OPPONENTS,
+    GateRules,
+    Limits,
+    RuleSpec,
+    parse_rules,
+    read_rules,
+)
+from components.gate.rules import default_rules
 from fovea.errors import UserError
 from fovea.storage import Storage
 

@@ -1,4 +1,6 @@
-"""The gate's rules as people write them: a small YAML, validated before anything costs money.
+"""What the gate asks for: the limits of its default rules, and further rules as people write them.
+
+The rules are a small YAML, validated before anything costs money:
 
     defaults: true            # the rules the gate has anyway; false leaves only its conditions and these
     rules:
@@ -25,6 +27,26 @@ from fovea.errors import UserError
 from fovea.metrics import COUNTS, METRICS
 from fovea.steps import parse_parameters
 from fovea.storage import Storage
+
+
+class Limits(BaseModel):
+    """What a model must reach by default. Accuracies, rates and errors are fractions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    min_samples: int = Field(default=200, ge=1)
+    """Rows of the split that the figures must rest on."""
+    min_parse_rate: float = Field(default=0.98, ge=0, le=1)
+    """Share of answers that can be read."""
+    min_category_accuracy: float = Field(default=0.90, ge=0, le=1)
+    """Share of right categories."""
+    max_price_median_ape: float = Field(default=0.15, ge=0)
+    """Median relative price error."""
+    min_picture_reliance: float = Field(default=0.30, ge=0, le=1)
+    """Fall in category accuracy when the model is shown other products' pictures."""
+    champion_margin: float = Field(default=0.03, ge=0, le=1)
+    """By how much the model may at worst be behind the champion."""
+
 
 RELIANCE = "picture_reliance"
 """The fall in category accuracy when the model is shown other products' pictures."""

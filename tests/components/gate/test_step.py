@@ -11,9 +11,8 @@ import pyarrow.parquet as parquet
 import pytest
 
 from components.gate.component import gate
-from components.gate.decide import Verdict, gate_step
-from components.gate.report import escape
-from components.gate.rules import Limits
+from components.gate.parameters import Limits
+from components.gate.step import Verdict, escape, gate_step
 from fovea.errors import UserError
 from fovea.metrics import METRICS, measure, write_baselines
 from fovea.records import (

@@ -1,15 +1,20 @@
-"""The gate's work: read the evaluations, judge, and write the decision down wherever people look for it."""
+"""The step: read the evaluations, judge, and write the decision down wherever people look for it.
 
+Its Markdown is for the KFP UI and MLflow; every value from a record is escaped there.
+"""
+
+import html
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from components.gate.evidence import gather
-from components.gate.report import markdown
-from components.gate.rules import Judgement, Limits, default_rules, judge, judge_base
-from components.gate_rules import read_rules
+from components.gate.parameters import Limits, read_rules
+from components.gate.rules import Judgement, default_rules, judge, judge_base
 from fovea import tracking
-from fovea.records import Decision, MlflowReference, write_record
+from fovea.figures import interval_text, rule_limit, rule_value
+from fovea.records import Decision, MlflowReference, RuleResult, write_record
 from fovea.steps import RunContext, parse_parameters, reporting_failure, run_step
 from fovea.storage import Storage
 
@@ -52,7 +57,7 @@ def gate_step(
         report: Where the decision goes as Markdown.
         artifact_root: ``s3://bucket/prefix`` of payloads and records.
         run_id: The run, which is part of the decision's input key: every run decides for itself.
-        gate_rules: YAML of further rules, or its ``s3://…`` URI (`components.gate_rules`).
+        gate_rules: YAML of further rules, or its ``s3://…`` URI (`components.gate.parameters`).
         **limits: Fields of `Limits`.
 
     Raises:
@@ -131,3 +136,56 @@ _TAG_CHARACTERS = 5000
 def _write(path: str | Path, text: str) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(text)
+
+
+_MARKDOWN = str.maketrans({character: f"\\{character}" for character in "\\`*_{}[]()#+-!|~:@"})
+
+
+def escape(text: str) -> str:
+    """Return ``text`` as Markdown that shows it literally, on one line and within a table's cell."""
+    return html.escape(" ".join(text.split()).translate(_MARKDOWN), quote=False)
+
+
+def markdown(judgement: Judgement, base: Judgement, digests: Mapping[str, str]) -> str:
+    """Return the verdict, each rule with its value and limit, the base under the same rules, and digests."""
+    of_base = {result.name: result for result in base.rules}
+    rows = [
+        _row(rule, of_base.get(rule.name)) for rule in sorted(judgement.rules, key=lambda rule: rule.passed)
+    ]
+    lines = [
+        f"# {'Passed' if judgement.passed else 'Refused'}",
+        "",
+        escape(judgement.reason),
+        "",
+        "| | Rule | What it asks | Value | 95 % | Limit | Rows | Base | Why |",
+        "|---|---|---|---:|---|---|---:|---|---|",
+        *rows,
+        "",
+        "The value of a comparison is the gain, above 0 where the model is better; the whole of its interval "
+        "must lie above the limit. Intervals are in per cent or points, those of money in currency.",
+        "",
+        "The same rules "
+        + ("let the base pass, so they ask for nothing." if base.passed else "refuse the base."),
+        "",
+        *(f"- {escape(name)}: {escape(digest)}" for name, digest in digests.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _row(rule: RuleResult, base: RuleResult | None) -> str:
+    cells = (
+        _mark(rule.passed),
+        escape(rule.name),
+        escape(rule.description),
+        rule_value(rule),
+        interval_text(rule.metric, rule.interval),
+        rule_limit(rule),
+        "" if rule.samples is None else str(rule.samples),
+        f"{rule_value(base)} {_mark(base.passed)}" if base else "",
+        escape(rule.reason),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _mark(passed: bool) -> str:
+    return "✓" if passed else "✗"
