@@ -65,7 +65,7 @@ def merge_pefts(base: Path, adapter: Path, merged: Path) -> None:
 
 def compare(base: Path, adapter: Path, merged: Path) -> None:
     """The comparison of logits that the step does after its merge."""
-    from components.merge_adapter.files import copy_files
+    from components.merge_adapter.merge import copy_files
     from components.merge_adapter.verify import verify
     from fovea.task import product_task
 

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
+from components.merge_adapter.parameters import MergeAdapterParameters
 from fovea import tracking
 from fovea.errors import UserError
 from fovea.records import AdapterRecord, ModelRecord, read_record, write_record
@@ -17,15 +16,6 @@ from fovea.storage import Storage
 
 STEP = "merge_adapter"
 VERSION = 3
-
-
-class MergeAdapterParameters(BaseModel):
-    """What a merge can be told."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    verify: bool = True
-    """Compare the merged model with base and adapter. It takes the memory of the model, as it is stored."""
 
 
 def merge_adapter_step(

@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from components.merge_adapter.component import merge_adapter
 from components.merge_adapter.lora import LoraAdapter
 from components.merge_adapter.merge import merge_folders
-from components.merge_adapter.step import MergeAdapterParameters, merge_adapter_step
+from components.merge_adapter.parameters import MergeAdapterParameters
+from components.merge_adapter.step import merge_adapter_step
 from components.merge_adapter.verify import verify
 from fovea import tracking
 from fovea.errors import UserError
