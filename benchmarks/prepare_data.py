@@ -293,7 +293,7 @@ class Memory:
 _STEP = """
 import sys, time
 from pathlib import Path
-from components.prepare_data.prepare import prepare_data_step
+from components.prepare_data.step import prepare_data_step
 from fovea.steps import RunContext
 
 folder, root = Path(sys.argv[1]), sys.argv[2]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from components.prepare_data.parameters import PrepareParameters
-    from components.prepare_data.preview import Example, Preview
+    from components.prepare_data.report.preview import Example, Preview
 
 _THUMBNAIL_COLUMNS = 24
 _SHOWN = 10
@@ -55,8 +55,8 @@ def preview(
     from rich.console import Console
 
     from cli.progress import showing_progress
-    from components.prepare_data.preview import look_at
-    from components.prepare_data.report import write_report
+    from components.prepare_data.report.page import write_report
+    from components.prepare_data.report.preview import look_at
 
     chosen = _chosen(source, settings, overrides or [])
     with (
@@ -105,7 +105,7 @@ def _chosen(source: str | None, settings: Path | None, overrides: Sequence[str])
 def _print(console: "Console", location: str, preview: "Preview", examples: "Sequence[Example]") -> None:
     from rich.text import Text
 
-    from components.prepare_data.figures import shown
+    from components.prepare_data.report.statistics import shown
 
     counts = preview.counts
     title = f"{counts.kept:,} of {counts.read:,} rows that were looked at could be trained on"

@@ -63,7 +63,7 @@ def describe(needs: Needs) -> list[str]:
 def describe_training(parameters: FinetuneParameters, rows: int) -> list[str]:
     """Return what the table's first rows say of the training's hours, or why nothing is known of them."""
     # Imported here: it brings torch, which takes seconds that a submission without a look need not wait for.
-    from components.prepare_data.preview import look_at
+    from components.prepare_data.report.preview import look_at
 
     names = PrepareParameters.model_fields.keys() & FinetuneParameters.model_fields.keys()
     prepare = PrepareParameters(**{name: getattr(parameters, name) for name in names})

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from components.deploy.kserve_parameters import KServeJson
 from components.gate.parameters import read_rules
-from components.run_task import run_task
+from components.prepare_data.parameters import run_task
 from fovea.errors import UserError
 from fovea.task import Task
 

@@ -24,7 +24,7 @@ def main(
     experiment: Annotated[str, typer.Option(help="MLflow experiment, where tracking is on.")] = "fovea",
 ) -> None:
     """Turn a table and its pictures into a clean dataset, split by product."""
-    from components.prepare_data.prepare import prepare_data_step
+    from components.prepare_data.step import prepare_data_step
     from fovea.steps import RunContext
 
     with running("prepare_data"):

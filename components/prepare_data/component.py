@@ -69,7 +69,7 @@ def prepare_data(
         recheck_hours: Pictures fetched less long ago are taken from the picture store without asking.
         concurrency: How many pictures are fetched at the same time.
     """
-    from components.prepare_data.prepare import prepare_data_step
+    from components.prepare_data.step import prepare_data_step
     from fovea.steps import RunContext, configure_logging
 
     configure_logging()

@@ -1,11 +1,10 @@
 """What a run may set about the preparation."""
 
-from typing import Literal, Self
+from typing import Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from components.run_task import run_task
-from fovea.task import Task
+from fovea.task import Task, product_task
 
 
 class PrepareParameters(BaseModel):
@@ -108,3 +107,37 @@ class PrepareParameters(BaseModel):
     def task(self) -> Task:
         """Return the product catalogue's task on the columns that are named here."""
         return run_task(self)
+
+
+class TableParameters(Protocol):
+    """The parameters that a run's task follows from."""
+
+    @property
+    def title_column(self) -> str:
+        """The column with the titles."""
+
+    @property
+    def category_column(self) -> str:
+        """The column with the categories."""
+
+    @property
+    def price_column(self) -> str:
+        """The column with the prices."""
+
+    @property
+    def currency_column(self) -> str:
+        """The column with the prices' currency."""
+
+    @property
+    def currencies(self) -> str:
+        """What is done with prices in several currencies; with ``state``, the answer says the currency."""
+
+
+def run_task(parameters: TableParameters) -> Task:
+    """Return the product catalogue's task on the columns that the parameters name."""
+    return product_task(
+        parameters.title_column,
+        parameters.category_column,
+        parameters.price_column,
+        parameters.currency_column if parameters.currencies == "state" else None,
+    )

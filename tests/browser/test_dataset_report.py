@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from components.prepare_data.report import write_report
+from components.prepare_data.report.page import write_report
 from components.prepare_data.workspace import Workspace
 from fovea.task import CategoryField, PriceField, Task, TextField
 from tests.browser.chromium import FAINT, PROGRAM, SKIP, Browser

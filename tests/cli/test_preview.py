@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from cli import preview as command
 from cli.preview import preview
-from components.prepare_data.preview import Example
+from components.prepare_data.report.preview import Example
 from fovea.errors import UserError
 
 app = typer.Typer()

@@ -9,7 +9,7 @@ import pytest
 @pytest.mark.parametrize(
     "module",
     [
-        "components.prepare_data.prepare",
+        "components.prepare_data.step",
         "components.train_lora.step",
         "components.merge_adapter.step",
         "components.evaluate.step",

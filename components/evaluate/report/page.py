@@ -14,7 +14,7 @@ from fovea.pages.plots import Axis, Mark, mark, percent
 from fovea.records import DatasetRecord, Decision, EvaluationRecord, Metrics, RuleResult
 from fovea.storage import Storage
 
-TEMPLATE = Path(__file__).with_name("page.html.j2")
+TEMPLATE = Path(__file__).with_name("report.html.j2")
 MAX_BYTES = 5_000_000
 """No report is larger, whatever the model answered."""
 

@@ -8,8 +8,8 @@ import pytest
 from markupsafe import escape
 
 from components.prepare_data import pictures
-from components.prepare_data.figures import explain
-from components.prepare_data.prepare import prepare_data_step
+from components.prepare_data.report.statistics import explain
+from components.prepare_data.step import prepare_data_step
 from fovea.fetch import FetchLimits
 from fovea.steps import RunContext
 from fovea.storage import Storage

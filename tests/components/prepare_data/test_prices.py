@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.prepare_data.prices import parse_price
-from components.prepare_data.unusable import UnusableError
+from components.prepare_data.prices import UnusableError, parse_price
 
 
 @pytest.mark.parametrize(

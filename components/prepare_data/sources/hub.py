@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from components.prepare_data.tables import SourceRow, arrow_rows, check_columns
+from components.prepare_data.sources.tables import SourceRow, arrow_rows, check_columns
 from fovea.errors import UserError
 from fovea.fetch import FetchError
 

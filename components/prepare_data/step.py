@@ -8,16 +8,16 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from components.prepare_data import figures
-from components.prepare_data.card import write_card
-from components.prepare_data.fill import PICTURE_LIMITS, drop_duplicates, fetch_pictures
+from components.prepare_data.cleaning import read_rows, told
+from components.prepare_data.fetching import PICTURE_LIMITS, drop_duplicates, fetch_pictures
 from components.prepare_data.parameters import PrepareParameters
 from components.prepare_data.picture_store import open_store
 from components.prepare_data.pictures import give_back_freed_memory
-from components.prepare_data.report import write_report
-from components.prepare_data.rows import read_rows, told
+from components.prepare_data.report import statistics
+from components.prepare_data.report.card import write_card
+from components.prepare_data.report.page import write_report
 from components.prepare_data.shards import write_shards
-from components.prepare_data.source import PicturePlaces, Source, open_source
+from components.prepare_data.sources.source import PicturePlaces, Source, open_source
 from components.prepare_data.splits import SPLITS, Assignments, SplitPlan, assign_splits
 from components.prepare_data.tokens import (
     Tokenizer,
@@ -30,15 +30,7 @@ from components.prepare_data.workspace import Workspace
 from fovea import tracking
 from fovea.errors import UserError
 from fovea.platform import FetchProfile, load_platform
-from fovea.records import (
-    DatasetRecord,
-    Groups,
-    ModelRecord,
-    Split,
-    input_key,
-    read_record,
-    write_record,
-)
+from fovea.records import DatasetRecord, Groups, ModelRecord, Split, input_key, read_record, write_record
 from fovea.steps import Attempt, RunContext, parse_parameters, reporting_failure, run_step
 from fovea.storage import Storage, join_uri
 from fovea.task import Task
@@ -172,10 +164,10 @@ class _Preparation:
 
     def _tell_columns(self, workspace: Workspace) -> None:
         """Say what the table was taken for, before pictures are fetched and anything waits for a GPU."""
-        for use, column in figures.uses(self._wanted, self._task).items():
-            values = " · ".join(figures.first_values(workspace, column)) or "nothing"
-            logger.info("%s: column %s is taken for %s: %s", STEP, figures.shown(column), use, values)
-        counts = figures.count(workspace)
+        for use, column in statistics.uses(self._wanted, self._task).items():
+            values = " · ".join(statistics.first_values(workspace, column)) or "nothing"
+            logger.info("%s: column %s is taken for %s: %s", STEP, statistics.shown(column), use, values)
+        counts = statistics.count(workspace)
         left_out = told(counts.dropped) or "none"
         logger.info("%s: %d rows; left out before pictures are fetched: %s", STEP, counts.read, left_out)
 
@@ -233,7 +225,9 @@ class _Preparation:
             settings=self._wanted.model_dump(mode="json"),
         )
         self._storage.write_bytes(self.report_uri, path.read_bytes())
-        tracked.log_params({name: figures.shown(value) for name, value in self._wanted.model_dump().items()})
+        tracked.log_params(
+            {name: statistics.shown(value) for name, value in self._wanted.model_dump().items()}
+        )
         rows = {split: rows for split, (rows, _) in workspace.splits().items()}
         tracked.log_metrics({**rows, "left_out": sum(workspace.dropped().values())}, prefix="rows_")
         tracked.log_file(path)
@@ -265,7 +259,7 @@ class _Preparation:
 
 def _categories(workspace: Workspace, task: Task) -> dict[str, int]:
     counts = Counter[str]()
-    for _, found in figures.categories(workspace, task):
+    for _, found in statistics.categories(workspace, task):
         counts.update({name: sum(splits.values()) for name, splits in found.items()})
     return dict(sorted(counts.items()))
 

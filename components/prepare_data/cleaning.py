@@ -8,10 +8,9 @@ from itertools import islice
 from typing import TypeVar
 
 from components.prepare_data.parameters import PrepareParameters
-from components.prepare_data.prices import Price, convert, parse_price, parse_rate
-from components.prepare_data.source import Source
-from components.prepare_data.tables import Value
-from components.prepare_data.unusable import UnusableError
+from components.prepare_data.prices import Price, UnusableError, convert, parse_price, parse_rate
+from components.prepare_data.sources.source import Source
+from components.prepare_data.sources.tables import Value
 from components.prepare_data.workspace import Workspace
 from fovea.errors import UserError
 from fovea.task import CurrencyField, FieldValue, PriceField, Task

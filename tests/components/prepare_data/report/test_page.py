@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from components.prepare_data import figures
-from components.prepare_data.report import MAX_BYTES, write_report
+from components.prepare_data.report import statistics
+from components.prepare_data.report.page import MAX_BYTES, write_report
 from components.prepare_data.workspace import Workspace
 from fovea.task import CategoryField, PriceField, Task, TextField, product_task
 from tests.components.prepare_data import workspaces
@@ -60,7 +60,7 @@ def test_it_says_what_became_of_every_row(workspace: Workspace, tmp_path: Path) 
     assert "Product: Scarf 0, Category: CATEGORY 0, Full Price: 100.0" in page.text
     assert "2 products in 1 group" in page.text
     assert "780 tokens" in page.text
-    assert [(reason, rows) for reason, rows in figures.count(workspace).dropped.items()] == [
+    assert [(reason, rows) for reason, rows in statistics.count(workspace).dropped.items()] == [
         ("full_price_missing", 2),
         ("picture_not_found", 1),
     ]
@@ -166,4 +166,4 @@ def test_a_task_without_prices_and_categories_and_rows_without_tokens(
     ],
 )
 def test_reasons_are_told_in_words(reason: str, told: tuple[str, str]) -> None:
-    assert figures.explain(reason, {"title": "", "a_b": "", "b": ""}) == told
+    assert statistics.explain(reason, {"title": "", "a_b": "", "b": ""}) == told

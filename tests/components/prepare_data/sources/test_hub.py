@@ -10,7 +10,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from components.prepare_data.hub import open_dataset
+from components.prepare_data.sources.hub import open_dataset
 from fovea.errors import UserError
 from fovea.sample.catalogue import write_catalogue
 from tests.components.prepare_data.hub_server import COMMIT, serve_dataset
@@ -18,9 +18,9 @@ from tests.components.prepare_data.hub_server import COMMIT, serve_dataset
 # Libraries read HF_ENDPOINT when they are imported, so this runs in a process of its own.
 _PROGRAM = """
 import json, sys
-from components.prepare_data.hub import open_dataset, read_file
+from components.prepare_data.sources.hub import open_dataset, read_file
 from components.prepare_data.parameters import PrepareParameters
-from components.prepare_data.rows import read_rows
+from components.prepare_data.cleaning import read_rows
 from components.prepare_data.workspace import Workspace
 from fovea.errors import UserError
 from fovea.fetch import FetchError

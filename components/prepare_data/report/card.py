@@ -10,7 +10,7 @@ import jinja2
 import numpy as np
 import yaml
 
-from components.prepare_data import figures
+from components.prepare_data.report import statistics
 from components.prepare_data.workspace import Workspace
 from fovea.task import CategoryField, PriceField, Task
 
@@ -31,7 +31,7 @@ def write_card(path: Path, *, workspace: Workspace, task: Task, settings: Mappin
         task: What is asked and answered.
         settings: The parameters that decide what comes out.
     """
-    counts = figures.count(workspace)
+    counts = statistics.count(workspace)
     environment = jinja2.Environment(
         autoescape=False,  # noqa: S701 - Markdown: what a table holds goes through the filter below
         undefined=jinja2.StrictUndefined,
@@ -46,22 +46,22 @@ def write_card(path: Path, *, workspace: Workspace, task: Task, settings: Mappin
         columns=_columns(task),
         counts=counts,
         explain={
-            reason: figures.explain(reason, _table_columns(task, settings)) for reason in counts.dropped
+            reason: statistics.explain(reason, _table_columns(task, settings)) for reason in counts.dropped
         },
         categories=[
             (name, len(found), list(found.items())[:_CATEGORIES])
-            for name, found in figures.categories(workspace, task)
+            for name, found in statistics.categories(workspace, task)
         ],
         prices=[
-            (name, currency, figures.spread(np.concatenate(list(amounts.values()))))
-            for name, currency, amounts in figures.prices(workspace, task)
+            (name, currency, statistics.spread(np.concatenate(list(amounts.values()))))
+            for name, currency, amounts in statistics.prices(workspace, task)
         ],
         settings=settings,
     )
     path.write_text(page)
 
 
-def _header(counts: figures.Counts) -> dict[str, Any]:
+def _header(counts: statistics.Counts) -> dict[str, Any]:
     """Return what the hub reads from a card's front matter."""
     size = next((name for limit, name in _SIZES if counts.kept < limit), "n>1M")
     return {
@@ -106,5 +106,5 @@ def _table_columns(task: Task, settings: Mapping[str, Any]) -> dict[str, None]:
 
 def _markdown(value: object) -> str:
     """Return a value as text that Markdown shows as it is: no markup, no HTML, one line."""
-    escaped = _MARKDOWN.sub(r"\\\g<0>", " ".join(figures.shown(value).split()))
+    escaped = _MARKDOWN.sub(r"\\\g<0>", " ".join(statistics.shown(value).split()))
     return html.escape(escaped, quote=False)

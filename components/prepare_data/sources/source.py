@@ -4,7 +4,7 @@ A source is
 
 - a path, an ``s3://`` URI or an http(s) URL of one file;
 - a path or an ``s3://`` URI of a folder, or with ``*``, ``?`` or ``**``: all tables there, by name;
-- ``hf://owner/name``, a dataset of the Hugging Face hub, see `components.prepare_data.hub`.
+- ``hf://owner/name``, a dataset of the Hugging Face hub, see `components.prepare_data.sources.hub`.
 
 A file holds CSV, JSON Lines or Parquet: its content says which. Rows are read in batches, so memory does not
 grow with them.
@@ -20,8 +20,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from components.prepare_data import hub
-from components.prepare_data.tables import SourceRow, read_table
+from components.prepare_data.sources import hub
+from components.prepare_data.sources.tables import SourceRow, read_table
 from fovea.errors import UserError
 from fovea.fetch import Fetcher, FetchError, FetchLimits, join_url
 from fovea.platform import FetchProfile

@@ -13,8 +13,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from components.prepare_data.source import PicturePlaces, open_source
-from components.prepare_data.tables import SourceRow
+from components.prepare_data.sources.source import PicturePlaces, open_source
+from components.prepare_data.sources.tables import SourceRow
 from fovea.errors import UserError
 from fovea.fetch import FetchError
 from fovea.platform import FetchProfile

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from components.prepare_data import figures
-from components.prepare_data.fill import PICTURE_LIMITS, drop_duplicates, fetch_pictures
+from components.prepare_data.cleaning import read_rows
+from components.prepare_data.fetching import PICTURE_LIMITS, drop_duplicates, fetch_pictures
 from components.prepare_data.parameters import PrepareParameters
-from components.prepare_data.rows import read_rows
-from components.prepare_data.source import PicturePlaces, Source, open_source
+from components.prepare_data.report import statistics
+from components.prepare_data.sources.source import PicturePlaces, Source, open_source
 from components.prepare_data.tokens import Tokenizer, count_tokens, fetch_tokenizer
 from components.prepare_data.workspace import Workspace
 from fovea.errors import UserError
@@ -97,14 +97,14 @@ class Preview:
     """What the first rows tell. What is said of all rows supposes that the rest is like them."""
 
     columns: tuple[ColumnUse, ...]
-    counts: figures.Counts
+    counts: statistics.Counts
     left_out: tuple[LeftOut, ...]
     rows: int | None
     """Rows of the whole table; None where that is not known."""
     kept: int
     """Rows that would be kept, of ``rows`` or else of those that were read."""
     training_rows: int
-    tokens: figures.Spread | None
+    tokens: statistics.Spread | None
     """Of an example; None where no row could be used."""
     counted: bool
     """Whether the tokens were counted with the model's tokenizer, or else the text's part is a guess."""
@@ -195,7 +195,7 @@ def look_at(
         preview = tell(
             workspace,
             task,
-            uses=figures.uses(parameters, task),
+            uses=statistics.uses(parameters, task),
             rows=_count_rows(source, parameters),
             num_crops=parameters.num_crops,
             training_share=1 - parameters.validation_fraction - parameters.test_fraction,
@@ -250,7 +250,7 @@ def tell(
         epochs: Passes over them.
         own_speed: Tokens a second of a device of one's own.
     """
-    counts = figures.count(workspace)
+    counts = statistics.count(workspace)
     lengths, counted = _lengths(workspace, task, num_crops)
     kept = round((rows or counts.read) * counts.kept / counts.read) if counts.read else 0
     training_rows = round(kept * training_share)
@@ -258,7 +258,7 @@ def tell(
     speeds = (*SPEEDS, Speed("yours", own_speed, "as you say")) if own_speed else SPEEDS
     return Preview(
         columns=tuple(
-            ColumnUse(use, column, figures.first_values(workspace, column)) for use, column in uses.items()
+            ColumnUse(use, column, statistics.first_values(workspace, column)) for use, column in uses.items()
         ),
         counts=counts,
         left_out=tuple(
@@ -267,7 +267,7 @@ def tell(
         rows=rows,
         kept=kept,
         training_rows=training_rows,
-        tokens=figures.spread(lengths) if lengths.size else None,
+        tokens=statistics.spread(lengths) if lengths.size else None,
         counted=counted,
         epochs=epochs,
         trainings=tuple(Training(speed, total / speed.tokens_per_second / 3600) for speed in speeds),
@@ -276,7 +276,7 @@ def tell(
 
 def _lengths(workspace: Workspace, task: Task, num_crops: int) -> tuple[NDArray[np.float64], bool]:
     """Return the kept rows' tokens, and whether they were counted with the model's tokenizer."""
-    counted = figures.numbers(workspace, "tokens")
+    counted = statistics.numbers(workspace, "tokens")
     if counted:
         return np.concatenate(list(counted.values())), True
     processor = Phi3VImageProcessor(num_crops)
@@ -293,7 +293,7 @@ def _lengths(workspace: Workspace, task: Task, num_crops: int) -> tuple[NDArray[
 
 
 def _left_out(workspace: Workspace, reason: str, rows: int, uses: Mapping[str, str]) -> LeftOut:
-    about, explanation = figures.explain(reason, dict.fromkeys(uses.values()))
+    about, explanation = statistics.explain(reason, dict.fromkeys(uses.values()))
     raw, detail = workspace.db.execute(
         "SELECT raw, detail FROM rows LEFT JOIN pictures USING (address) WHERE rows.reason = ? "
         "ORDER BY number",
@@ -301,4 +301,4 @@ def _left_out(workspace: Workspace, reason: str, rows: int, uses: Mapping[str, s
     ).fetchone()
     values = json.loads(raw)
     example = detail or values.get(about, values)
-    return LeftOut(reason, about, explanation, rows, figures.shown(example, 120))
+    return LeftOut(reason, about, explanation, rows, statistics.shown(example, 120))

@@ -28,7 +28,7 @@ from typer.testing import CliRunner
 from components.prepare_data.__main__ import main
 from components.prepare_data.component import prepare_data
 from components.prepare_data.parameters import PrepareParameters
-from components.prepare_data.prepare import prepare_data_step
+from components.prepare_data.step import prepare_data_step
 from components.prepare_data.tokens import tokenizer_digest
 from fovea.errors import UserError
 from fovea.models import import_model

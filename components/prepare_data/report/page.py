@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from components.prepare_data import figures
+from components.prepare_data.report import statistics
 from components.prepare_data.tokens import CONTEXT_TOKENS
 from components.prepare_data.workspace import Workspace
 from fovea.pages import charts, picture_url, render_page
@@ -18,7 +18,7 @@ from fovea.pictures import PictureLimits, decode_picture
 from fovea.task import FieldValue, Task
 
 if TYPE_CHECKING:
-    from components.prepare_data.preview import Preview
+    from components.prepare_data.report.preview import Preview
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 MAX_BYTES = 5_000_000
@@ -135,27 +135,27 @@ class _Report:
         self._left = budget
 
     def render(self, source: str, settings: Mapping[str, Any], preview: "Preview | None") -> str:
-        lengths = figures.numbers(self._workspace, "tokens")
+        lengths = statistics.numbers(self._workspace, "tokens")
         return render_page(
             TEMPLATE,
             preview=preview,
             context_tokens=CONTEXT_TOKENS,
-            source=figures.shown(source),
-            settings={name: figures.shown(value) for name, value in settings.items()},
+            source=statistics.shown(source),
+            settings={name: statistics.shown(value) for name, value in settings.items()},
             task=self._task,
-            counts=figures.count(self._workspace),
+            counts=statistics.count(self._workspace),
             wall=self._wall(),
             samples=self._samples(),
             categories=[
                 (name, len(found), self._categories(name, found))
-                for name, found in figures.categories(self._workspace, self._task)
+                for name, found in statistics.categories(self._workspace, self._task)
             ],
             prices=[
                 (name, currency, charts.histogram(amounts), _spreads(amounts))
-                for name, currency, amounts in figures.prices(self._workspace, self._task)
+                for name, currency, amounts in statistics.prices(self._workspace, self._task)
             ],
             lengths=(charts.histogram(lengths), _spreads(lengths)) if lengths else None,
-            leaks=figures.products_in_several_splits(self._workspace),
+            leaks=statistics.products_in_several_splits(self._workspace),
             groups=self._groups(),
             grouped=self._grouped(),
             reasons=self._reasons(),
@@ -187,7 +187,7 @@ class _Report:
             self._picture(digest, side),
             answer_parts(self._task, json.loads(values)),
             split or "",
-            figures.shown(product, 60),
+            statistics.shown(product, 60),
             tokens,
         )
 
@@ -200,13 +200,13 @@ class _Report:
             "row_number() OVER (PARTITION BY category ORDER BY row_id DESC) AS place FROM "
             '(SELECT json_extract("values", ?) AS category, address, row_id FROM rows WHERE reason IS NULL) '
             "JOIN pictures USING (address)) WHERE place <= ?",
-            (figures.json_path(field), _PER_CATEGORY),
+            (statistics.json_path(field), _PER_CATEGORY),
         ):
             if category in digests:
                 digests[category].append(digest)
         return [
             Category(
-                figures.shown(category, 60),
+                statistics.shown(category, 60),
                 rows,
                 tuple(url for digest in digests[category] if (url := self._picture(digest, 80))),
             )
@@ -241,12 +241,12 @@ class _Report:
 
     def _reasons(self) -> list[Reason]:
         found = []
-        for name, rows in list(figures.count(self._workspace).dropped.items())[:_REASONS]:
+        for name, rows in list(statistics.count(self._workspace).dropped.items())[:_REASONS]:
             examples = self._examples(name)
             columns = examples[0].raw if examples else {}
-            about, explanation = figures.explain(name, columns)
+            about, explanation = statistics.explain(name, columns)
             found.append(
-                Reason(figures.shown(name, 80), about, figures.shown(explanation, 120), rows, examples)
+                Reason(statistics.shown(name, 80), about, statistics.shown(explanation, 120), rows, examples)
             )
         return found
 
@@ -259,9 +259,9 @@ class _Report:
         return tuple(
             Example(
                 number,
-                {figures.shown(column, 60): figures.shown(value) for column, value in _columns(raw)},
+                {statistics.shown(column, 60): statistics.shown(value) for column, value in _columns(raw)},
                 self._picture(digest, 112) if digest else None,
-                figures.shown(detail or ""),
+                statistics.shown(detail or ""),
             )
             for number, raw, digest, detail in rows
         )
@@ -281,7 +281,7 @@ def answer_parts(task: Task, values: Mapping[str, FieldValue]) -> tuple[tuple[st
     parts = []
     for text, name, _, _ in string.Formatter().parse(task.template):
         value = task.fields[name].format(values[name]) if name is not None else ""
-        parts.append((text, figures.shown(value)))
+        parts.append((text, statistics.shown(value)))
     return tuple(parts)
 
 
@@ -289,8 +289,8 @@ def _columns(raw: str) -> Sequence[tuple[str, Any]]:
     return list(json.loads(raw).items())[:_SHOWN_COLUMNS]
 
 
-def _spreads(series: Mapping[str, NDArray[np.float64]]) -> dict[str, figures.Spread]:
-    found = {name or "all": figures.spread(values) for name, values in series.items()}
+def _spreads(series: Mapping[str, NDArray[np.float64]]) -> dict[str, statistics.Spread]:
+    found = {name or "all": statistics.spread(values) for name, values in series.items()}
     if len(series) > 1:
-        found["all"] = figures.spread(np.concatenate(list(series.values())))
+        found["all"] = statistics.spread(np.concatenate(list(series.values())))
     return found

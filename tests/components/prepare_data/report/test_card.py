@@ -9,7 +9,7 @@ import pyarrow.parquet
 import yaml
 from markdown_it import MarkdownIt
 
-from components.prepare_data.card import write_card
+from components.prepare_data.report.card import write_card
 from components.prepare_data.workspace import Workspace
 from fovea.task import product_task
 from tests.components.prepare_data import workspaces

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from components.prepare_data.cleaning import clean_row, clean_text
 from components.prepare_data.parameters import PrepareParameters
-from components.prepare_data.rows import clean_row, clean_text
-from components.prepare_data.unusable import UnusableError
+from components.prepare_data.prices import UnusableError
 from fovea.task import product_task
 
 TASK = product_task()

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from components.prepare_data.parameters import PrepareParameters
-from components.prepare_data.preview import SPEEDS, Preview, Training, look_at, tell
-from components.prepare_data.report import write_report
+from components.prepare_data.report.page import write_report
+from components.prepare_data.report.preview import SPEEDS, Preview, Training, look_at, tell
 from components.prepare_data.workspace import Workspace
 from fovea.errors import UserError
 from fovea.task import product_task
@@ -164,7 +164,7 @@ def test_a_base_model_that_is_not_there_is_an_error(feed: str, tmp_path: Path) -
 
 
 def test_pictures_that_take_too_long_are_not_waited_for(feed: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("components.prepare_data.preview._PICTURE_SECONDS", 0.0)
+    monkeypatch.setattr("components.prepare_data.report.preview._PICTURE_SECONDS", 0.0)
     with look_at(PrepareParameters(source=feed), rows=30, epochs=1.0) as look:
         # What was left out before, and none that only was not waited for.
         assert look.preview.counts.read < 30
