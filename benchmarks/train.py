@@ -43,11 +43,9 @@ from benchmarks.measure import peak_resident_bytes
 from benchmarks.plain_twin import PlainPhi3VForCausalLM
 from benchmarks.synthetic import configuration, random_model
 from benchmarks.workload import Device, Size, Type, device_name
-from components.train_lora.data import ROW_IDS, AnswerCollator
+from components.train_lora.data import ROW_IDS, AnswerCollator, EpochOrder, measure
 from components.train_lora.job import arguments
-from components.train_lora.lengths import measure
-from components.train_lora.model import with_lora
-from components.train_lora.order import EpochOrder
+from components.train_lora.lora import with_lora
 from components.train_lora.parameters import TrainLoraParameters
 from components.train_lora.trainer import LoraTrainer
 from fovea.errors import UserError

@@ -1,20 +1,36 @@
-"""From a prepared dataset to batches in which only the answer is supervised."""
+"""From a prepared dataset to batches: which rows fit, in which order, and what of them is supervised.
 
-from collections.abc import Mapping, Sequence
+How long a sequence is, is told from its picture's header: none is decoded for it.
+"""
+
+import io
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset, load_dataset
+from datasets import Image as ImageFeature
+from PIL import Image
+from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
 
 from fovea.errors import UserError
 from fovea.phi3v import Phi3VProcessor
 from fovea.task import Task
 
+logger = logging.getLogger("fovea.train_lora")
+
 IGNORED = -100
 """The label of a position that is not trained on (PyTorch's cross entropy skips it)."""
 ROW_IDS = "row_ids"
 """Under this name a batch holds its rows' IDs, for messages."""
+CONTEXT_TOKENS = 4096
+"""The longest sequence that is trained on: beyond it, a sequence is encoded with other rotary factors."""
+
+_BATCH = 1000
 
 
 def load_split(folder: Path, split: str) -> Dataset:
@@ -84,3 +100,95 @@ class AnswerCollator:
             [text.split("<|image_1|>")[1] for text in texts]
         ).input_ids
         return ids
+
+
+class EpochOrder(LengthGroupedSampler):  # type: ignore[misc]
+    """transformers' grouping by length, with an order that follows from the seed and the epoch alone.
+
+    transformers' own draws from the global random state, which after a resume is another one, so that the
+    batches that are skipped would not be those that were trained on.
+
+    Args:
+        lengths: tokens of each example.
+        batch_size: examples of an optimiser step, on all devices together.
+        seed: of the order.
+        grouped: off for an order that does not look at lengths.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, grouped: bool = True) -> None:
+        super().__init__(batch_size, lengths=list(lengths))
+        self._seed = seed
+        self._grouped = grouped
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the epoch's examples by place; the longest come first: memory runs out early or never."""
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self.epoch)
+        if not self._grouped:
+            return iter(torch.randperm(len(self.lengths), generator=generator).tolist())
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+
+
+@dataclass(frozen=True)
+class Extent:
+    """What one example takes: tokens of its sequence, and crops of its picture with the global view."""
+
+    tokens: int
+    crops: int
+
+
+def measure(rows: Dataset, processor: Phi3VProcessor, task: Task, num_crops: int) -> list[Extent]:
+    """Return the extent of every row, in order, just as the processor would make it."""
+    raw = rows.cast_column("image", ImageFeature(decode=False))
+    extents = []
+    for start in range(0, len(raw), _BATCH):
+        batch = raw[start : start + _BATCH]
+        columns = [batch[name] for name in task.fields]
+        texts = [
+            task.training_text(dict(zip(task.fields, values, strict=True)))
+            for values in zip(*columns, strict=True)
+        ]
+        # The chunks before and after the picture are tokenised apart, as the processor does.
+        befores, afters = zip(*(text.split("<|image_1|>") for text in texts), strict=True)
+        lengths = [
+            [len(ids) for ids in processor.tokenizer(list(part)).input_ids] for part in (befores, afters)
+        ]
+        for picture, before, after in zip(batch["image"], *lengths, strict=True):
+            crops, tokens = _of_picture(picture["bytes"], processor, num_crops)
+            extents.append(Extent(before + tokens + after, crops))
+    return extents
+
+
+def _of_picture(encoded: bytes, processor: Phi3VProcessor, num_crops: int) -> tuple[int, int]:
+    images = processor.image_processor
+    with Image.open(io.BytesIO(encoded)) as picture:
+        columns, rows = images.crop_grid(*picture.size, num_crops)
+    return 1 + columns * rows, images.num_image_tokens(rows * images.crop_size, columns * images.crop_size)
+
+
+def fitting(split: str, row_ids: Sequence[str], extents: Sequence[Extent]) -> list[int]:
+    """Return the places of the rows that fit the context; nothing is ever cut, so longer ones are left out.
+
+    Raises:
+        UserError: no row fits.
+    """
+    kept = [place for place, extent in enumerate(extents) if extent.tokens <= CONTEXT_TOKENS]
+    too_long = sorted(set(range(len(extents))) - set(kept))
+    if not kept:
+        raise UserError(f"no row of the {split} split is within {CONTEXT_TOKENS} tokens; lower num_crops")
+    if too_long:
+        names = ", ".join(row_ids[place] for place in too_long[:5])
+        logger.warning(
+            "train_lora: %d of %d rows of the %s split are longer than %d tokens and left out: %s%s",
+            len(too_long),
+            len(extents),
+            split,
+            CONTEXT_TOKENS,
+            names,
+            " …" if len(too_long) > 5 else "",
+        )
+    return kept

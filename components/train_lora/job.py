@@ -25,16 +25,14 @@ from transformers.utils import logging as transformers_logging
 
 import fovea.tracking as tracking
 from components.train_lora.answers import Answered, AnswerSamples
+from components.train_lora.callbacks import BestAdapter, Saving, Stop, Watch
 from components.train_lora.checkpoints import Checkpoints, Inputs
-from components.train_lora.data import IGNORED, AnswerCollator, load_split
+from components.train_lora.data import IGNORED, AnswerCollator, EpochOrder, load_split
+from components.train_lora.lora import load_with_lora, save_adapter
 from components.train_lora.memory import advice
-from components.train_lora.model import load_with_lora, save_adapter
-from components.train_lora.order import EpochOrder
 from components.train_lora.parameters import TrainLoraParameters
 from components.train_lora.report import ANSWERS, HISTORY, TRAINED
-from components.train_lora.saving import BestAdapter, Saving, Stop
 from components.train_lora.trainer import LoraTrainer
-from components.train_lora.watch import Watch
 from fovea.errors import UserError
 from fovea.memory import reuse_freed_memory
 from fovea.pages import picture_url

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from components.train_lora.lengths import Extent
-from components.train_lora.model import target_modules, torch_dtype
+from components.train_lora.data import Extent
+from components.train_lora.lora import target_modules, torch_dtype
 from components.train_lora.parameters import TrainLoraParameters
 from fovea.errors import UserError
 from fovea.phi3v import Phi3VConfig, Phi3VForCausalLM

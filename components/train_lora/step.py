@@ -56,7 +56,7 @@ def train_lora_step(
         inputs = Inputs(input_key=key, step_version=VERSION, parameters=shaping, parents=parents)
 
         def work(attempt: Attempt) -> Mapping[str, Any]:
-            from components.train_lora.work import Work
+            from components.train_lora.train import Work
 
             return Work(dataset, base, experiment, checked, inputs).run(attempt)
 

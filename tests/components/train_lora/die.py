@@ -12,7 +12,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from components.train_lora import work
+from components.train_lora import train
 from components.train_lora.step import train_lora_step
 from components.train_lora.trainer import LoraTrainer
 from tests.components.train_lora.inputs import Inputs
@@ -60,7 +60,7 @@ def _train(
             os.dup2(file.fileno(), descriptor)
     if step:
         LoraTrainer.training_step = dying(LoraTrainer.training_step, step, number)
-    work.count_processes = lambda: processes
+    train.count_processes = lambda: processes
     train_lora_step(
         dataset_record=folder / "dataset.json",
         base_record=folder / "base.json",

@@ -13,15 +13,13 @@ from transformers import TrainerControl, TrainerState
 
 import fovea.tracking as tracking
 from components.train_lora import memory
-from components.train_lora.data import AnswerCollator, load_split
+from components.train_lora.callbacks import Watch
+from components.train_lora.data import AnswerCollator, EpochOrder, Extent, fitting, load_split, measure
 from components.train_lora.job import accumulation
-from components.train_lora.lengths import Extent, fitting, measure
+from components.train_lora.lora import target_modules
 from components.train_lora.memory import Room, check, estimate
-from components.train_lora.model import target_modules
-from components.train_lora.order import EpochOrder
 from components.train_lora.parameters import TrainLoraParameters
 from components.train_lora.report import MAX_BYTES, write_report
-from components.train_lora.watch import Watch
 from fovea.errors import UserError
 from fovea.phi3v import Phi3VConfig, Phi3VForCausalLM, Phi3VProcessor
 from fovea.task import product_task
@@ -193,7 +191,7 @@ def test_no_report_is_larger_than_five_megabytes(tmp_path: Path) -> None:
 
 
 def test_lora_in_projector_and_tower_trains_everywhere(folder: Path) -> None:
-    from components.train_lora.model import with_lora
+    from components.train_lora.lora import with_lora
 
     parameters = TrainLoraParameters.model_validate(
         {"target_modules": "decoder+projector+tower", "precision": "float32", "dropout": 0.0}

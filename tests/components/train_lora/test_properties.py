@@ -14,10 +14,9 @@ from torch._dynamo.utils import counters
 
 from benchmarks.plain_twin import PlainPhi3VForCausalLM
 from components.train_lora import launch
-from components.train_lora.data import AnswerCollator
+from components.train_lora.data import AnswerCollator, EpochOrder
 from components.train_lora.job import arguments
-from components.train_lora.model import with_lora
-from components.train_lora.order import EpochOrder
+from components.train_lora.lora import with_lora
 from components.train_lora.parameters import TrainLoraParameters
 from components.train_lora.trainer import LoraTrainer
 from fovea.phi3v import Phi3VForCausalLM, Phi3VProcessor
@@ -195,7 +194,7 @@ def test_two_processes_equal_one_and_end_together(
         assert said.count("told to end: a checkpoint is saved after this step") == 2
         failure = json.loads(storage.read_bytes(f"{root}/runs/killed/failure.json"))
         assert failure["kind"] == "Interrupted"
-    monkeypatch.setattr("components.train_lora.work.count_processes", lambda: 2)
+    monkeypatch.setattr("components.train_lora.train.count_processes", lambda: 2)
     capfd.readouterr()
     two = inputs.train("two", root=root, **parameters)
     assert ("goes on from the checkpoint of step" in capfd.readouterr().out) == interrupted

@@ -12,10 +12,9 @@ import torch
 import fovea.tracking as tracking
 from components.train_lora import memory
 from components.train_lora.checkpoints import Checkpoint, Checkpoints, Inputs, changed_libraries
-from components.train_lora.data import load_split
+from components.train_lora.data import Extent, fitting, load_split, measure
 from components.train_lora.job import Job, accumulation
 from components.train_lora.launch import count_processes, launch
-from components.train_lora.lengths import Extent, fitting, measure
 from components.train_lora.parameters import TrainLoraParameters
 from components.train_lora.report import report_uri, write_report
 from fovea.phi3v import Phi3VConfig, Phi3VProcessor
