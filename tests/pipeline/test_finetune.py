@@ -9,12 +9,12 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from components.container_image import IMAGE
 from components.deploy.parameters import DeployParameters
 from components.evaluate.parameters import EvaluateParameters
 from components.flow.component import preflight
 from components.flow.parameters import FinetuneParameters
 from components.gate.parameters import Limits
-from components.image import IMAGE
 from components.prepare_data.parameters import PrepareParameters
 from components.train_lora.parameters import TrainLoraParameters
 from pipelines.compile import PIPELINE_FILE, compile_pipeline
