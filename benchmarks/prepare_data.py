@@ -42,9 +42,9 @@ from components.prepare_data.picture_store import PictureStore, open_store
 from components.prepare_data.pictures import Prepared, Wanted, stream_pictures
 from components.prepare_data.shards import ROWS_PER_SHARD, schema
 from fovea.errors import UserError
+from fovea.fetch.profiles import FetchProfile
+from fovea.images import JPEG_QUALITY, PictureLimits, decode_scaled, encode_jpeg
 from fovea.memory import reuse_freed_memory
-from fovea.pictures import JPEG_QUALITY, PictureLimits, decode_scaled, encode_jpeg
-from fovea.platform import FetchProfile
 from fovea.storage import Storage, split_uri
 from fovea.task import product_task
 from pipelines.embedded_s3 import serve_s3

@@ -153,7 +153,7 @@ def _print_gate(console: "Console", summary: "Summary") -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from fovea.figures import rule_limit, rule_value
+    from fovea.evaluation.text import rule_limit, rule_value
 
     gate = summary.gate
     if gate is None:

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from fovea.calibration import Calibration
 from fovea.errors import UserError
+from fovea.evaluation.calibration import Calibration
 from fovea.task import Task
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -200,7 +200,7 @@ class Interval(_Model):
 
 
 class Metrics(_Model):
-    """How good answers are, by `fovea.metrics`; over all rows, a failed parse counts as wrong.
+    """How good answers are, by `fovea.evaluation.metrics`; over all rows, a failed parse counts as wrong.
 
     Figures are fractions, but for ``price_mean_absolute_error``, which is in currency. A relative price error
     is |predicted - true| / true; an answer without a price counts as 1.0 (100 %), and as an absolute error of

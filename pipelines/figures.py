@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from fovea.figures import UNKNOWN, figure_text
+from fovea.evaluation.text import UNKNOWN, figure_text
 from fovea.records import Metrics
 
 COLUMNS = {

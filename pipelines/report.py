@@ -8,10 +8,10 @@ from typing import Any
 import pyarrow.parquet as parquet
 
 from components.evaluate.report.publish import NAME as EVALUATION_REPORT
-from fovea.calibration import is_right
-from fovea.figures import rule_limit, rule_value
+from fovea.evaluation.calibration import is_right
+from fovea.evaluation.text import rule_limit, rule_value
+from fovea.images import PictureLimits, decode_picture
 from fovea.pages import picture_url, render_page
-from fovea.pictures import PictureLimits, decode_picture
 from fovea.records import DatasetRecord, EvaluationRecord, Record
 from fovea.storage import Storage, join_uri
 from fovea.task import FieldValue, Task

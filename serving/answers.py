@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from fovea.calibration import Calibration
+from fovea.evaluation.calibration import Calibration
 from fovea.inference import Answer
 from serving.errors import RequestError
 from serving.schemas import Confidences, FieldValues

@@ -14,8 +14,8 @@ from fastapi.responses import JSONResponse
 from starlette.middleware.cors import CORSMiddleware
 from transformers.utils.logging import disable_progress_bar
 
-from fovea.calibration import Calibration
 from fovea.errors import UserError
+from fovea.evaluation.calibration import Calibration
 from fovea.inference import Predictor
 from fovea.platform import load_platform
 from fovea.records import EvaluationRecord

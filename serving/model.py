@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from fovea.calibration import Calibration
+from fovea.evaluation.calibration import Calibration
+from fovea.images import PictureLimits
 from fovea.inference import Answer, Predictor, Sample
-from fovea.pictures import PictureLimits
 from serving import metrics
 from serving.batching import Batcher, BatchLimits, OnToken
 from serving.errors import RequestError

@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from fovea.calibration import Calibration
+from fovea.evaluation.calibration import Calibration
 from fovea.inference import Answer
 from fovea.task import PriceField
 from serving.answers import check_confidence, confidences, fields_of

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from fovea.fetch import Fetcher, FetchError, FetchLimits
-from fovea.pictures import PictureError, PictureLimits, decode_picture
-from fovea.platform import FetchProfile
+from fovea.fetch.client import Fetcher, FetchError, FetchLimits
+from fovea.fetch.profiles import FetchProfile
+from fovea.images import PictureError, PictureLimits, decode_picture
 from serving import metrics
 from serving.errors import RequestError
 

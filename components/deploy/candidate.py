@@ -4,15 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fovea.calibration import Calibration
-from fovea.records import (
-    DatasetRecord,
-    Decision,
-    EvaluationRecord,
-    ModelRecord,
-    Record,
-    read_record,
-)
+from fovea.evaluation.calibration import Calibration
+from fovea.records import DatasetRecord, Decision, EvaluationRecord, ModelRecord, Record, read_record
 from fovea.storage import Storage, index_uri
 from fovea.task import Task
 

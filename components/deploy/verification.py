@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from components.deploy.parameters import Example
-from fovea.calibration import Calibration
 from fovea.errors import UserError
+from fovea.evaluation.calibration import Calibration
 from fovea.records import DatasetRecord, EvaluationRecord
 from fovea.storage import Storage
 from fovea.task import FieldValue, Task

@@ -17,8 +17,8 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 from components.evaluate.split import Split
+from fovea.evaluation.outcomes import Fields, Roles
 from fovea.inference import Predictor
-from fovea.metrics import Fields, Roles
 from fovea.task import FieldValue, Task
 
 MAJORITY_CATEGORY = "majority_category"

@@ -12,10 +12,12 @@ from components.evaluate.parameters import EvaluateParameters
 from components.evaluate.predictions import answers_from, answers_table, write_predictions
 from components.evaluate.split import Split
 from fovea import tracking
-from fovea.calibration import Calibration, fit_calibration
+from fovea.evaluation.calibration import Calibration, fit_calibration
+from fovea.evaluation.intervals import measure
+from fovea.evaluation.metrics import confusion, slices, with_intervals
+from fovea.evaluation.outcomes import Fields, Outcomes, write_baselines
 from fovea.inference import Answer, Predictor
 from fovea.memory import reuse_freed_memory
-from fovea.metrics import Fields, Outcomes, confusion, measure, slices, with_intervals, write_baselines
 from fovea.records import Confusion, DatasetRecord, GenerationParameters, ModelRecord
 from fovea.steps import Attempt
 from fovea.task import Task

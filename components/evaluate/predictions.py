@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from components.evaluate.split import Row
-from fovea.calibration import Calibration
+from fovea.evaluation.calibration import Calibration
 from fovea.inference import Answer
 from fovea.task import PriceField, Task
 

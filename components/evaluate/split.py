@@ -10,7 +10,7 @@ from PIL import Image
 from pyarrow import ArrowException
 
 from fovea.errors import UserError
-from fovea.pictures import PictureError, PictureLimits, decode_picture
+from fovea.images import PictureError, PictureLimits, decode_picture
 from fovea.task import FieldValue, Task
 
 

@@ -11,7 +11,8 @@ from components.evaluate.checkpoints import Parts
 from components.evaluate.parameters import EvaluateParameters
 from fovea.devices import has_gpu
 from fovea.errors import UserError
-from fovea.metrics import Roles, with_intervals
+from fovea.evaluation.metrics import with_intervals
+from fovea.evaluation.outcomes import Roles
 from fovea.records import (
     AbsentRecord,
     DatasetRecord,

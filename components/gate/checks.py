@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from components.gate.evidence import MODEL, SHUFFLED, Evidence, RefusedError, finite, outcomes_of
 from components.gate.parameters import BASELINES
-from fovea.metrics import METRICS, figure
+from fovea.evaluation.metrics import METRICS, figure
 from fovea.records import AbsentRecord, EvaluationRecord, RuleResult
 
 _ROUNDING = 1e-9

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from fovea.errors import UserError
-from fovea.metrics import BASELINES, Outcomes, read_baselines, read_outcomes
+from fovea.evaluation.outcomes import BASELINES, Outcomes, read_baselines, read_outcomes
 from fovea.records import (
     AbsentRecord,
     EvaluationRecord,

@@ -24,7 +24,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from fovea.errors import UserError
-from fovea.metrics import COUNTS, METRICS
+from fovea.evaluation.metrics import COUNTS, METRICS
 from fovea.steps import parse_parameters
 from fovea.storage import Storage
 

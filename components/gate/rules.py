@@ -19,19 +19,10 @@ from components.gate.evidence import (
     outcomes_of,
 )
 from components.gate.parameters import BASELINES, RELIANCE, Limits, RuleSpec
-from fovea.figures import figure_text, gain_text, interval_text, sign
-from fovea.metrics import (
-    COUNTS,
-    LOWER_IS_BETTER,
-    RESAMPLES,
-    Mask,
-    Outcomes,
-    PairedDifference,
-    bootstrap,
-    figure,
-    paired_bootstrap,
-    slices,
-)
+from fovea.evaluation.intervals import RESAMPLES, PairedDifference, bootstrap, paired_bootstrap
+from fovea.evaluation.metrics import COUNTS, LOWER_IS_BETTER, figure, slices
+from fovea.evaluation.outcomes import Mask, Outcomes
+from fovea.evaluation.text import figure_text, gain_text, interval_text, sign
 from fovea.records import AbsentRecord, Interval, RuleResult
 from fovea.steps import plain_line
 

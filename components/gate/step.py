@@ -13,7 +13,7 @@ from components.gate.evidence import gather
 from components.gate.parameters import Limits, read_rules
 from components.gate.rules import Judgement, default_rules, judge, judge_base
 from fovea import tracking
-from fovea.figures import interval_text, rule_limit, rule_value
+from fovea.evaluation.text import interval_text, rule_limit, rule_value
 from fovea.records import Decision, MlflowReference, RuleResult, write_record
 from fovea.steps import RunContext, parse_parameters, reporting_failure, run_step
 from fovea.storage import Storage

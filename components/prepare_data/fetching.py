@@ -9,8 +9,8 @@ from components.prepare_data.near_duplicates import fingerprint
 from components.prepare_data.picture_store import PictureStore
 from components.prepare_data.pictures import Places, Prepared, Wanted, stream_pictures
 from components.prepare_data.workspace import Workspace
-from fovea.pictures import PictureLimits
-from fovea.platform import FetchProfile
+from fovea.fetch.profiles import FetchProfile
+from fovea.images import PictureLimits
 from fovea.records import sha256_digest
 
 PICTURE_LIMITS = PictureLimits()

@@ -35,7 +35,7 @@ import pyarrow
 import pyarrow.parquet
 
 from fovea.errors import UserError
-from fovea.fetch import Version
+from fovea.fetch.client import Version
 from fovea.storage import Storage, join_uri
 
 _PACK_BYTES = 32 << 20

@@ -19,15 +19,10 @@ from PIL import Image
 
 from components.prepare_data.picture_store import PictureStore, Stored, group_reads
 from fovea.errors import UserError
-from fovea.fetch import Fetched, Fetcher, FetchError, FetchLimits
+from fovea.fetch.client import Fetched, Fetcher, FetchError, FetchLimits
+from fovea.fetch.profiles import FetchProfile
+from fovea.images import PictureError, PictureLimits, decode_scaled, encode_jpeg
 from fovea.memory import return_freed_memory, reuse_freed_memory
-from fovea.pictures import (
-    PictureError,
-    PictureLimits,
-    decode_scaled,
-    encode_jpeg,
-)
-from fovea.platform import FetchProfile
 
 # When the first so many pictures all fail, something else is wrong than the pictures.
 _HOPELESS_AFTER = 200

@@ -29,7 +29,8 @@ from components.prepare_data.tokens import (
 from components.prepare_data.workspace import Workspace
 from fovea import tracking
 from fovea.errors import UserError
-from fovea.platform import FetchProfile, load_platform
+from fovea.fetch.profiles import FetchProfile
+from fovea.platform import load_platform
 from fovea.records import DatasetRecord, Groups, ModelRecord, Split, input_key, read_record, write_record
 from fovea.steps import Attempt, RunContext, parse_parameters, reporting_failure, run_step
 from fovea.storage import Storage, join_uri

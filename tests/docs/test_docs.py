@@ -17,7 +17,8 @@ from cli.main import app
 from components.flow.parameters import FinetuneParameters
 from components.gate.parameters import parse_rules
 from fovea.errors import UserError
-from fovea.platform import FetchProfile, Platform, SecretHeader
+from fovea.fetch.profiles import FetchProfile, SecretHeader
+from fovea.platform import Platform
 from pipelines.settings import read_overrides, validate_settings
 from tests.docs.pages import PAGES, REPOSITORY, blocks, prose
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from fovea.errors import UserError
-from fovea.platform import DEFAULT_PATH, FetchProfile, Platform, SecretHeader, host_matches, load_platform
+from fovea.fetch.profiles import FetchProfile, SecretHeader, host_matches
+from fovea.platform import DEFAULT_PATH, Platform, load_platform
 
 TEXT = """
 contact: data@shop.example

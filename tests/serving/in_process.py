@@ -10,9 +10,9 @@ from fastapi import FastAPI
 from kserve.model_repository import ModelRepository
 from starlette.testclient import TestClient
 
-from fovea.calibration import Calibration, FieldCalibration
+from fovea.evaluation.calibration import Calibration, FieldCalibration
+from fovea.fetch.profiles import FetchProfile
 from fovea.inference import Answer, OnStep, Predictor, Sample
-from fovea.platform import FetchProfile
 from serving.access import ApiKeys
 from serving.application import build
 from serving.batching import BatchLimits

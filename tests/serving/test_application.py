@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from fovea.platform import FetchProfile
+from fovea.fetch.profiles import FetchProfile
 from serving.access import ApiKeys
 from serving.batching import BatchLimits
 from serving.pictures import decode

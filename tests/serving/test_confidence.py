@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from fovea.calibration import Calibration, FieldCalibration
 from fovea.errors import UserError
+from fovea.evaluation.calibration import Calibration, FieldCalibration
 from fovea.inference import Answer
 from fovea.records import EvaluationRecord, GenerationParameters
 from fovea.task import Task, product_task

@@ -8,9 +8,10 @@ from pathlib import Path
 import pyarrow.parquet as parquet
 
 from components.evaluate.report.rows import AnsweredRows, Row, shown, shown_value
-from fovea.metrics import OTHER, Roles, slices
+from fovea.evaluation.metrics import OTHER, slices
+from fovea.evaluation.outcomes import Roles
+from fovea.images import PictureError, PictureLimits, decode_picture
 from fovea.pages import picture_url
-from fovea.pictures import PictureError, PictureLimits, decode_picture
 from fovea.records import DatasetRecord, EvaluationRecord
 from fovea.storage import Storage
 from fovea.task import FieldValue, PriceField, Task

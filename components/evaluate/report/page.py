@@ -6,8 +6,9 @@ from pathlib import Path
 
 from components.evaluate.report import examples, plots
 from components.evaluate.report.rows import read_rows, shown
-from fovea.figures import UNKNOWN, figure_text, interval_text, rule_limit, rule_value
-from fovea.metrics import BASELINES, IN_CURRENCY, LOWER_IS_BETTER, OTHER, Outcomes, read_baselines
+from fovea.evaluation.metrics import IN_CURRENCY, LOWER_IS_BETTER, OTHER
+from fovea.evaluation.outcomes import BASELINES, Outcomes, read_baselines
+from fovea.evaluation.text import UNKNOWN, figure_text, interval_text, rule_limit, rule_value
 from fovea.pages import render_page
 from fovea.pages.charts import amount
 from fovea.pages.plots import Axis, Mark, mark, percent

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from components.evaluate.report.rows import AnsweredRows, shown
-from fovea.calibration import Calibration, Coverage, coverage_table
-from fovea.metrics import UNREADABLE, Outcomes, Roles, confusion
+from fovea.evaluation.calibration import Calibration, Coverage, coverage_table
+from fovea.evaluation.metrics import UNREADABLE, confusion
+from fovea.evaluation.outcomes import Outcomes, Roles
 from fovea.pages.charts import Histogram, amount, histogram
 from fovea.pages.plots import Axis, Plot, percent, plot
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pyarrow.parquet as parquet
 
-from fovea.calibration import is_right
-from fovea.metrics import Outcomes, read_outcomes
+from fovea.evaluation.calibration import is_right
+from fovea.evaluation.outcomes import Outcomes, read_outcomes
 from fovea.records import EvaluationRecord
 from fovea.storage import Storage
 from fovea.task import FieldValue, PriceField, Task

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from components.prepare_data.report import statistics
 from components.prepare_data.tokens import CONTEXT_TOKENS
 from components.prepare_data.workspace import Workspace
+from fovea.images import PictureLimits, decode_picture
 from fovea.pages import charts, picture_url, render_page
-from fovea.pictures import PictureLimits, decode_picture
 from fovea.task import FieldValue, Task
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import Any
 
 from components.prepare_data.sources.tables import SourceRow, arrow_rows, check_columns
 from fovea.errors import UserError
-from fovea.fetch import FetchError
+from fovea.fetch.client import FetchError
 
 _BATCH_ROWS = 32
 _URI = re.compile(

@@ -23,8 +23,8 @@ from typing import Any, Protocol
 from components.prepare_data.sources import hub
 from components.prepare_data.sources.tables import SourceRow, read_table
 from fovea.errors import UserError
-from fovea.fetch import Fetcher, FetchError, FetchLimits, join_url
-from fovea.platform import FetchProfile
+from fovea.fetch.client import Fetcher, FetchError, FetchLimits, join_url
+from fovea.fetch.profiles import FetchProfile
 from fovea.storage import Storage, sha256_file, split_uri
 
 TABLE_LIMITS = FetchLimits(max_bytes=2 << 30, total_seconds=900)

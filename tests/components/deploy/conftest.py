@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from components.deploy.step import deploy_step
-from fovea.calibration import Calibration, FieldCalibration
+from fovea.evaluation.calibration import Calibration, FieldCalibration
+from fovea.images import PictureLimits, decode_picture, encode_jpeg
 from fovea.inference import Answer, Predictor
-from fovea.pictures import PictureLimits, decode_picture, encode_jpeg
 from fovea.records import (
     DatasetRecord,
     Decision,

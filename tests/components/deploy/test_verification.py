@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.deploy.verification import Expectation, Probe, Verification, most_that_differ, verify
-from fovea.calibration import Calibration, FieldCalibration
+from fovea.evaluation.calibration import Calibration, FieldCalibration
 from fovea.task import product_task
 
 TASK = product_task()

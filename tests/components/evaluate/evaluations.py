@@ -15,9 +15,11 @@ from PIL import Image
 from components.evaluate.baselines import shuffle_among_groups
 from components.evaluate.predictions import write_predictions
 from components.evaluate.split import Row
-from fovea.calibration import fit_calibration
+from fovea.evaluation.calibration import fit_calibration
+from fovea.evaluation.intervals import measure
+from fovea.evaluation.metrics import confusion, slices
+from fovea.evaluation.outcomes import Outcomes, write_baselines
 from fovea.inference import Answer
-from fovea.metrics import Outcomes, confusion, measure, slices, write_baselines
 from fovea.records import (
     DatasetRecord,
     Decision,

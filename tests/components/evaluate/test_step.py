@@ -20,10 +20,11 @@ from components.evaluate.component import evaluate
 from components.evaluate.parameters import EvaluateParameters
 from components.evaluate.split import Split
 from components.evaluate.step import evaluate_step, figures
-from fovea.calibration import Calibration, FieldCalibration
 from fovea.errors import UserError
+from fovea.evaluation.calibration import Calibration, FieldCalibration
+from fovea.evaluation.intervals import measure
+from fovea.evaluation.outcomes import read_baselines, read_outcomes
 from fovea.inference import Predictor
-from fovea.metrics import measure, read_baselines, read_outcomes
 from fovea.records import (
     AbsentRecord,
     DatasetRecord,

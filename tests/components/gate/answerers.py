@@ -6,7 +6,8 @@ from typing import Any
 
 from components.gate.evidence import BASE_SHUFFLED, MODEL, SHUFFLED, Evidence
 from components.gate.parameters import BASELINES
-from fovea.metrics import Outcomes, measure
+from fovea.evaluation.intervals import measure
+from fovea.evaluation.outcomes import Outcomes
 from fovea.records import AbsentRecord, EvaluationRecord
 from fovea.task import FieldValue, product_task
 from tests.some_records import some_evaluation

@@ -16,7 +16,7 @@ from components.gate.checks import CHECKS
 from components.gate.evidence import MODEL, SHUFFLED, Evidence
 from components.gate.parameters import BASELINES, CONDITIONS, Limits, RuleSpec
 from components.gate.rules import Judgement, default_rules, judge, judge_base
-from fovea.metrics import METRICS
+from fovea.evaluation.metrics import METRICS
 from fovea.records import GenerationParameters, Interval, Metrics
 from fovea.steps import plain_line
 from tests.components.gate.answerers import (

@@ -14,7 +14,9 @@ from components.gate.component import gate
 from components.gate.parameters import Limits
 from components.gate.step import Verdict, escape, gate_step
 from fovea.errors import UserError
-from fovea.metrics import METRICS, measure, write_baselines
+from fovea.evaluation.intervals import measure
+from fovea.evaluation.metrics import METRICS
+from fovea.evaluation.outcomes import write_baselines
 from fovea.records import (
     AbsentRecord,
     Decision,

@@ -10,7 +10,7 @@ from markupsafe import escape
 from components.prepare_data import pictures
 from components.prepare_data.report.statistics import explain
 from components.prepare_data.step import prepare_data_step
-from fovea.fetch import FetchLimits
+from fovea.fetch.client import FetchLimits
 from fovea.steps import RunContext
 from fovea.storage import Storage
 from tests.components.prepare_data.hostile_feed import HOST, hostile_feed, jpeg

@@ -16,7 +16,7 @@ from components.prepare_data.near_duplicates import (
     fingerprint,
     look_alike,
 )
-from fovea.pictures import PictureLimits, decode_picture, normalise
+from fovea.images import PictureLimits, decode_picture, normalise
 from fovea.sample.drawing import random_look, render, seeded
 
 KINDS = ["tote bag", "coat", "shirt", "dress", "watch", "sunglasses", "belt", "trainers"]

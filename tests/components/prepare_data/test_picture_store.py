@@ -22,8 +22,8 @@ from components.prepare_data import picture_store, pictures
 from components.prepare_data.picture_store import PictureStore, Stored, group_reads, open_store
 from components.prepare_data.pictures import Prepared, Unusable, Wanted, stream_pictures
 from fovea.errors import UserError
-from fovea.fetch import FetchLimits, Version
-from fovea.platform import FetchProfile
+from fovea.fetch.client import FetchLimits, Version
+from fovea.fetch.profiles import FetchProfile
 from fovea.storage import Storage
 from tests.feed_server import FeedServer, Request, says
 

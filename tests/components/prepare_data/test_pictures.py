@@ -16,9 +16,9 @@ from components.prepare_data import pictures
 from components.prepare_data.picture_store import PictureStore
 from components.prepare_data.pictures import Prepared, Unusable, Wanted, stream_pictures
 from fovea.errors import UserError
-from fovea.fetch import FetchError, FetchLimits
-from fovea.pictures import PictureLimits
-from fovea.platform import FetchProfile
+from fovea.fetch.client import FetchError, FetchLimits
+from fovea.fetch.profiles import FetchProfile
+from fovea.images import PictureLimits
 from tests.components.prepare_data.hostile_feed import hostile_feed, jpeg
 from tests.feed_server import FeedServer, Request, says
 

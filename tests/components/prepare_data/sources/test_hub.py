@@ -23,7 +23,7 @@ from components.prepare_data.parameters import PrepareParameters
 from components.prepare_data.cleaning import read_rows
 from components.prepare_data.workspace import Workspace
 from fovea.errors import UserError
-from fovea.fetch import FetchError
+from fovea.fetch.client import FetchError
 from pathlib import Path
 
 said = {}

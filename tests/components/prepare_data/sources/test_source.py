@@ -16,8 +16,8 @@ import pytest
 from components.prepare_data.sources.source import PicturePlaces, open_source
 from components.prepare_data.sources.tables import SourceRow
 from fovea.errors import UserError
-from fovea.fetch import FetchError
-from fovea.platform import FetchProfile
+from fovea.fetch.client import FetchError
+from fovea.fetch.profiles import FetchProfile
 from fovea.storage import Storage
 
 LOOPBACK = FetchProfile.model_validate({"allowed_networks": ["127.0.0.0/8"]})

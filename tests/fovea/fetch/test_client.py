@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from fovea.fetch import Fetched, Fetcher, FetchError, FetchLimits, address_allowed
-from fovea.platform import FetchProfile
+from fovea.fetch.client import Fetched, Fetcher, FetchError, FetchLimits, address_allowed
+from fovea.fetch.profiles import FetchProfile
 from tests.feed_server import self_signed
 
 LOOPBACK = FetchProfile.model_validate({"allowed_networks": ["127.0.0.0/8"]})

@@ -10,23 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error, mean_absolute_percentage_error
 
-from fovea import metrics as fovea_metrics
 from fovea.errors import UserError
-from fovea.metrics import (
-    LOWER_IS_BETTER,
-    METRICS,
-    NO_CATEGORY,
-    OTHER,
-    Outcomes,
-    Roles,
-    bootstrap,
-    figure,
-    measure,
-    paired_bootstrap,
-    read_outcomes,
-    slices,
-    token_f1,
-)
+from fovea.evaluation import metrics as fovea_metrics
+from fovea.evaluation.intervals import bootstrap, measure, paired_bootstrap
+from fovea.evaluation.metrics import LOWER_IS_BETTER, METRICS, OTHER, figure, slices
+from fovea.evaluation.outcomes import NO_CATEGORY, Outcomes, Roles, read_outcomes, token_f1
 from fovea.records import Metrics
 from fovea.task import Task, TextField, product_task
 

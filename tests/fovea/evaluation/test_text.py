@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from fovea.figures import rule_limit, rule_value
+from fovea.evaluation.text import rule_limit, rule_value
 from fovea.records import RuleResult
 
 

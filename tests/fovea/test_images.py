@@ -11,14 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 
-from fovea.pictures import (
-    PictureError,
-    PictureLimits,
-    decode_picture,
-    decode_scaled,
-    encode_jpeg,
-    normalise,
-)
+from fovea.images import PictureError, PictureLimits, decode_picture, decode_scaled, encode_jpeg, normalise
 
 LIMITS = PictureLimits(max_bytes=1 << 20, max_pixels=1_000_000, min_side=8)
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fovea.calibration import (
+from fovea.evaluation.calibration import (
     MIN_OF_EACH,
     MIN_ROWS,
     Calibration,

@@ -1,6 +1,6 @@
 """How figures and the gate's rules are written for people: in reasons, reports and the terminal alike."""
 
-from fovea.metrics import COUNTS, IN_CURRENCY
+from fovea.evaluation.metrics import COUNTS, IN_CURRENCY
 from fovea.records import Interval, RuleResult
 
 UNKNOWN = "–"

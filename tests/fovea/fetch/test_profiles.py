@@ -11,10 +11,10 @@ from typing import TypeVar
 
 import pytest
 
-from fovea import fetch as fetching
 from fovea.errors import UserError
-from fovea.fetch import Fetched, Fetcher, FetchError, FetchLimits, Version, address_allowed, user_agent
-from fovea.platform import FetchProfile
+from fovea.fetch import client as fetching
+from fovea.fetch.client import Fetched, Fetcher, FetchError, FetchLimits, Version, address_allowed, user_agent
+from fovea.fetch.profiles import FetchProfile
 from tests.feed_server import FeedServer, Request, says, self_signed
 
 T = TypeVar("T")

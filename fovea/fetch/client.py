@@ -37,7 +37,7 @@ from tenacity import (
 
 from fovea import __version__
 from fovea.errors import UserError
-from fovea.platform import FetchProfile, host_matches
+from fovea.fetch.profiles import FetchProfile, host_matches
 
 FetchReason = Literal[
     "invalid_url",

@@ -1,0 +1,1 @@
+"""How good answers are, how sure that is, and how it is written for people."""

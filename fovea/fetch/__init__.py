@@ -1,0 +1,1 @@
+"""Fetching pictures and tables from the web, within what a profile allows."""
