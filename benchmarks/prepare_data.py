@@ -47,7 +47,7 @@ from fovea.images import JPEG_QUALITY, PictureLimits, decode_scaled, encode_jpeg
 from fovea.memory import reuse_freed_memory
 from fovea.storage import Storage, split_uri
 from fovea.task import product_task
-from pipelines.embedded_s3 import serve_s3
+from pipelines.local.s3 import serve_s3
 
 LONGEST_SIDE = 1344
 LATENCIES = [0, 20, 100]

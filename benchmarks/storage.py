@@ -22,7 +22,7 @@ import typer
 
 from fovea.records import ModelRecord, now
 from fovea.storage import Storage
-from pipelines.embedded_s3 import find_rclone, serve_s3
+from pipelines.local.s3 import find_rclone, serve_s3
 
 _ROUNDS = 3
 

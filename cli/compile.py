@@ -33,7 +33,7 @@ def compile_command(
     Example: fovea compile --cluster cluster.yaml --kubernetes --namespace shop --out pipeline.yaml
     """
     from fovea.errors import UserError
-    from pipelines.cluster import read_cluster_settings
+    from pipelines.cluster.settings import read_cluster_settings
     from pipelines.compile import compile_for_cluster, compile_pipeline, compile_resources
 
     if namespace and not kubernetes:

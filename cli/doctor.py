@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.findings import Finding
+from pipelines.cluster.findings import Finding
 
 _CONSTRAINTS = Path(__file__).resolve().parents[1] / "constraints.txt"
 _NEEDED_DISK = 4e9
@@ -51,8 +51,8 @@ def doctor(
 
 def _on_a_cluster(settings: Path, namespace: str, artifact_root: str) -> Iterator[Finding]:
     from components.deploy.targets.cluster import Cluster
-    from pipelines.cluster import read_cluster_settings
-    from pipelines.examine import Examination
+    from pipelines.cluster.doctor import Examination
+    from pipelines.cluster.settings import read_cluster_settings
 
     yield from Examination(
         Cluster.connect(namespace), read_cluster_settings(settings), artifact_root
@@ -109,7 +109,7 @@ def _pins() -> dict[str, str]:
 
 def _rclone() -> Iterator[Finding]:
     from fovea.errors import UserError
-    from pipelines.embedded_s3 import find_rclone
+    from pipelines.local.s3 import find_rclone
 
     try:
         yield Finding("ok", "rclone", str(find_rclone()))
@@ -138,7 +138,7 @@ def _room(state: Path) -> Iterator[Finding]:
 
 
 def _port() -> Iterator[Finding]:
-    from pipelines.embedded_s3 import is_free
+    from pipelines.local.s3 import is_free
 
     if is_free(_SERVICE_PORT):
         yield Finding("ok", "port", f"{_SERVICE_PORT} is free")

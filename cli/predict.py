@@ -95,7 +95,7 @@ def _print_table(answers: Sequence[dict[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from pipelines.figures import field_value
+    from pipelines.report.text import field_value
 
     names = list(dict.fromkeys(name for answer in answers for name in answer["fields"] or {}))
     has_errors = any(answer["error"] for answer in answers)

@@ -11,8 +11,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pipelines.state import State
-    from pipelines.summary import Summary
+    from pipelines.local.state import State
+    from pipelines.report.summary import Summary
 
 
 def run(
@@ -45,12 +45,12 @@ def run(
     """
     from rich.console import Console
 
-    from pipelines.local import Sample, run_locally
-    from pipelines.processes import interruptible
-    from pipelines.report import choose_examples, save_evaluation, save_picture, write_report
+    from pipelines.local.processes import interruptible
+    from pipelines.local.run import Sample, run_locally
+    from pipelines.local.state import claim
+    from pipelines.report.page import choose_examples, save_evaluation, save_picture, write_report
+    from pipelines.report.summary import collect_summary
     from pipelines.settings import default_settings, read_overrides, read_settings
-    from pipelines.state import claim
-    from pipelines.summary import collect_summary
 
     console = Console(highlight=False, soft_wrap=True)
     show = _Lines(console)
@@ -137,15 +137,15 @@ def _print_summary(console: "Console", summary: "Summary", place: "State") -> No
 def _print_models(console: "Console", summary: "Summary") -> None:
     from rich.table import Table
 
-    from pipelines import figures
+    from pipelines.report import text
 
     table = Table(title=f"\n{summary.samples} held-out pictures", title_justify="left", title_style="bold")
     table.add_column("")
-    headings = figures.columns(summary.models)
+    headings = text.columns(summary.models)
     for heading in headings.values():
         table.add_column(heading, justify="right")
-    for name, label in figures.ROWS.items():
-        table.add_row(label, *(figures.metric(summary.models[model], name) for model in headings))
+    for name, label in text.ROWS.items():
+        table.add_row(label, *(text.metric(summary.models[model], name) for model in headings))
     console.print(table)
 
 
@@ -175,7 +175,7 @@ def _print_gate(console: "Console", summary: "Summary") -> None:
 
 
 def _print_endpoint(console: "Console", summary: "Summary") -> None:
-    from pipelines.figures import field_value
+    from pipelines.report.text import field_value
 
     endpoint = summary.endpoint
     if endpoint is None:
@@ -192,7 +192,7 @@ def _print_endpoint(console: "Console", summary: "Summary") -> None:
 
 
 def _print_steps(console: "Console", summary: "Summary") -> None:
-    from pipelines.figures import duration
+    from pipelines.report.text import duration
 
     console.print(f"\n[bold]The steps[/bold], {duration(summary.seconds)} in all")
     for name, step in summary.steps.items():

@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from components.deploy.parameters import Deployment
     from fovea.records import EvaluationRecord
-    from pipelines.state import State
+    from pipelines.local.state import State
 
 
 def serve(
@@ -35,7 +35,7 @@ def serve(
 
     Example: fovea serve --model models/mine --port 8081
     """
-    from pipelines.processes import interruptible
+    from pipelines.local.processes import interruptible
     from serving.server import ServerSettings
     from serving.server import serve as serve_model
 
@@ -64,8 +64,8 @@ class _Located(NamedTuple):
 
 def _locate_named(model: str, service: str, state: Path) -> _Located:
     """Return the model that was named; what lies in S3 is downloaded."""
-    from pipelines.local import ARTIFACT_ROOT
-    from pipelines.state import State
+    from pipelines.local.run import ARTIFACT_ROOT
+    from pipelines.local.state import State
     from serving.location import locate_model
     from serving.server import ServerSettings
 
@@ -79,8 +79,8 @@ def _locate_named(model: str, service: str, state: Path) -> _Located:
 
 def _locate_deployed(service: str, state: Path) -> _Located:
     """Return the deployed model of a service, downloaded; of the last run's where none is named."""
-    from pipelines.local import ARTIFACT_ROOT
-    from pipelines.state import State
+    from pipelines.local.run import ARTIFACT_ROOT
+    from pipelines.local.state import State
     from serving.location import find_evaluation, locate_model
 
     place = State(state.absolute())
@@ -98,8 +98,8 @@ def artifacts(artifact_root: str, state: Path) -> Iterator[str]:
 
     For the latter, their S3 store is served and their MLflow store is led to.
     """
-    from pipelines.local import ARTIFACT_ROOT
-    from pipelines.state import State
+    from pipelines.local.run import ARTIFACT_ROOT
+    from pipelines.local.state import State
 
     if artifact_root:
         yield artifact_root.rstrip("/")
@@ -119,7 +119,7 @@ def _names_s3() -> bool:
 def _local_s3(place: "State") -> Iterator[None]:
     """Serve the S3 store of the local runs for the block, and lead this process to it."""
     from fovea.errors import UserError
-    from pipelines.embedded_s3 import serve_s3
+    from pipelines.local.s3 import serve_s3
 
     if not place.s3.is_dir():
         raise UserError(
@@ -134,7 +134,7 @@ def _local_s3(place: "State") -> Iterator[None]:
 
 def _last_service(place: "State") -> str:
     """Return the service that the last run was to deploy to; empty where no run has ended."""
-    from pipelines.summary import Summary
+    from pipelines.report.summary import Summary
 
     summary = Summary.read(place.last_run)
     return str(summary.settings.get("service_name", "")) if summary else ""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from pipelines.submit import Submission
+    from pipelines.cluster.submit import Submission
 
 _TOKEN = "KF_PIPELINES_TOKEN"  # noqa: S105 - a variable's name
 _POD_TOKEN = Path("/var/run/secrets/kubeflow/pipelines/token")
@@ -69,8 +69,8 @@ def submit(
     Example: fovea submit --set source=s3://feeds/products.csv --set gpus=2 --cron "0 0 3 * * 1"
     """
     from fovea.errors import UserError
-    from pipelines.cluster import read_cluster_settings
-    from pipelines.submit import Endpoint, Pipelines, prepare
+    from pipelines.cluster.settings import read_cluster_settings
+    from pipelines.cluster.submit import Endpoint, Pipelines, prepare
 
     if wait and (cron or dry_run):
         raise UserError("--wait follows one run, which --cron and --dry-run do not start; leave one out")
@@ -102,7 +102,7 @@ def submit(
 
 
 def _print_needs(submission: "Submission", rows: int) -> None:
-    from pipelines.needs import describe, describe_training, needs_of
+    from pipelines.cluster.needs import describe, describe_training, needs_of
 
     lines = describe(needs_of(submission.parameters, submission.placement, submission.cluster))
     if rows:

@@ -9,7 +9,7 @@ from kfp import compiler
 from kfp.compiler.compiler_utils import KubernetesManifestOptions
 
 from fovea import __version__
-from pipelines.cluster import ClusterSettings, cluster_pipeline
+from pipelines.cluster.settings import ClusterSettings, cluster_pipeline
 from pipelines.finetune import finetune
 
 PIPELINE_FILE = Path(__file__).with_name("finetune.yaml")

@@ -11,11 +11,11 @@ from kfp import dsl
 
 from components.deploy.component import deploy
 from components.evaluate.component import evaluate, find_champion, report_evaluation
-from components.flow.component import preflight, report_outcome, require
 from components.gate.component import gate
 from components.merge_adapter.component import merge_adapter
 from components.prepare_data.component import prepare_data
 from components.train_lora.component import train_lora
+from pipelines.lifecycle.component import preflight, report_outcome, require
 
 RUN_ID = dsl.PIPELINE_JOB_ID_PLACEHOLDER
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from pipelines.embedded_s3 import serve_s3
+from pipelines.local.s3 import serve_s3
 from tests.own_bucket import own_bucket
 
 pytest_plugins = ["tests.left_out"]

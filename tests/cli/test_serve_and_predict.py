@@ -28,9 +28,9 @@ from fovea.records import ModelRecord, ModelReference, now
 from fovea.steps import RunContext, run_step
 from fovea.storage import Storage, index_uri
 from fovea.task import product_task
-from pipelines.embedded_s3 import serve_s3
-from pipelines.state import State
-from pipelines.summary import Summary
+from pipelines.local.s3 import serve_s3
+from pipelines.local.state import State
+from pipelines.report.summary import Summary
 from serving.server import ServerSettings
 from tests.tiny_model import write_tiny_model
 

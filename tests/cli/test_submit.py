@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from cli.submit import submit
 from fovea.errors import UserError
-from tests.pipelines.kfp_server import serve_kfp
+from tests.pipelines.cluster.kfp_server import serve_kfp
 
 SETTINGS = ["artifact_root=s3://models/fovea", "base_model=s3://models/base.json", "source=s3://feeds/a.csv"]
 

@@ -12,7 +12,7 @@ from kubernetes import client
 
 from components.deploy.targets import cluster
 from components.deploy.targets.cluster import Cluster, ClusterError
-from pipelines.cluster import read_cluster_settings
+from pipelines.cluster.settings import read_cluster_settings
 from pipelines.compile import compile_resources
 from tests.cluster.conftest import Install
 from tests.manifests.kustomize import MANIFESTS, Object, by_kind

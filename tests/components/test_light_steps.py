@@ -13,7 +13,7 @@ import pytest
         "components.train_lora.step",
         "components.merge_adapter.step",
         "components.evaluate.step",
-        "components.flow.preflight",
+        "pipelines.lifecycle.preflight",
     ],
 )
 def test_a_step_loads_nothing_heavy_before_there_is_work(module: str) -> None:

@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from components.deploy.kserve_parameters import KServeParameters
-from pipelines.cluster import ClusterSettings, Tasks
-from pipelines.examine import Examination
+from pipelines.cluster.doctor import Examination
+from pipelines.cluster.settings import ClusterSettings, Tasks
 from tests.docs.pages import REPOSITORY, blocks
 from tests.manifests.kustomize import COMPONENTS, MANIFESTS
 

@@ -14,12 +14,11 @@ import typer
 import yaml
 
 from cli.main import app
-from components.flow.parameters import FinetuneParameters
 from components.gate.parameters import parse_rules
 from fovea.errors import UserError
 from fovea.fetch.profiles import FetchProfile, SecretHeader
 from fovea.platform import Platform
-from pipelines.settings import read_overrides, validate_settings
+from pipelines.settings import FinetuneParameters, read_overrides, validate_settings
 from tests.docs.pages import PAGES, REPOSITORY, blocks, prose
 
 MAKEFILE = (REPOSITORY / "Makefile").read_text()
@@ -172,7 +171,7 @@ TESTED = {
     "make doctor": "tests/cli/test_doctor.py",
     "make compile": "tests/docs/test_cluster.py",
     "fovea compile": "tests/docs/test_cluster.py",
-    "fovea run": "tests/pipeline/test_local_run.py",
+    "fovea run": "tests/pipelines/local/test_run.py",
     "fovea preview": "tests/cli/test_preview.py",
     "fovea predict": "tests/cli/test_serve_and_predict.py",
     "fovea sample-data": "tests/cli/test_sample_data.py",

@@ -11,9 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pipelines.embedded_s3 import find_rclone, free_port
+from pipelines.local.s3 import find_rclone, free_port
 from tests.docs.pages import REPOSITORY, blocks
-from tests.pipeline.local_runs import Folder
+from tests.pipelines.local_runs import Folder
 
 
 def block(page: str, command: str) -> str:

@@ -23,7 +23,7 @@ def test_both_targets_hold_the_same_code() -> None:
         assert copied == ["fovea", "components", "pipelines", "serving", "cli"]
         user = next(line for line in reversed(lines) if line.startswith("USER "))
         assert user == "USER 10001:0"
-    from pipelines.cluster import USER
+    from pipelines.cluster.settings import USER
 
     assert f"useradd --uid {USER} " in stages["base"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pipelines.embedded_s3 import find_rclone, free_port
+from pipelines.local.s3 import find_rclone, free_port
 from tests.manifests.kustomize import Object, build, pod_specs
 
 

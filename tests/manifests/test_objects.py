@@ -13,8 +13,8 @@ import yaml
 from cli.main import app
 from cli.submit import _POD_TOKEN
 from fovea.platform import Platform
-from pipelines.cluster import ClusterSettings
-from pipelines.examine import RIGHTS
+from pipelines.cluster.doctor import RIGHTS
+from pipelines.cluster.settings import ClusterSettings
 from pipelines.settings import validate_settings
 from serving.__main__ import parse_arguments
 from tests.manifests.kustomize import ALL, COMPONENTS, MANIFESTS, OVERLAYS, Object, build, by_kind, pod_specs

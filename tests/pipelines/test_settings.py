@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.flow.parameters import FinetuneParameters
 from fovea.errors import UserError
 from fovea.sample.model import MADE_FILE
 from pipelines.settings import (
     NAMES,
     SAMPLE_SETTINGS,
+    FinetuneParameters,
     default_settings,
     name_for,
     read_overrides,

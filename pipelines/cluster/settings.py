@@ -1,0 +1,369 @@
+"""The pipeline as a cluster runs it: the same graph, with what its tasks ask of nodes, mount and put up with.
+
+`finetune` says what is done and nothing of machines, so that it runs on any. Here its tasks get an image by
+digest, requests and limits, GPUs, volumes, configuration and rights, from typed settings of the platform.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from kfp import dsl, kubernetes
+from kfp.dsl import pipeline_context
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from components.deploy.kserve_parameters import Toleration
+from components.deploy.targets.cluster import API_KEYS, CREDENTIALS
+from fovea.errors import UserError
+from pipelines.finetune import finetune
+from pipelines.settings import FinetuneParameters
+
+_QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"
+_NAME = r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$"
+
+Quantity = Annotated[str, Field(pattern=_QUANTITY)]
+Name = Annotated[str, Field(pattern=_NAME)]
+OptionalName = Annotated[str, Field(pattern=f"{_NAME}|^$")]
+
+SCRATCH = "/scratch"
+"""Where tasks keep what they download and make."""
+
+FEEDS = "/var/run/secrets/feeds"
+"""Below it lie the Secrets that fetch profiles take headers from."""
+
+USER = 10001
+"""The image's user."""
+
+FIXED = {"deploy_target": "kserve"}
+"""Parameters that have one value on a cluster: a model that is served in its task's own pod serves nobody."""
+
+MINIMAL = (
+    "artifact_root", "base_model", "source", "experiment", "num_crops", "epochs", "service_name", "kserve",
+    "gpus", "gpu_type", "gpu_node_selector", "gpu_tolerations",
+)  # fmt: skip
+"""What a first run has to say, or may want to."""
+
+
+class Resources(BaseModel):
+    """What a task asks of a node, and how long it may take."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cpu: Quantity
+    """Requested; the limit is ``cpu_limit``."""
+    cpu_limit: str = Field(default="", pattern=f"{_QUANTITY}|^$")
+    """Empty for the same as requested."""
+    memory: Quantity
+    """Requested and the limit: memory that is lent is taken back by killing."""
+    hours: float = Field(default=1.0, gt=0, le=24 * 30)
+    """A task that takes longer is ended."""
+    retries: int = Field(default=2, ge=0, le=10)
+    """So often a task that ended with an error is started again; a training goes on from its checkpoint."""
+
+
+class Tasks(BaseModel):
+    """The resources of the kinds of tasks."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    small: Resources = Resources(cpu="500m", cpu_limit="2", memory="2Gi", hours=1.0)
+    """Checks, the gate, and how the run ended."""
+    prepare: Resources = Resources(cpu="4", memory="8Gi", hours=24.0)
+    train: Resources = Resources(cpu="8", memory="64Gi", hours=96.0, retries=4)
+    merge: Resources = Resources(cpu="4", memory="24Gi", hours=2.0)
+    evaluate: Resources = Resources(cpu="8", memory="32Gi", hours=12.0)
+    report: Resources = Resources(cpu="2", memory="8Gi", hours=2.0)
+    """Tables and pictures of an evaluation."""
+    deploy: Resources = Resources(cpu="500m", cpu_limit="2", memory="4Gi", hours=4.0, retries=1)
+
+
+class Placement(BaseModel):
+    """What a run may say of its GPUs, besides its other parameters; the platform says the defaults."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    gpus: int = Field(default=1, ge=0, le=16)
+    """Of a training; 0 trains on the CPU."""
+    evaluation_gpus: int = Field(default=1, ge=0, le=16)
+    """Of each evaluation, which uses one at most."""
+    gpu_type: str = Field(default="nvidia.com/gpu", pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$")
+    """The resource's name."""
+    gpu_node_selector: dict[str, str] = {}
+    """Labels of the nodes for tasks with GPUs."""
+    gpu_tolerations: tuple[Toleration, ...] = ()
+    """Taints that these tasks put up with."""
+
+    @field_validator("gpu_node_selector", "gpu_tolerations", mode="before")
+    @classmethod
+    def _from_json(cls, value: Any) -> Any:
+        """Take JSON, or YAML, as text too: that is how a single setting is written on a command line."""
+        return yaml.safe_load(value or "null") or {} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.evaluation_gpus and not self.gpus:
+            raise ValueError("gpus is 0, and evaluation_gpus is not; set both to 0 for the CPU")
+        return self
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the values as parameters of the pipeline.
+
+        Numbers of GPUs are text: KFP's driver reads nothing from a number there, and asks for no GPU then.
+        """
+        tolerations = [
+            {key: value for key, value in each.model_dump().items() if value not in ("", None)}
+            for each in self.gpu_tolerations
+        ]
+        counts = {"gpus": str(self.gpus), "evaluation_gpus": str(self.evaluation_gpus)}
+        return {**self.model_dump(mode="json"), **counts, "gpu_tolerations": tolerations}
+
+
+class ClusterSettings(Placement):
+    """What the platform decides for every run when the pipeline is compiled."""
+
+    image: str = Field(pattern=r"^[a-z0-9][^\s@]*@sha256:[0-9a-f]{64}$")
+    """By digest: KFP's cache and a node's go by the name, and a tag can be moved."""
+    image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
+    image_pull_secrets: tuple[Name, ...] = ()
+    tasks: Tasks = Tasks()
+    scratch: Quantity = "100Gi"
+    """Room for data and weights of a task that handles them."""
+    scratch_class: OptionalName = ""
+    """The storage class of a volume made for each such task; empty for the node's own disk. KFP sets no
+    fsGroup, so the class has to make volumes that user 10001 or group 0 may write."""
+    shared_memory: Quantity = "8Gi"
+    """Of tasks with GPUs, whose processes hand tensors over in it; it counts as the task's memory."""
+    services: Name = "fovea-services"
+    """ConfigMap that says where S3 and MLflow are."""
+    platform: Name = "fovea-platform"
+    """ConfigMap with platform.yaml, see `fovea.platform`."""
+    s3_secret: OptionalName = ""
+    """Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; empty where the account has a role."""
+    mlflow_secret: OptionalName = ""
+    """Secret with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; empty where none is asked for."""
+    feed_secrets: tuple[Name, ...] = ()
+    """Secrets for fetch profiles' headers, each a folder of its name below /var/run/secrets/feeds."""
+    deployer_secret: Name = "fovea-deployer-token"  # noqa: S105 - a name
+    """Secret with the deployer's token, which the task `deploy` alone mounts."""
+    api_keys_secret: OptionalName = ""
+    """Secret with the server's API keys, of which `deploy` takes the one called deployer."""
+    kueue_queue: OptionalName = ""
+    """Kueue's LocalQueue that the tasks wait in."""
+    defaults: dict[str, Any] = {}
+    """Parameters of runs that have other defaults on this platform, such as artifact_root."""
+
+    @field_validator("defaults")
+    @classmethod
+    def _are_parameters(cls, defaults: dict[str, Any]) -> dict[str, Any]:
+        fixed = sorted(set(defaults) & set(FIXED))
+        if fixed:
+            raise ValueError(f"{', '.join(fixed)} has one value on a cluster; leave it out")
+        stand_ins = {"artifact_root": "s3://a", "base_model": "s3://a/b.json", "source": "a"}
+        valid = FinetuneParameters.model_validate({**stand_ins, **defaults}).model_dump(mode="json")
+        return {name: valid[name] for name in defaults}
+
+    @property
+    def placement(self) -> Placement:
+        """The defaults of what a run may say of its GPUs."""
+        return Placement(**{name: getattr(self, name) for name in Placement.model_fields})
+
+
+def read_cluster_settings(path: Path) -> ClusterSettings:
+    """Read the platform's settings from a YAML file.
+
+    Raises:
+        UserError: it cannot be read, or names every field that is wrong.
+    """
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+        return ClusterSettings.model_validate(content)
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{'.'.join(map(str, each['loc']))}: {each['msg'].removeprefix('Value error, ')}".removeprefix(
+                ": "
+            )
+            for each in error.errors()
+        )
+        raise UserError(f"{path}: {wrong}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+
+
+def cluster_pipeline(settings: ClusterSettings, *, minimal: bool = False) -> Any:
+    """Return the pipeline for a cluster: the graph of `finetune`, its tasks with what they need there.
+
+    Args:
+        settings: The platform's.
+        minimal: With a dozen parameters; the others keep their defaults.
+    """
+    known = inspect.signature(finetune.pipeline_func).parameters
+    placed = settings.placement.arguments()
+    fallback = {name: each.default for name, each in known.items()} | settings.defaults | placed | FIXED
+    types = {name: each.annotation for name, each in known.items()}
+    types |= {name: type(value) for name, value in placed.items()}
+    wanted = MINIMAL if minimal else tuple(name for name in types if name not in FIXED)
+    # What has no default comes first, as in any signature.
+    names = sorted(wanted, key=lambda name: fallback[name] is not inspect.Parameter.empty)
+
+    def run(*values: Any) -> None:
+        given = {**fallback, **dict(zip(names, values, strict=True))}
+        finetune.pipeline_func(**{name: given[name] for name in known})
+        for task in pipeline_context.Pipeline.get_default_pipeline().tasks.values():
+            _equip(task, settings, {name: given[name] for name in placed})
+
+    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                annotation=types[name],
+                default=fallback[name],
+            )
+            for name in names
+        ]
+    )
+    run.__doc__ = _documentation(names)
+    name = "fovea-finetune-minimal" if minimal else "fovea-finetune"
+    return dsl.pipeline(name=name, description=_description(names, fallback))(run)
+
+
+def _documentation(names: Sequence[str]) -> str:
+    """Return a docstring, from which KFP takes what it says of each parameter."""
+    return "Fine-tune, check and deploy.\n\nArgs:\n" + "\n".join(
+        f"    {name}: {_about(name)}" for name in names
+    )
+
+
+def _about(name: str) -> str:
+    described = finetune.component_spec.inputs.get(name)
+    return " ".join(str(described.description if described else _OF_PLACEMENT[name]).split())
+
+
+def _description(names: Sequence[str], defaults: Mapping[str, Any]) -> str:
+    """Return the table of parameters: the form shows no more than a name and a type."""
+    allowed = FinetuneParameters.model_json_schema()["properties"]
+    lines = ["| parameter | default | allowed | |", "|---|---|---|---|"]
+    for name in sorted(names):
+        default = defaults[name]
+        shown = "" if default is inspect.Parameter.empty else f"`{default}`"
+        lines.append(f"| `{name}` | {shown} | {_limits(allowed.get(name, {}))} | {_about(name)} |")
+    return "Fine-tune Phi-3-Vision, check the result, and deploy it if it is good.\n\n" + "\n".join(lines)
+
+
+def _limits(schema: Mapping[str, Any]) -> str:
+    if "enum" in schema:
+        return ", ".join(str(each) or "empty" for each in schema["enum"])
+    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    return " and ".join(f"{sign} {schema[key]}" for key, sign in signs.items() if key in schema)
+
+
+_OF_PLACEMENT = {
+    "gpus": "GPUs of a training; 0 trains on the CPU.",
+    "evaluation_gpus": "GPUs of each evaluation, which uses one at most.",
+    "gpu_type": "Name of the resource that a GPU is.",
+    "gpu_node_selector": "Labels of the nodes for tasks with GPUs, as JSON.",
+    "gpu_tolerations": "Taints that tasks with GPUs put up with, as a JSON list of Kubernetes' tolerations.",
+}
+
+
+def _equip(task: Any, settings: ClusterSettings, placed: Mapping[str, Any]) -> None:
+    """Give a task what its kind needs.
+
+    Raises:
+        TypeError: nobody has said what kind the task is of.
+    """
+    component = task.component_spec.name
+    if component not in _KINDS:
+        raise TypeError(f"{component}: say in pipelines.cluster.settings what kind of task it is")
+    kind = _KINDS[component]
+    _set_resources(task, getattr(settings.tasks, kind), retries=component != "require")
+    task.set_container_image(settings.image)
+    kubernetes.set_image_pull_policy(task, settings.image_pull_policy)
+    if settings.image_pull_secrets:
+        kubernetes.set_image_pull_secrets(task, list(settings.image_pull_secrets))
+    kubernetes.set_security_context(task, run_as_user=USER, run_as_group=0, run_as_non_root=True)
+    kubernetes.add_pod_label(task, "app.kubernetes.io/part-of", "fovea")
+    if settings.kueue_queue:
+        kubernetes.add_pod_label(task, "kueue.x-k8s.io/queue-name", settings.kueue_queue)
+    _configure(task, settings, kind)
+    if kind in _HEAVY:
+        _give_scratch(task, settings)
+    if kind in _GPUS:
+        _give_gpus(task, settings, placed, placed[_GPUS[kind]])
+
+
+_KINDS = {
+    "preflight": "small",
+    "prepare-data": "prepare",
+    "train-lora": "train",
+    "merge-adapter": "merge",
+    "find-champion": "small",
+    "evaluate": "evaluate",
+    "report-evaluation": "report",
+    "gate": "small",
+    "deploy": "deploy",
+    "require": "small",
+    "report-outcome": "small",
+}
+_HEAVY = {"prepare", "train", "merge", "evaluate", "report"}
+_GPUS = {"train": "gpus", "evaluate": "evaluation_gpus"}
+
+
+def _set_resources(task: Any, resources: Resources, *, retries: bool) -> None:
+    task.set_cpu_request(resources.cpu).set_cpu_limit(resources.cpu_limit or resources.cpu)
+    task.set_memory_request(resources.memory).set_memory_limit(resources.memory)
+    kubernetes.set_timeout(task, round(resources.hours * 3600))
+    # `require` fails on purpose: again would be the same.
+    task.set_retry(
+        resources.retries if retries else 0,
+        backoff_duration="30s",
+        backoff_factor=2.0,
+        backoff_max_duration="600s",
+    )
+
+
+def _configure(task: Any, settings: ClusterSettings, kind: str) -> None:
+    addresses = ("AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL_S3", "MLFLOW_TRACKING_URI")
+    kubernetes.use_config_map_as_env(
+        task, settings.services, {name: name for name in addresses}, optional=True
+    )
+    kubernetes.use_config_map_as_volume(task, settings.platform, "/etc/fovea", optional=True)
+    for secret, names in (
+        (settings.s3_secret, ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")),
+        (settings.mlflow_secret, ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")),
+    ):
+        if secret:
+            kubernetes.use_secret_as_env(task, secret, {name: name for name in names})
+    if kind == "prepare":
+        for secret in settings.feed_secrets:
+            kubernetes.use_secret_as_volume(task, secret, f"{FEEDS}/{secret}")
+    if kind == "deploy":
+        kubernetes.use_secret_as_volume(task, settings.deployer_secret, str(CREDENTIALS))
+        if settings.api_keys_secret:
+            kubernetes.use_secret_as_volume(task, settings.api_keys_secret, str(API_KEYS))
+
+
+def _give_scratch(task: Any, settings: ClusterSettings) -> None:
+    if settings.scratch_class:
+        kubernetes.add_ephemeral_volume(
+            task,
+            "scratch",
+            SCRATCH,
+            access_modes=["ReadWriteOnce"],
+            size=settings.scratch,
+            storage_class_name=settings.scratch_class,
+        )
+    else:
+        kubernetes.empty_dir_mount(task, "scratch", SCRATCH, size_limit=settings.scratch)
+    task.set_env_variable("FOVEA_CACHE", f"{SCRATCH}/cache")
+    task.set_env_variable("TMPDIR", SCRATCH)
+
+
+def _give_gpus(task: Any, settings: ClusterSettings, placed: Mapping[str, Any], count: Any) -> None:
+    task.set_accelerator_type(placed["gpu_type"]).set_accelerator_limit(count)
+    kubernetes.add_node_selector_json(task, placed["gpu_node_selector"])
+    kubernetes.add_toleration_json(task, placed["gpu_tolerations"])
+    shared = "/dev/shm"  # noqa: S108 - of the pod
+    kubernetes.empty_dir_mount(task, "shm", shared, medium="Memory", size_limit=settings.shared_memory)

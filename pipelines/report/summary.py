@@ -1,0 +1,217 @@
+"""What a run came to, collected from the reports and records it left in S3."""
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from components.deploy.parameters import Deployment
+from fovea.records import (
+    AdapterRecord,
+    DatasetRecord,
+    Decision,
+    EvaluationRecord,
+    Metrics,
+    ModelRecord,
+    Record,
+    RuleResult,
+)
+from fovea.steps import StepReport
+from fovea.storage import Storage, join_uri
+from fovea.task import FieldValue
+from pipelines.lifecycle.outcome import Outcome
+from pipelines.local.state import write_whole
+
+STEPS = (
+    "prepare_data",
+    "train_lora",
+    "merge_adapter",
+    "evaluate_base",
+    "evaluate_tuned",
+    "evaluate_champion",
+    "gate",
+    "deploy",
+)
+"""The tasks that leave a report, in the order they run."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StepSummary(_Model):
+    """How long a step took, and whether an earlier result was used."""
+
+    seconds: float
+    reused: bool
+
+
+class GateSummary(_Model):
+    """The gate's verdict and its rules."""
+
+    passed: bool
+    reason: str
+    rules: tuple[RuleResult, ...]
+    base_passed: bool
+    """Whether the same rules would let the base pass: then they ask for nothing."""
+    base_reason: str
+
+
+class EndpointSummary(_Model):
+    """The service that was deployed, and what it said about a picture that was held out."""
+
+    service: str
+    predict_path: str
+    chat_path: str
+    row_id: str
+    answer: dict[str, FieldValue] | None
+    truth: dict[str, FieldValue]
+    probes: int
+    agreed: int
+
+
+class Summary(_Model):
+    """A run in figures; written as ``summary.json``. Rates, accuracies and errors are fractions."""
+
+    run_id: str
+    state: Literal["succeeded", "not_deployed", "refused", "failed", "cancelled"]
+    task: str
+    """The task that a failed run ended at."""
+    reason: str
+    seconds: float
+    finished_at: datetime
+    settings: dict[str, Any]
+    samples: int | None
+    """Rows of the held-out split that the figures rest on."""
+    models: dict[str, Metrics]
+    """By ``base``, ``champion``, ``tuned``, ``shuffled`` (the tuned model shown other products' pictures),
+    and by the names of the trivial baselines.
+    """
+    gate: GateSummary | None
+    endpoint: EndpointSummary | None
+    steps: dict[str, StepSummary]
+    digests: dict[str, str]
+    """Of ``dataset``, ``base`` and ``model``, as far as the run got."""
+    records: dict[str, str]
+    """URIs of the records of this run, by step."""
+
+    def write(self, folder: Path) -> Path:
+        """Write ``summary.json`` into ``folder``; it appears complete or not at all."""
+        text = json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False)
+        return write_whole(folder / "summary.json", text + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> "Summary | None":
+        """Return the summary in ``folder``; None where no run ended, or another version wrote it."""
+        try:
+            return cls.model_validate_json((folder / "summary.json").read_text())
+        except (OSError, ValidationError):
+            return None
+
+
+def collect_summary(
+    storage: Storage,
+    artifact_root: str,
+    run_id: str,
+    outcome: Outcome,
+    settings: Mapping[str, Any],
+    seconds: float,
+) -> tuple[Summary, dict[str, Record]]:
+    """Return a run's summary, and its records by step, as far as the run got."""
+    reports = _reports(storage, artifact_root, run_id) if run_id else {}
+    records = {
+        name: Record.from_json(storage.read_bytes(report.record_uri), source=report.record_uri)
+        for name, report in reports.items()
+        if report.record_uri and name != "deploy"
+    }
+    models = _models(records)
+    return Summary(
+        run_id=run_id,
+        state=outcome.state,
+        task=outcome.task,
+        reason=outcome.reason,
+        seconds=round(seconds, 1),
+        finished_at=outcome.finished_at,
+        settings=dict(settings),
+        samples=next((metrics.samples for metrics in reversed(models.values())), None),
+        models=models,
+        gate=_gate(records),
+        endpoint=_endpoint(storage, reports.get("deploy")),
+        steps={
+            name: StepSummary(seconds=report.seconds, reused=report.reused)
+            for name, report in reports.items()
+        },
+        digests=_digests(records),
+        records={name: report.record_uri for name, report in reports.items() if report.record_uri},
+    ), records
+
+
+def _reports(storage: Storage, artifact_root: str, run_id: str) -> dict[str, StepReport]:
+    """Return the reports of the run's steps by task; other documents lie beside them."""
+    reports = {}
+    for uri in storage.list(join_uri(artifact_root, "runs", run_id, "")):
+        try:
+            report = StepReport.model_validate_json(storage.read_bytes(uri))
+        except ValidationError:
+            continue
+        reports[report.task] = report
+    return {name: reports[name] for name in STEPS if name in reports}
+
+
+def _models(records: Mapping[str, Record]) -> dict[str, Metrics]:
+    models = {}
+    base, champion, tuned = (records.get(f"evaluate_{name}") for name in ("base", "champion", "tuned"))
+    if isinstance(base, EvaluationRecord):
+        models = {**base.baselines, "base": base.metrics}
+    if isinstance(champion, EvaluationRecord):
+        models["champion"] = champion.metrics
+    if isinstance(tuned, EvaluationRecord):
+        models["tuned"] = tuned.metrics
+        if tuned.shuffled is not None:
+            models["shuffled"] = tuned.shuffled
+    return models
+
+
+def _gate(records: Mapping[str, Record]) -> GateSummary | None:
+    decision = records.get("gate")
+    if not isinstance(decision, Decision):
+        return None
+    return GateSummary(
+        passed=decision.passed,
+        reason=decision.reason,
+        rules=decision.rules,
+        base_passed=decision.base_passed,
+        base_reason=decision.base_reason,
+    )
+
+
+def _digests(records: Mapping[str, Record]) -> dict[str, str]:
+    digests = {}
+    for record in records.values():
+        if isinstance(record, DatasetRecord):
+            digests["dataset"] = record.digest
+        elif isinstance(record, AdapterRecord):
+            digests["base"] = record.base.digest
+        elif isinstance(record, ModelRecord):
+            digests["model"] = record.digest
+    return digests
+
+
+def _endpoint(storage: Storage, report: StepReport | None) -> EndpointSummary | None:
+    """Return what this run deployed; None where it deployed nothing, whatever an earlier run did."""
+    if report is None or not report.record_uri:
+        return None
+    deployment = Deployment.model_validate_json(storage.read_bytes(report.record_uri))
+    return EndpointSummary(
+        service=deployment.service,
+        predict_path=deployment.predict_path,
+        chat_path=deployment.chat_path,
+        row_id=deployment.example.row_id,
+        answer=deployment.example.answer,
+        truth=deployment.example.truth,
+        probes=deployment.probes,
+        agreed=deployment.agreed,
+    )
