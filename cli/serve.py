@@ -36,8 +36,8 @@ def serve(
     Example: fovea serve --model models/mine --port 8081
     """
     from pipelines.local.processes import interruptible
-    from serving.server import ServerSettings
     from serving.server import serve as serve_model
+    from serving.settings import ServerSettings
 
     with interruptible():
         found = _locate_deployed(service, state) if model is None else _locate_named(model, service, state)
@@ -66,8 +66,8 @@ def _locate_named(model: str, service: str, state: Path) -> _Located:
     """Return the model that was named; what lies in S3 is downloaded."""
     from pipelines.local.run import ARTIFACT_ROOT
     from pipelines.local.state import State
-    from serving.location import locate_model
-    from serving.server import ServerSettings
+    from serving.engine.loading import locate_model
+    from serving.settings import ServerSettings
 
     name = service or ServerSettings.name
     if not model.startswith(f"{ARTIFACT_ROOT}/") or _names_s3():
@@ -81,7 +81,7 @@ def _locate_deployed(service: str, state: Path) -> _Located:
     """Return the deployed model of a service, downloaded; of the last run's where none is named."""
     from pipelines.local.run import ARTIFACT_ROOT
     from pipelines.local.state import State
-    from serving.location import find_evaluation, locate_model
+    from serving.engine.loading import find_evaluation, locate_model
 
     place = State(state.absolute())
     with _local_s3(place):

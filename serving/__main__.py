@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fovea.errors import UserError
-from serving.server import ServerSettings, serve
+from serving.server import serve
+from serving.settings import ServerSettings
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> ServerSettings:

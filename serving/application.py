@@ -19,20 +19,20 @@ from fovea.evaluation.calibration import Calibration
 from fovea.inference import Predictor
 from fovea.platform import load_platform
 from fovea.records import EvaluationRecord
-from serving.access import ApiKeys, KeyCheck
-from serving.batching import BatchLimits
-from serving.errors import add_error_handlers
+from serving.engine.batching import BatchLimits
+from serving.engine.model import PICTURE_LIMITS, KServeModel, ServedModel
+from serving.engine.pictures import PictureFetcher
 from serving.kserve_api import DataPlane, ModelServer, app, metrics_handler
-from serving.limits import BodyLimit
-from serving.logs import RequestLog
-from serving.model import PICTURE_LIMITS, KServeModel, ServedModel
-from serving.openai import openai_router
-from serving.openapi import document
+from serving.middleware.access import ApiKeys, KeyCheck
+from serving.middleware.limits import BodyLimit
+from serving.middleware.logs import RequestLog
 from serving.page import page_router
-from serving.pictures import PictureFetcher
-from serving.server import ServerSettings
-from serving.v1 import v1_router
-from serving.v2 import v2_router
+from serving.protocols.errors import add_error_handlers
+from serving.protocols.openai import openai_router
+from serving.protocols.openapi import document
+from serving.protocols.v1 import v1_router
+from serving.protocols.v2 import v2_router
+from serving.settings import ServerSettings
 
 logger = logging.getLogger("serving")
 

@@ -5,11 +5,11 @@ from typing import Any, cast
 
 from fastapi import FastAPI
 
-from serving.access import ApiKeys
 from serving.application import build
+from serving.engine.model import ServedModel
 from serving.kserve_api import DataPlane
-from serving.model import ServedModel
-from serving.server import ServerSettings
+from serving.middleware.access import ApiKeys
+from serving.settings import ServerSettings
 
 
 def published() -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from fovea.task import product_task
-from serving.location import locate_model
+from serving.engine.loading import locate_model
 from tests.browser.chromium import PROGRAM, SKIP, Browser
 from tests.serving.conftest import ANSWER, RunningServer, picture, running_server
 from tests.serving.in_process import CALIBRATION

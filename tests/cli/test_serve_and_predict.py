@@ -31,7 +31,7 @@ from fovea.task import product_task
 from pipelines.local.s3 import serve_s3
 from pipelines.local.state import State
 from pipelines.report.summary import Summary
-from serving.server import ServerSettings
+from serving.settings import ServerSettings
 from tests.tiny_model import write_tiny_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]

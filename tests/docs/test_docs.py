@@ -274,7 +274,7 @@ def test_the_example_deployment_is_one() -> None:
 
 def test_the_example_answer_is_one() -> None:
     from fovea.task import product_task
-    from serving.schemas import PredictResponse
+    from serving.protocols.schemas import PredictResponse
 
     (document,) = blocks(REPOSITORY / "docs" / "application-developer.md", "json")
     (prediction,) = PredictResponse.model_validate_json(document).predictions

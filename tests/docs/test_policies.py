@@ -13,7 +13,7 @@ from fovea.records import ModelRecord
 from fovea.steps import RunContext, run_step
 from fovea.storage import Storage, index_uri
 from fovea.task import product_task
-from serving import location
+from serving.engine import loading
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "security.md"
 PIPELINE, SERVER, PEOPLE = (
@@ -44,7 +44,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         found.append((f"s3:{action}", params.get("Key", "")))
 
     client.meta.events.register("before-parameter-build.s3", note)
-    monkeypatch.setattr(location, "Storage", lambda: Storage(client))
+    monkeypatch.setattr(loading, "Storage", lambda: Storage(client))
     return found
 
 
@@ -66,7 +66,7 @@ def model(root: str) -> ModelRecord:
 def test_the_server_gets_by_with_its_policy(s3: str, tmp_path: Path, asked: list[tuple[str, str]]) -> None:
     record = model(f"{s3}/fovea")
     uri = index_uri(f"{s3}/fovea", "merge_adapter", record.input_key)
-    _, digest = location.locate_model(uri, tmp_path)
+    _, digest = loading.locate_model(uri, tmp_path)
     assert digest == record.digest
     assert len(asked) >= 2
     for action, key in asked:

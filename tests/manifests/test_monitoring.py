@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from prometheus_client import REGISTRY
 
-from serving import metrics
+from serving.middleware import metrics
 
 FOLDER = Path(__file__).resolve().parents[2] / "manifests" / "components" / "monitoring"
 

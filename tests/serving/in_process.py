@@ -13,13 +13,13 @@ from starlette.testclient import TestClient
 from fovea.evaluation.calibration import Calibration, FieldCalibration
 from fovea.fetch.profiles import FetchProfile
 from fovea.inference import Answer, OnStep, Predictor, Sample
-from serving.access import ApiKeys
 from serving.application import build
-from serving.batching import BatchLimits
+from serving.engine.batching import BatchLimits
+from serving.engine.model import PICTURE_LIMITS, KServeModel, ServedModel
+from serving.engine.pictures import PictureFetcher
 from serving.kserve_api import DataPlane
-from serving.model import PICTURE_LIMITS, KServeModel, ServedModel
-from serving.pictures import PictureFetcher
-from serving.server import ServerSettings
+from serving.middleware.access import ApiKeys
+from serving.settings import ServerSettings
 from tests.some_records import SOME_DIGEST
 
 CALIBRATION = Calibration(

@@ -12,9 +12,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from fovea.fetch.profiles import FetchProfile
-from serving.access import ApiKeys
-from serving.batching import BatchLimits
-from serving.pictures import decode
+from serving.engine.batching import BatchLimits
+from serving.engine.pictures import decode
+from serving.middleware.access import ApiKeys
 from tests.feed_server import FeedServer, says
 from tests.serving.conftest import encoded, picture, wait_until
 from tests.serving.in_process import Controlled, application, load
@@ -116,7 +116,7 @@ def test_the_event_loop_is_free_while_a_picture_is_decoded(
         assert others_answered.wait(60)
         return decode(*arguments)
 
-    monkeypatch.setattr("serving.model.decode", slow)
+    monkeypatch.setattr("serving.engine.model.decode", slow)
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(client.post, PREDICT, json=body(GOOD))
         assert begun.wait(60)

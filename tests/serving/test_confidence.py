@@ -15,7 +15,7 @@ from fovea.inference import Answer
 from fovea.records import EvaluationRecord, GenerationParameters
 from fovea.task import Task, product_task
 from serving.application import _calibration
-from serving.location import find_evaluation, locate_model
+from serving.engine.loading import find_evaluation, locate_model
 from tests.serving.conftest import StartServer, encoded, picture
 from tests.serving.in_process import CALIBRATION, Controlled, application, load
 from tests.some_records import SOME_DIGEST, some_evaluation

@@ -15,7 +15,7 @@ from fovea.errors import UserError
 from fovea.records import ModelRecord
 from fovea.steps import RunContext, run_step
 from fovea.storage import index_uri
-from serving.location import locate_model
+from serving.engine.loading import locate_model
 from tests.serving.conftest import REPOSITORY, RunningServer, StartServer, encoded, idle, picture, wait_until
 from tests.tiny_model import write_tiny_model
 

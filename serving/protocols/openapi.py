@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from fovea import __version__
-from serving.schemas import ChatChunk, ChatRequest, Error, InferBody, OpenAIError, PredictRequest
+from serving.protocols.schemas import ChatChunk, ChatRequest, Error, InferBody, OpenAIError, PredictRequest
 
 _SCHEMAS = "#/components/schemas/"
 _READ_BY_ROUTES = (PredictRequest, InferBody, ChatRequest, ChatChunk, Error, OpenAIError)

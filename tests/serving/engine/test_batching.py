@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from fovea.inference import Answer, OnStep, Sample
-from serving.batching import Batcher, BatchLimits
-from serving.errors import RequestError
+from serving.engine.batching import Batcher, BatchLimits
+from serving.protocols.errors import RequestError
 
 FAILS_IN_COMPANY, FAILS, KILLS = -1, -2, -3
 

@@ -13,12 +13,12 @@ from PIL import Image
 from fovea.evaluation.calibration import Calibration
 from fovea.images import PictureLimits
 from fovea.inference import Answer, Predictor, Sample
-from serving import metrics
-from serving.batching import Batcher, BatchLimits, OnToken
-from serving.errors import RequestError
+from serving.engine.batching import Batcher, BatchLimits, OnToken
+from serving.engine.pictures import Picture, PictureFetcher, decode
 from serving.kserve_api import Model
-from serving.pictures import Picture, PictureFetcher, decode
-from serving.schemas import OUTPUT_NAMES, TaskName
+from serving.middleware import metrics
+from serving.protocols.errors import RequestError
+from serving.protocols.schemas import OUTPUT_NAMES, TaskName
 
 MAX_TOKENS = 4096
 """Prompt and answer together: up to here Phi-3-Vision keeps its short rotary factors."""

@@ -10,7 +10,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from fovea.errors import UserError
-from serving.access import ApiKeys, KeyCheck
+from serving.middleware.access import ApiKeys, KeyCheck
 
 SHOP, APP, NEW = "shop-0123456789abcdef", "app-0123456789abcdefg", "new-0123456789abcdefg"
 
@@ -36,7 +36,7 @@ def write(folder: Path, version: str, keys: dict[str, str]) -> None:
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     clock = [1000.0]
-    monkeypatch.setattr("serving.access.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("serving.middleware.access.time.monotonic", lambda: clock[0])
     return clock
 
 

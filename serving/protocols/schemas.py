@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serving.errors import RequestError
+from serving.protocols.errors import RequestError
 
 FieldValues = dict[str, str | float | None]
 Confidences = dict[str, Annotated[float, Field(ge=0.0, le=1.0)] | None]

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from serving.errors import CLIENT_GONE, RequestError, describe_validation
-from serving.model import ServedModel
+from serving.engine.model import ServedModel
+from serving.protocols.errors import CLIENT_GONE, RequestError, describe_validation
 
 T = TypeVar("T")
 Body = TypeVar("Body", bound=BaseModel)

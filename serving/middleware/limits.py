@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.errors import RequestError, error_response
+from serving.protocols.errors import RequestError, error_response
 
 MAX_BODY_BYTES = 64 << 20
 

@@ -3,7 +3,7 @@
 import json
 import logging
 
-from serving.logs import JsonFormatter
+from serving.middleware.logs import JsonFormatter
 
 
 def record(message: str, **more: object) -> logging.LogRecord:

@@ -8,9 +8,9 @@ import openai
 import pydantic
 import pytest
 
-from serving.errors import RequestError
-from serving.openai import chat_prompt
-from serving.schemas import ChatMessage
+from serving.protocols.errors import RequestError
+from serving.protocols.openai import chat_prompt
+from serving.protocols.schemas import ChatMessage
 from tests.serving.conftest import RunningServer, encoded, picture
 
 URL = f"data:image/png;base64,{encoded(picture(5))}"

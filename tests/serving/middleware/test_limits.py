@@ -9,8 +9,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from serving.errors import RequestError, error_response
-from serving.limits import BodyLimit
+from serving.middleware.limits import BodyLimit
+from serving.protocols.errors import RequestError, error_response
 
 
 async def reads(scope: Scope, receive: Receive, send: Send) -> None:

@@ -4,14 +4,22 @@ import json
 
 from fastapi import APIRouter, Request
 
-from serving.errors import RequestError
+from serving.engine.model import ServedModel
+from serving.engine.pictures import Picture
 from serving.kserve_api import DataPlane, V2Endpoints
-from serving.model import ServedModel
-from serving.openapi import errors, json_body
-from serving.pictures import Picture
-from serving.requests import parse
-from serving.schemas import OUTPUT_NAMES, InferAnswer, InferBody, Live, OutputTensor, Prediction, Ready
-from serving.v1 import predictions
+from serving.protocols.errors import RequestError
+from serving.protocols.openapi import errors, json_body
+from serving.protocols.requests import parse
+from serving.protocols.schemas import (
+    OUTPUT_NAMES,
+    InferAnswer,
+    InferBody,
+    Live,
+    OutputTensor,
+    Prediction,
+    Ready,
+)
+from serving.protocols.v1 import predictions
 
 _JSON_LENGTH = "inference-header-content-length"
 

@@ -13,7 +13,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fovea.errors import UserError
-from serving.errors import RequestError, error_response
+from serving.protocols.errors import RequestError, error_response
 
 logger = logging.getLogger("serving")
 

@@ -5,14 +5,14 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from fovea.inference import Answer
-from serving.answers import check_confidence, confidences, fields_of
-from serving.errors import RequestError
+from serving.engine.model import Question, ServedModel
+from serving.engine.pictures import Picture
 from serving.kserve_api import DataPlane, V1Endpoints
-from serving.model import Question, ServedModel
-from serving.openapi import errors, json_body
-from serving.pictures import Picture
-from serving.requests import note, read_body, seconds_for, unless_gone
-from serving.schemas import Prediction, PredictRequest, PredictResponse, TokenUsage
+from serving.protocols.answers import check_confidence, confidences, fields_of
+from serving.protocols.errors import RequestError
+from serving.protocols.openapi import errors, json_body
+from serving.protocols.requests import note, read_body, seconds_for, unless_gone
+from serving.protocols.schemas import Prediction, PredictRequest, PredictResponse, TokenUsage
 
 
 def v1_router(served: ServedModel, plane: DataPlane) -> APIRouter:

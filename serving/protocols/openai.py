@@ -14,13 +14,13 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fovea.evaluation.calibration import Calibration
 from fovea.inference import Answer
 from fovea.task import PriceField
-from serving.answers import check_confidence, confidences, fields_of
-from serving.errors import OPENAI_PREFIX, RequestError, error_response
-from serving.model import Question, ServedModel
-from serving.openapi import errors, json_body
-from serving.pictures import Picture
-from serving.requests import note, read_body, seconds_for, unless_gone
-from serving.schemas import (
+from serving.engine.model import Question, ServedModel
+from serving.engine.pictures import Picture
+from serving.protocols.answers import check_confidence, confidences, fields_of
+from serving.protocols.errors import OPENAI_PREFIX, RequestError, error_response
+from serving.protocols.openapi import errors, json_body
+from serving.protocols.requests import note, read_body, seconds_for, unless_gone
+from serving.protocols.schemas import (
     ChatAnswer,
     ChatChoice,
     ChatChunk,

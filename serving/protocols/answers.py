@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from fovea.evaluation.calibration import Calibration
 from fovea.inference import Answer
-from serving.errors import RequestError
-from serving.schemas import Confidences, FieldValues
+from serving.protocols.errors import RequestError
+from serving.protocols.schemas import Confidences, FieldValues
 
 
 def confidences(calibration: Calibration | None, answer: Answer) -> Confidences | None:
