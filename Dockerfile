@@ -38,6 +38,7 @@ RUN printf '#!/bin/sh\nexec /opt/fovea/bin/python -P -m cli.main "$@"\n' > /opt/
 FROM base AS cpu
 COPY --from=environment-cpu /opt/fovea /opt/fovea
 COPY fovea ./fovea
+COPY sample ./sample
 COPY components ./components
 COPY pipelines ./pipelines
 COPY serving ./serving
@@ -58,6 +59,7 @@ FROM base AS cuda
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=environment-cuda /opt/fovea /opt/fovea
 COPY fovea ./fovea
+COPY sample ./sample
 COPY components ./components
 COPY pipelines ./pipelines
 COPY serving ./serving

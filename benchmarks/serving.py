@@ -94,8 +94,8 @@ def write_model(folder: Path, size: str) -> None:
     from benchmarks.synthetic import configuration
     from benchmarks.synthetic_checkpoint import write_synthetic_checkpoint
     from fovea.phi3v import Phi3VImageProcessor, Phi3VProcessor
-    from fovea.sample.tokenizer import make_tokenizer
     from fovea.task import product_task
+    from sample.tokenizer import make_tokenizer
 
     write_synthetic_checkpoint(folder, size)
     task, config = product_task(), configuration(size)

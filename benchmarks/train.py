@@ -50,8 +50,8 @@ from components.train_lora.parameters import TrainLoraParameters
 from components.train_lora.trainer import LoraTrainer
 from fovea.errors import UserError
 from fovea.phi3v import Phi3VImageProcessor, Phi3VProcessor
-from fovea.sample.tokenizer import make_tokenizer
 from fovea.task import product_task
+from sample.tokenizer import make_tokenizer
 
 GIB = 2**30
 _M_MMAP_THRESHOLD = -3

@@ -18,7 +18,7 @@ def sample_data(
     Example: fovea sample-data --out catalogue --rows 500 --seed 7
     """
     from cli.progress import showing_progress
-    from fovea.sample.catalogue import write_catalogue
+    from sample.catalogue import write_catalogue
 
     with showing_progress() as show:
         summary = write_catalogue(out, rows, seed, lambda done, total: show("drawing products", done, total))

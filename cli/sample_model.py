@@ -24,7 +24,7 @@ def sample_model(
 
     Example: fovea sample-model --out model --train --seed 1
     """
-    from fovea.sample.model import unpack_sample_model
+    from sample.model import unpack_sample_model
 
     if seed is not None and not train:
         raise typer.BadParameter("needs --train: the model that ships has seed 0", param_hint="--seed")
@@ -38,12 +38,12 @@ def _train(out: Path, seed: int) -> bool:
 
     from cli.progress import showing_progress
     from fovea.errors import UserError
-    from fovea.sample.model import unpack_sample_model
+    from sample.model import unpack_sample_model
 
     if out.exists():
         raise UserError(f"{out}: exists; remove it, or choose another folder with --out")
     # Imported here: torch takes seconds that a wrong --out need not wait for.
-    from fovea.sample.training import Recipe, write_sample_model
+    from sample.training import Recipe, write_sample_model
 
     with TemporaryDirectory(prefix="fovea-sample-model-") as name, showing_progress() as show:
         write_sample_model(Path(name), Recipe(seed=seed), show)

@@ -14,7 +14,8 @@ import yaml
 REPOSITORY = Path(__file__).resolve().parents[1]
 MAKEFILE = (REPOSITORY / "Makefile").read_text()
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-OWN = {"fovea": (), **dict.fromkeys(("cli", "components", "pipelines", "serving"), ("platform",))}
+OWN: dict[str, tuple[str, ...]] = dict.fromkeys(("fovea", "sample"), ())
+OWN |= dict.fromkeys(("cli", "components", "pipelines", "serving"), ("platform",))
 OWN |= dict.fromkeys(("benchmarks", "tests"), ("platform", "dev"))
 """The packages here, and the groups of dependencies that each may use."""
 

@@ -21,9 +21,6 @@ from fovea.errors import UserError
 from fovea.models import import_model
 from fovea.progress import Progress
 from fovea.records import now
-from fovea.sample.catalogue import CATALOGUE_VERSION, write_catalogue
-from fovea.sample.model import unpack_sample_model, weights_digest
-from fovea.sample.server import CatalogueServer
 from fovea.steps import RunContext
 from fovea.storage import Storage, index_uri, s3_client, split_uri
 from pipelines.compile import PIPELINE_FILE
@@ -33,6 +30,9 @@ from pipelines.local.processes import ending_with_block
 from pipelines.local.s3 import EmbeddedS3, free_port, is_free, serve_s3
 from pipelines.local.state import State, write_whole
 from pipelines.settings import NAMES, FinetuneParameters, validate_settings
+from sample.catalogue import CATALOGUE_VERSION, write_catalogue
+from sample.model import unpack_sample_model, weights_digest
+from sample.server import CatalogueServer
 
 ARTIFACT_ROOT = "s3://fovea"
 _REPOSITORY = Path(__file__).resolve().parents[2]

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 from cli.sample_model import sample_model
 from fovea.errors import UserError
 from fovea.phi3v import Phi3VForCausalLM
-from fovea.sample import training
+from sample import training
 
 app = typer.Typer()
 app.command("sample-model")(sample_model)

@@ -20,7 +20,7 @@ def test_both_targets_hold_the_same_code() -> None:
     for target in ("cpu", "cuda"):
         lines = stages[target].splitlines()
         copied = [line.split()[1] for line in lines if line.startswith("COPY ") and "--from" not in line]
-        assert copied == ["fovea", "components", "pipelines", "serving", "cli"]
+        assert copied == ["fovea", "sample", "components", "pipelines", "serving", "cli"]
         user = next(line for line in reversed(lines) if line.startswith("USER "))
         assert user == "USER 10001:0"
     from pipelines.cluster.settings import USER

@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fovea.errors import UserError
-from fovea.sample.model import MADE_FILE
 from pipelines.settings import (
     NAMES,
     SAMPLE_SETTINGS,
@@ -17,6 +16,7 @@ from pipelines.settings import (
     read_settings,
     validate_settings,
 )
+from sample.model import MADE_FILE
 
 NEEDED = {
     "artifact_root": "s3://bucket/prefix",

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from fovea.sample.catalogue import PLACEHOLDER, write_catalogue
 from fovea.storage import Storage
+from sample.catalogue import PLACEHOLDER, write_catalogue
 
 KILLS = 10
 

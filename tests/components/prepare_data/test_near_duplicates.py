@@ -17,7 +17,7 @@ from components.prepare_data.near_duplicates import (
     look_alike,
 )
 from fovea.images import PictureLimits, decode_picture, normalise
-from fovea.sample.drawing import random_look, render, seeded
+from sample.drawing import random_look, render, seeded
 
 KINDS = ["tote bag", "coat", "shirt", "dress", "watch", "sunglasses", "belt", "trainers"]
 

@@ -33,11 +33,11 @@ from components.prepare_data.tokens import tokenizer_digest
 from fovea.errors import UserError
 from fovea.models import import_model
 from fovea.records import DatasetRecord, ModelRecord, read_record, write_record
-from fovea.sample.catalogue import write_catalogue
-from fovea.sample.server import CatalogueServer
 from fovea.steps import RunContext
 from fovea.storage import Storage
 from fovea.task import product_task
+from sample.catalogue import write_catalogue
+from sample.server import CatalogueServer
 from tests.tiny_model import write_tiny_model
 
 SMALL = {"min_rows": 1, "test_fraction": 0.2, "validation_fraction": 0.2, "longest_side": 64}

@@ -12,7 +12,7 @@ import pytest
 
 from components.prepare_data.sources.hub import open_dataset
 from fovea.errors import UserError
-from fovea.sample.catalogue import write_catalogue
+from sample.catalogue import write_catalogue
 from tests.components.prepare_data.hub_server import COMMIT, serve_dataset
 
 # Libraries read HF_ENDPOINT when they are imported, so this runs in a process of its own.

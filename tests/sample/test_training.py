@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from fovea.inference import Predictor
-from fovea.sample import general
-from fovea.sample.drawing import random_look, render, seeded
-from fovea.sample.model import unpack_sample_model
 from fovea.task import product_task
+from sample import general
+from sample.drawing import random_look, render, seeded
+from sample.model import unpack_sample_model
 
 PICTURES = 200
 UNSEEN_SEED = 1_000_003

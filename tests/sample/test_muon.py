@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fovea.sample.muon import Muon, orthogonalise
+from sample.muon import Muon, orthogonalise
 
 
 @pytest.mark.parametrize("shape", [(3, 24, 8), (2, 8, 24), (1, 16, 16)])

@@ -1,7 +1,7 @@
 """The sample model: a small, trained Phi-3-Vision that ships with the project.
 
 It has the architecture and classes of the published model, with small crops, few layers and a tokenizer of
-its own. It knows ordinary words for what it sees, and nothing of any catalogue. `fovea.sample.training` makes
+its own. It knows ordinary words for what it sees, and nothing of any catalogue. `sample.training` makes
 it.
 
 It ships without the rows of embedding and head that no text uses: Phi-3's vocabulary has 32,064 ids, and the
@@ -40,7 +40,7 @@ def unpack_sample_model(out: Path, shipped: Path = SHIPPED_FOLDER) -> bool:
 
     Args:
         out: The model's folder; it appears when the model is complete.
-        shipped: The folder of a model that `fovea.sample.training.write_sample_model` wrote.
+        shipped: The folder of a model that `sample.training.write_sample_model` wrote.
 
     Returns:
         Whether it was there already.

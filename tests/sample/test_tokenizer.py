@@ -2,9 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fovea.sample.general import texts
-from fovea.sample.model import FIRST_SPECIAL_ID, VOCABULARY_SIZE
-from fovea.sample.tokenizer import count_learned, make_tokenizer
+from sample.general import texts
+from sample.model import FIRST_SPECIAL_ID, VOCABULARY_SIZE
+from sample.tokenizer import count_learned, make_tokenizer
 
 TOKENIZER = make_tokenizer(texts(200, seed=0), size=600)
 # A marker in a text is that marker, and some swallow the white space behind them.

@@ -5,8 +5,9 @@ from collections import Counter, defaultdict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fovea.sample.drawing import COLOURS, KINDS, PATTERNS, SIZES, random_look, seeded
-from fovea.sample.products import (
+from fovea.task import product_task
+from sample.drawing import COLOURS, KINDS, PATTERNS, SIZES, random_look, seeded
+from sample.products import (
     CATEGORIES,
     FLAWS,
     Product,
@@ -16,7 +17,6 @@ from fovea.sample.products import (
     title_of,
     usual_price,
 )
-from fovea.task import product_task
 
 PRODUCTS = list(make_products(3040, 0))
 

@@ -34,8 +34,8 @@ from PIL import Image
 
 from fovea.errors import UserError
 from fovea.memory import reuse_freed_memory
-from fovea.sample.drawing import render, render_cutout, seeded
-from fovea.sample.products import (
+from sample.drawing import render, render_cutout, seeded
+from sample.products import (
     CURRENCY,
     EUROS,
     FLAWS,

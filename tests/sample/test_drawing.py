@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageStat
 
-from fovea.sample.drawing import (
+from sample.drawing import (
     BACKGROUNDS,
     COLOURS,
     KINDS,
@@ -17,7 +17,7 @@ from fovea.sample.drawing import (
     render_cutout,
     seeded,
 )
-from fovea.sample.shapes import SHAPES, Pen
+from sample.shapes import SHAPES, Pen
 
 
 def look_of(kind: str, **changes: object) -> ProductLook:

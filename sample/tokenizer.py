@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from fovea.sample.model import FIRST_SPECIAL_ID, unused_tokens
+from sample.model import FIRST_SPECIAL_ID, unused_tokens
 
 _LAST_SPECIAL_ID = 32044
 _NAMED = {

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from fovea.sample.drawing import ProductLook, random_look, seeded
+from sample.drawing import ProductLook, random_look, seeded
 
 CURRENCY = "USD"
 EUROS = 0.92

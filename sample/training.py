@@ -23,11 +23,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from fovea.memory import reuse_freed_memory
 from fovea.phi3v import Phi3VConfig, Phi3VForCausalLM, Phi3VImageProcessor, Phi3VProcessor
-from fovea.sample import general
-from fovea.sample.drawing import COLOURS, KINDS, PATTERNS, SIZES, ProductLook, random_look, render
-from fovea.sample.model import RECIPE_KEY, VOCABULARY_SIZE, WEIGHTS_FILE, remove_unused_tokens, small_ids
-from fovea.sample.muon import Muon
-from fovea.sample.tokenizer import count_learned, make_tokenizer
+from sample import general
+from sample.drawing import COLOURS, KINDS, PATTERNS, SIZES, ProductLook, random_look, render
+from sample.model import RECIPE_KEY, VOCABULARY_SIZE, WEIGHTS_FILE, remove_unused_tokens, small_ids
+from sample.muon import Muon
+from sample.tokenizer import count_learned, make_tokenizer
 
 NUM_CROPS = 1
 CROP_SIZE = 96

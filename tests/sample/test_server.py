@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from fovea.errors import UserError
-from fovea.sample.catalogue import PLACEHOLDER, write_catalogue
-from fovea.sample.server import CatalogueServer
+from sample.catalogue import PLACEHOLDER, write_catalogue
+from sample.server import CatalogueServer
 
 
 @pytest.fixture(scope="module")

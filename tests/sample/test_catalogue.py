@@ -12,10 +12,10 @@ import pytest
 from PIL import Image, ImageChops, ImageOps, ImageStat
 
 from fovea.errors import UserError
-from fovea.sample import catalogue
-from fovea.sample.catalogue import COLUMNS, PLACEHOLDER, write_catalogue
-from fovea.sample.drawing import render, seeded
-from fovea.sample.products import FLAWS, make_products
+from sample import catalogue
+from sample.catalogue import COLUMNS, PLACEHOLDER, write_catalogue
+from sample.drawing import render, seeded
+from sample.products import FLAWS, make_products
 
 ROWS = 60
 

@@ -10,7 +10,7 @@ from typing import Self
 from urllib.parse import unquote, urlsplit
 
 from fovea.errors import UserError
-from fovea.sample.catalogue import PLACEHOLDER
+from sample.catalogue import PLACEHOLDER
 
 _MAGIC = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png", b"<!DOCTYPE html": "text/html"}
 _SUFFIX = {".csv": "text/csv; charset=utf-8", ".json": "application/json"}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageFilter
 
-from fovea.sample.shapes import PATTERNS, SHAPES, Colour, Pen, Shape, ellipse, mix
+from sample.shapes import PATTERNS, SHAPES, Colour, Pen, Shape, ellipse, mix
 
 __all__ = [
     "BACKGROUNDS",

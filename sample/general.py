@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterator
 from importlib.resources import files
 
-from fovea.sample.drawing import ProductLook, random_look
+from sample.drawing import ProductLook, random_look
 
 PATTERN_WORDS = {
     "plain": ("plain", "simple"),
@@ -49,7 +49,7 @@ _GRAMS = {
 }
 _HEAVIER = {"small": 0.7, "medium": 1.0, "large": 1.45}
 
-WORDS: tuple[str, ...] = tuple(files("fovea.sample").joinpath("words.txt").read_text().split())
+WORDS: tuple[str, ...] = tuple(files("sample").joinpath("words.txt").read_text().split())
 
 
 def words_for(look: ProductLook, rng: random.Random) -> dict[str, str]:

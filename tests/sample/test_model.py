@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from fovea.errors import UserError
 from fovea.inference import Predictor
 from fovea.phi3v import Phi3VForCausalLM, Phi3VProcessor
-from fovea.sample import model
-from fovea.sample.model import MADE_FILE, SHIPPED_FOLDER, WEIGHTS_FILE, unpack_sample_model
-from fovea.sample.training import CROP_SIZE, Recipe, write_sample_model
 from fovea.task import product_task
+from sample import model
+from sample.model import MADE_FILE, SHIPPED_FOLDER, WEIGHTS_FILE, unpack_sample_model
+from sample.training import CROP_SIZE, Recipe, write_sample_model
 
 TINY = Recipe(pictures=40, tower_steps=2, tower_batch=4, steps=3, batch=5, writing=2)
 
