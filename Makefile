@@ -76,7 +76,7 @@ openapi: $(STAMP) ## docs/openapi.json, after the server's schemas or routes hav
 	$(BIN)/python -P -m serving.publish > .openapi.part && mv .openapi.part docs/openapi.json
 
 sample-model: $(STAMP) ## the sample model that ships, trained again from its recipe
-	$(BIN)/python -P -m fovea.sample.training fovea/sample/weights
+	$(BIN)/python -P -m sample.training sample/weights
 
 image: ## the container image, with docker, podman or buildah; TARGET=cpu leaves CUDA out
 	@[ -n "$(BUILDER)" ] || { \

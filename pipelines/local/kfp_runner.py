@@ -1,4 +1,4 @@
-"""Run the compiled pipeline through kfp.local: ``python -m … .kfp_runner PIPELINE ARGUMENTS ROOT``.
+"""Run the compiled pipeline through kfp.local: ``python -m pipelines.local.kfp_runner PIPELINE ARGUMENTS ROOT``.
 
 A process of its own, since kfp.local prints over everything, keeps global state, and starts its tasks in the
 process group it finds itself in: whoever started this one can end the group, and the whole run with it.
@@ -12,7 +12,7 @@ import threading
 import warnings
 from pathlib import Path
 
-from pipelines.task_server import TaskServers, task_servers
+from pipelines.local.task_server import TaskServers, task_servers
 
 
 def main(pipeline: str, arguments: str, root: str) -> int:

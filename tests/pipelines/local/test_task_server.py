@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines.task_client import SOCKETS
-from pipelines.task_server import task_servers
+from pipelines.local.task_client import SOCKETS
+from pipelines.local.task_server import task_servers
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="libraries do not survive a fork elsewhere")
 

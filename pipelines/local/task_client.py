@@ -1,4 +1,4 @@
-"""``python3`` of a local run's tasks: asks a server of `pipelines.task_server` to run the program.
+"""``python3`` of a local run's tasks: asks a server of `pipelines.local.task_server` to run the program.
 
 It is started for each task, so it imports a few modules of the standard library and nothing else.
 """

@@ -32,7 +32,7 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
-from pipelines import task_client
+from pipelines.local import task_client
 
 SMALL = (
     "kfp.dsl.executor_main",
@@ -42,9 +42,9 @@ SMALL = (
     "mlflow.store.model_registry.sqlalchemy_store",
     "mlflow.store.tracking.sqlalchemy_store",
     "fovea.steps",
-    "fovea.metrics",
+    "fovea.evaluation.intervals",
 )
-LARGE = ("datasets", "fovea.phi3v", "peft", "components.train_lora.work", "components.evaluate.work")
+LARGE = ("datasets", "fovea.phi3v", "peft", "components.train_lora.train", "components.evaluate.evaluation")
 
 _LONG_SECONDS = 2.5
 """How long a program runs before the next server is forked."""
@@ -79,7 +79,7 @@ def task_servers(levels: Sequence[Sequence[str]] = (SMALL, LARGE)) -> Iterator[T
         if sys.platform != "linux":
             yield TaskServers(environment)
             return
-        command = [sys.executable, "-m", "pipelines.task_server", name, *map(",".join, levels)]
+        command = [sys.executable, "-m", "pipelines.local.task_server", name, *map(",".join, levels)]
         # As KFP sets it for its tasks: kfp then imports no client and no compiler.
         with subprocess.Popen(command, env={**os.environ, "_KFP_RUNTIME": "true"}) as server:  # noqa: S603
             try:
