@@ -1,1 +1,1 @@
-"""The pipeline steps: a room for each, and no room imports another."""
+"""The pipeline's steps: a folder for each, and none imports another."""

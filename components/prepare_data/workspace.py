@@ -1,6 +1,6 @@
 """What is known of every row and picture while a dataset is made: on disk, so that memory stays small.
 
-One SQLite file and one file of JPEGs in a temporary folder. The modules of this room share its tables.
+One SQLite file and one file of JPEGs in a temporary folder. The modules of this component share its tables.
 """
 
 import json

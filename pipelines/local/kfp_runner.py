@@ -1,4 +1,4 @@
-"""Run the compiled pipeline through kfp.local: ``python -m pipelines.local.kfp_runner PIPELINE ARGUMENTS ROOT``.
+"""Run the compiled pipeline with kfp.local: ``python -m pipelines.local.kfp_runner PIPELINE ARGUMENTS ROOT``.
 
 A process of its own, since kfp.local prints over everything, keeps global state, and starts its tasks in the
 process group it finds itself in: whoever started this one can end the group, and the whole run with it.
