@@ -7,6 +7,9 @@ STAMP := $(VENV)/.installed
 STATE ?= .fovea
 PORT ?= 8080
 
+# Otherwise every process, and every worker of pytest, would compile the project's modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Another interpreter: make run PYTHON=python3.12
 PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
@@ -46,9 +49,9 @@ lint: $(STAMP) ## lint, types and import layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# One worker more than a small machine's cores: tests wait for servers and a cluster.
+# More workers than a small machine has cores: tests wait for servers and a cluster.
 unit: $(STAMP) ## the tests alone
-	$(BIN)/python -m pytest -n 3 --dist worksteal
+	$(BIN)/python -m pytest -n 4 --dist worksteal
 
 prove: $(STAMP) ## the slow proofs, and the properties on new examples
 	HYPOTHESIS_PROFILE=drawn-anew $(BIN)/python -m pytest -m "prove or hypothesis"

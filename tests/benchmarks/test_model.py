@@ -43,6 +43,7 @@ def test_comparison(tmp_path):
     assert "twin's GiB" in shown
 
 
+@pytest.mark.prove
 def test_throughput(tmp_path):
     shown, numbers = rows_of("throughput", tmp_path, "--crops", "4", "--pictures", "2")
     on, off = numbers["rows"]
@@ -62,6 +63,7 @@ def test_too_little_memory_is_a_cell(tmp_path, monkeypatch):
     assert "out of" in shown
 
 
+@pytest.mark.prove
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_without_a_gpu_it_says_so_in_one_line():
     made = subprocess.run(

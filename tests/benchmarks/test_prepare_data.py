@@ -35,6 +35,7 @@ def rows_of(folder: Path, *arguments: str) -> tuple[str, list[dict[str, Any]]]:
     return shown.output, rows
 
 
+@pytest.mark.prove
 def test_speed(tmp_path: Path) -> None:
     shown, (row,) = rows_of(tmp_path, "speed", "--pictures", "16", "--latency", "20", "--no-img2dataset")
     assert row["latency_ms"] == 20
@@ -46,6 +47,7 @@ def test_speed(tmp_path: Path) -> None:
         assert f"{share if figure == 'pictures_per_second' else 1 / share:.0%}" in shown
 
 
+@pytest.mark.prove
 def test_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import pytest
+
 from benchmarks.train import WAYS, Setting, measure_way, table, write_rows
 
 
+@pytest.mark.prove
 def test_a_way_is_measured(tmp_path: Path) -> None:
     setting = Setting("cpu", "tiny", "float32", pictures=4, steps=3)
     write_rows(tmp_path, 8, setting.size)

@@ -19,6 +19,7 @@ COMMANDS = [
     "serve",
     "predict",
     "doctor",
+    "preview",
     "import-model",
     "submit",
     "status",
@@ -94,16 +95,22 @@ def test_compile_for_a_cluster(tmp_path: Path) -> None:
         (("--state", "/dev/null/state"), "/dev/null/state: cannot be written"),
     ],
 )
-def test_what_a_user_can_mend_is_one_line_and_known_at_once(
-    arguments: tuple[str, ...], message: str, tmp_path: Path
+def test_what_a_user_can_mend_is_known_at_once(
+    arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started = time.monotonic()
-    failed = fovea("run", *arguments, cwd=tmp_path)
-    assert failed.returncode == 1
-    assert message in failed.stderr
-    assert failed.stderr.startswith("error: ")
-    assert len(failed.stderr.splitlines()) == 1
+    monkeypatch.chdir(tmp_path)
+    failed = CliRunner().invoke(main.app, ["run", *arguments])
+    assert isinstance(failed.exception, UserError)
+    assert message in str(failed.exception)
     assert not (tmp_path / ".fovea" / "sample").exists()
+
+
+def test_what_a_user_can_mend_is_one_line(tmp_path: Path) -> None:
+    started = time.monotonic()
+    failed = fovea("run", "--set", "source=missing.csv", cwd=tmp_path)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("error: source: there is no file or folder missing.csv")
+    assert len(failed.stderr.splitlines()) == 1
     assert time.monotonic() - started < 60
 
 

@@ -69,6 +69,7 @@ def check(server: RunningServer, found: Load) -> None:
     assert "Traceback" not in server.log.read_text()
 
 
+@pytest.mark.prove
 def test_a_moment_of_overload(server: RunningServer) -> None:
     _, found, _ = overload(server, times=4, seconds=4.0, measuring=1.0)
     check(server, found)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error, mean_absolute_percentage_error
 
 from fovea.errors import UserError
-from fovea.evaluation import metrics as fovea_metrics
+from fovea.evaluation import intervals
 from fovea.evaluation.intervals import bootstrap, measure, paired_bootstrap
 from fovea.evaluation.metrics import LOWER_IS_BETTER, METRICS, OTHER, figure, slices
 from fovea.evaluation.outcomes import NO_CATEGORY, Outcomes, Roles, read_outcomes, token_f1
@@ -204,7 +204,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
 def test_intervals_do_not_depend_on_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     sample = simulated(np.random.default_rng(1), 40)
     whole = bootstrap(sample)
-    monkeypatch.setattr(fovea_metrics, "_WEIGHTS_AT_ONCE", 7 * len(sample))
+    monkeypatch.setattr(intervals, "_WEIGHTS_AT_ONCE", 7 * len(sample))
     for name, interval in bootstrap(sample).items():
         assert interval.model_dump() == pytest.approx(whole[name].model_dump())
     assert bootstrap(sample, seed=1) != whole
