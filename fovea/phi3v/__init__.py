@@ -12,6 +12,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerFast,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from fovea.phi3v.configuration import Phi3VConfig
 from fovea.phi3v.image_processing import Phi3VImageProcessor
@@ -24,5 +25,7 @@ AutoTokenizer.register(Phi3VConfig, fast_tokenizer_class=PreTrainedTokenizerFast
 AutoProcessor.register(Phi3VConfig, Phi3VProcessor)
 AutoModelForCausalLM.register(Phi3VConfig, Phi3VForCausalLM)
 AutoModelForImageTextToText.register(Phi3VConfig, Phi3VForCausalLM)
+# By this table Trainer knows for which classes label smoothing has to shift the labels.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[Phi3VConfig.model_type] = Phi3VForCausalLM.__name__
 
 __all__ = ["Phi3VConfig", "Phi3VForCausalLM", "Phi3VImageProcessor", "Phi3VProcessor"]

@@ -192,6 +192,25 @@ def test_adapter_saves_loads_and_merges(model, batch, tiny, tmp_path):
     assert loaded.peft_config["default"].base_model_name_or_path == str(tiny)
 
 
+@pytest.mark.parametrize("wrap", [copy.deepcopy, lora], ids=["plain", "lora"])
+def test_the_trainer_smooths_the_right_labels(model, batch, tmp_path, wrap):
+    tuned = wrap(model)
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        label_smoothing_factor=0.1,
+        remove_unused_columns=False,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    collate = lambda samples: {name: value.clone() for name, value in batch.items()}  # noqa: E731
+    trainer = Trainer(tuned, arguments, eval_dataset=[{}], data_collator=collate)
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    logits = tuned.eval()(**inputs).logits[:, :-1].flatten(0, 1).float()
+    expected = cross_entropy(logits, batch["labels"][:, 1:].flatten(), label_smoothing=0.1).item()
+    torch.testing.assert_close(trainer.evaluate()["eval_loss"], expected, rtol=1e-4, atol=1e-4)
+
+
 def test_the_trainer_takes_it_unchanged(model, batch, tmp_path):
     tuned = lora(model)
     before = {name: weight.clone() for name, weight in tuned.named_parameters()}
