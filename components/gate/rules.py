@@ -20,7 +20,7 @@ from components.gate.evidence import (
 )
 from components.gate.parameters import BASELINES, RELIANCE, Limits, RuleSpec
 from fovea.evaluation.intervals import RESAMPLES, PairedDifference, bootstrap, paired_bootstrap
-from fovea.evaluation.metrics import COUNTS, LOWER_IS_BETTER, figure, slices
+from fovea.evaluation.metrics import COUNTS, METRICS, figure, slices
 from fovea.evaluation.outcomes import Mask, Outcomes
 from fovea.evaluation.text import figure_text, gain_text, interval_text, sign
 from fovea.records import AbsentRecord, Interval, RuleResult
@@ -91,7 +91,7 @@ class MetricRule:
         rows, mask = self._rows(evidence)
         own, other = (_figure(evidence, name, spec.metric, mask) for name in (MODEL, spec.against))
         found = self._paired(evidence, spec.against, spec.metric, mask)
-        better = -1 if spec.metric in LOWER_IS_BETTER else 1
+        better = -1 if METRICS[spec.metric].lower_is_better else 1
         low, high = sorted((better * found.low, better * found.high))
         holds = low > spec.limit
         metric, interval = spec.metric, Interval(low=low, high=high)

@@ -32,7 +32,7 @@ def measure(outcomes: Outcomes, resamples: int = RESAMPLES) -> Metrics:
     return Metrics(
         samples=len(outcomes),
         groups=len(np.unique(outcomes.groups)),
-        **{name: float(metric(outcomes, once)[0]) for name, metric in METRICS.items()},
+        **{name: float(metric.function(outcomes, once)[0]) for name, metric in METRICS.items()},
         intervals=bootstrap(outcomes, METRICS, resamples) if resamples else {},
     )
 
@@ -57,7 +57,7 @@ def bootstrap(
     drawn: dict[str, list[Array]] = {name: [] for name in wanted}
     for weights in _draws(outcomes.groups, resamples, seed):
         for name in wanted:
-            drawn[name].append(METRICS[name](outcomes, weights))
+            drawn[name].append(METRICS[name].function(outcomes, weights))
     return {name: Interval(**_ends(np.concatenate(parts), level)) for name, parts in drawn.items()}
 
 
@@ -84,7 +84,7 @@ def paired_bootstrap(
         ValueError: there are no rows, or the two are not of the same rows.
     """
     second = second.aligned_with(first)
-    metric = METRICS[name]
+    metric = METRICS[name].function
     differences = np.concatenate(
         [
             metric(first, weights) - metric(second, weights)

@@ -3,6 +3,8 @@
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +22,30 @@ _PRICE_BANDS = 4
 # 0.1 has no exact binary form: a price that is off by just 10 % counts as within.
 _WITHIN = 0.1 + 1e-9
 
-Metric = Callable[[Outcomes, Array], Array]
+MetricFunction = Callable[[Outcomes, Array], Array]
 """From outcomes and whole weights (resamples, rows), none of them all zero, to figures (resamples,)."""
 
 
-def _mean(name: str) -> Metric:
+@dataclass(frozen=True)
+class Metric:
+    """A figure of outcomes, and how it is read.
+
+    Attributes:
+        name: Its field in `Metrics`.
+        title: What reports call it.
+        function: Computes it.
+        unit: ``fraction``, or ``currency`` for an amount of money.
+        lower_is_better: Whether a smaller figure is the better one.
+    """
+
+    name: str
+    title: str
+    function: MetricFunction
+    unit: Literal["fraction", "currency"] = "fraction"
+    lower_is_better: bool = False
+
+
+def _mean(name: str) -> MetricFunction:
     def mean(outcomes: Outcomes, weights: Array) -> Array:
         values = np.asarray(getattr(outcomes, name), np.float64)
         figures: Array = weights @ values / weights.sum(1)
@@ -79,21 +100,27 @@ def _price_within_10_percent(outcomes: Outcomes, weights: Array) -> Array:
 
 
 METRICS: Mapping[str, Metric] = {
-    "parse_rate": _mean("parsed"),
-    "title_exact": _mean("title_exact"),
-    "title_f1": _mean("title_f1"),
-    "category_accuracy": _category_accuracy,
-    "category_macro_f1": _category_macro_f1,
-    "price_median_ape": _price_median_ape,
-    "price_mean_ape": _mean("price_ape"),
-    "price_within_10_percent": _price_within_10_percent,
-    "price_mean_absolute_error": _mean("price_absolute_error"),
+    metric.name: metric
+    for metric in (
+        Metric("category_accuracy", "Category right", _category_accuracy),
+        Metric("category_macro_f1", "Category, mean F1", _category_macro_f1),
+        Metric("title_exact", "Title right, letter by letter", _mean("title_exact")),
+        Metric("title_f1", "Title, F1 of its words", _mean("title_f1")),
+        Metric("price_median_ape", "Price, median error", _price_median_ape, lower_is_better=True),
+        Metric("price_mean_ape", "Price, mean error", _mean("price_ape"), lower_is_better=True),
+        Metric("price_within_10_percent", "Price within 10 %", _price_within_10_percent),
+        Metric(
+            "price_mean_absolute_error",
+            "Price, mean error in money",
+            _mean("price_absolute_error"),
+            unit="currency",
+            lower_is_better=True,
+        ),
+        Metric("parse_rate", "Answers that can be read", _mean("parsed")),
+    )
 }
-"""The figures by name; those of `Metrics`. All but `IN_CURRENCY` are fractions."""
+"""The figures of `Metrics` by name, in the order of the report."""
 
-LOWER_IS_BETTER = frozenset({"price_median_ape", "price_mean_ape", "price_mean_absolute_error"})
-IN_CURRENCY = frozenset({"price_mean_absolute_error"})
-"""Figures that are amounts of money."""
 COUNTS = ("samples", "groups")
 """What else stands in `Metrics`: how many rows, and product groups, the figures rest on."""
 
@@ -104,7 +131,7 @@ def figure(outcomes: Outcomes, name: str) -> float:
     Raises:
         ValueError: there are no rows.
     """
-    return float(METRICS[name](outcomes, each_row_once(outcomes))[0])
+    return float(METRICS[name].function(outcomes, each_row_once(outcomes))[0])
 
 
 def slices(outcomes: Outcomes) -> dict[str, dict[str, Mask]]:

@@ -1,6 +1,6 @@
 """How figures and the gate's rules are written for people: in reasons, reports and the terminal alike."""
 
-from fovea.evaluation.metrics import COUNTS, IN_CURRENCY
+from fovea.evaluation.metrics import COUNTS, METRICS
 from fovea.records import Interval, RuleResult
 
 UNKNOWN = "–"
@@ -50,13 +50,17 @@ def sign(comparison: str) -> str:
 
 
 def _is_fraction(metric: str) -> bool:
-    return metric not in COUNTS and metric not in IN_CURRENCY
+    return metric not in COUNTS and not _is_currency(metric)
+
+
+def _is_currency(metric: str) -> bool:
+    return metric in METRICS and METRICS[metric].unit == "currency"
 
 
 def _number(metric: str, value: float, digits: int) -> str:
     if metric in COUNTS:
         text = f"{value:z,.0f}"
-    elif metric in IN_CURRENCY:
+    elif _is_currency(metric):
         text = f"{value:z,.2f}"
     else:
         text = f"{100 * value:z.{digits}f}"

@@ -140,7 +140,7 @@ def _fork_programs(listener: socket.socket, is_last: bool) -> bool:
             if any(map(psutil.pid_exists, programs)):
                 is_last = True
                 if os.fork() == 0:
-                    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+                    _end_with_parent()
                     return True
             programs = []
             continue
@@ -150,6 +150,11 @@ def _fork_programs(listener: socket.socket, is_last: bool) -> bool:
             _become_program(connection)
             return False
         connection.close()
+
+
+def _end_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends; programs that it forks are not affected."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _listen(path: Path) -> socket.socket:
@@ -227,6 +232,7 @@ def main(folder: str, *levels: str) -> None:
 
     # The first to be registered is the last to be called, after those of the libraries and the program.
     atexit.register(leave)
+    _end_with_parent()
     serve(Path(folder), [level.split(",") for level in levels])
     status.append(_run_program())
 

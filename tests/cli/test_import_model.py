@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from cli import main
 from fovea.phi3v import Phi3VForCausalLM
 from fovea.records import ModelRecord
 from fovea.storage import Storage
@@ -45,8 +47,8 @@ def test_from_a_hub(s3: str, folder: Path, tmp_path: Path) -> None:
 
 
 def test_from_a_folder(s3: str, folder: Path) -> None:
-    ended = import_model(folder, "--to", s3)
-    assert ended.returncode == 0, ended.stderr
+    ended = CliRunner().invoke(main.app, ["import-model", str(folder), "--to", s3])
+    assert ended.exit_code == 0, ended.output
     assert all("uploading" in line for line in ended.stderr.splitlines())
     assert "Phi3VForCausalLM, 6 files" in ended.stdout
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from components.evaluate.report import examples, plots
 from components.evaluate.report.rows import read_rows, shown
-from fovea.evaluation.metrics import IN_CURRENCY, LOWER_IS_BETTER, OTHER
+from fovea.evaluation.metrics import METRICS, OTHER
 from fovea.evaluation.outcomes import BASELINES, Outcomes, read_baselines
 from fovea.evaluation.text import UNKNOWN, figure_text, interval_text, rule_limit, rule_value
 from fovea.pages import render_page
@@ -20,19 +20,6 @@ MAX_BYTES = 5_000_000
 """No report is larger, whatever the model answered."""
 
 _PICTURE_BYTES = 3_000_000
-
-METRICS = {
-    "category_accuracy": "Category right",
-    "category_macro_f1": "Category, mean F1",
-    "title_exact": "Title right, letter by letter",
-    "title_f1": "Title, F1 of its words",
-    "price_median_ape": "Price, median error",
-    "price_mean_ape": "Price, mean error",
-    "price_within_10_percent": "Price within 10 %",
-    "price_mean_absolute_error": "Price, mean error in money",
-    "parse_rate": "Answers that can be read",
-}
-"""The figures in the order of the report, as people call them."""
 
 HEADLINES = ("category_accuracy", "price_median_ape", "title_exact", "parse_rate")
 _IN_SLICES = (
@@ -233,7 +220,7 @@ class _Report:
             metrics = self._tuned.metrics
             said = [f"{each.name} {figure_text(name, getattr(each.metrics, name))}" for each in others]
             interval = interval_text(name, metrics.intervals.get(name))
-            yield METRICS[name], figure_text(name, getattr(metrics, name)), interval, said
+            yield METRICS[name].title, figure_text(name, getattr(metrics, name)), interval, said
 
     def _comparison(self, name: str) -> Comparison:
         subjects = self._subjects()
@@ -241,10 +228,11 @@ class _Report:
             subjects.append(Subject("shuffled", "four", self._tuned.shuffled))
         axis = _axis(name, [subject.metrics for subject in subjects])
         best = _best(name, [subject.metrics for subject in subjects])
-        notes = [shown(self._dataset.currency or "", 12)] if name in IN_CURRENCY else []
-        notes += ["less is better"] if name in LOWER_IS_BETTER else []
+        metric = METRICS[name]
+        notes = [shown(self._dataset.currency or "", 12)] if metric.unit == "currency" else []
+        notes += ["less is better"] if metric.lower_is_better else []
         return Comparison(
-            METRICS[name],
+            metric.title,
             ", ".join(filter(None, notes)),
             axis,
             tuple(
@@ -267,8 +255,8 @@ class _Report:
             if rows == "all" and self._tuned.shuffled is not None:
                 columns["shuffled"] = self._tuned.shuffled
             body = [
-                (title, _cells(name, columns.values()))
-                for name, title in METRICS.items()
+                (metric.title, _cells(name, columns.values()))
+                for name, metric in METRICS.items()
                 if not (rows == "parsed" and name == "parse_rate")
             ]
             counts = [Cell(f"{metrics.samples:,}", "") if metrics else None for metrics in columns.values()]
@@ -300,7 +288,7 @@ def _slice_table(kind: str, name: str, models: Mapping[str, EvaluationRecord]) -
     # Prices keep their order; categories have none of their own.
     order = list(own)
     if kind == "category":
-        sign = -1 if name in LOWER_IS_BETTER else 1
+        sign = -1 if METRICS[name].lower_is_better else 1
         order.sort(key=lambda each: (each == OTHER, sign * getattr(own[each], name), -own[each].samples))
     rows = []
     for each in order:
@@ -313,7 +301,7 @@ def _slice_table(kind: str, name: str, models: Mapping[str, EvaluationRecord]) -
         rows.append(
             Slice(shown(each, 60), own[each].samples, tuple(marks), tuple(_cells(name, found.values())))
         )
-    return SliceTable(name, METRICS[name], axis, tuple(rows))
+    return SliceTable(name, METRICS[name].title, axis, tuple(rows))
 
 
 def _cells(name: str, columns: Iterable[Metrics | None]) -> list[Cell | None]:
@@ -331,22 +319,24 @@ def _best(name: str, columns: Sequence[Metrics]) -> float | None:
     values = [float(getattr(metrics, name)) for metrics in columns]
     if len(set(values)) < 2:
         return None
-    return min(values) if name in LOWER_IS_BETTER else max(values)
+    return min(values) if METRICS[name].lower_is_better else max(values)
 
 
 def _best_of(name: str, subjects: Sequence[Subject]) -> list[Subject]:
     """Return the one whose figure is best, if there is any."""
-    sign = -1 if name in LOWER_IS_BETTER else 1
+    sign = -1 if METRICS[name].lower_is_better else 1
     return sorted(subjects, key=lambda each: -sign * getattr(each.metrics, name))[:1]
 
 
 def _axis(name: str, columns: Sequence[Metrics]) -> Axis:
     """Return an axis from 0 that holds the figures; fractions that cannot be above 1 take all of 0 to 1."""
-    if name not in LOWER_IS_BETTER:
+    if not METRICS[name].lower_is_better:
         return Axis.linear(0.0, 1.0, percent)
     values = [getattr(metrics, name) for metrics in columns]
     ends = [metrics.intervals[name].high for metrics in columns if name in metrics.intervals]
-    return Axis.linear(0.0, max(*values, *ends, 0.01), amount if name in IN_CURRENCY else percent)
+    return Axis.linear(
+        0.0, max(*values, *ends, 0.01), amount if METRICS[name].unit == "currency" else percent
+    )
 
 
 def _mark(axis: Axis, kind: str, name: str, metrics: Metrics, who: str) -> Mark:

@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error, mean_
 from fovea.errors import UserError
 from fovea.evaluation import intervals
 from fovea.evaluation.intervals import bootstrap, measure, paired_bootstrap
-from fovea.evaluation.metrics import LOWER_IS_BETTER, METRICS, OTHER, figure, slices
+from fovea.evaluation.metrics import COUNTS, METRICS, OTHER, figure, slices
 from fovea.evaluation.outcomes import NO_CATEGORY, Outcomes, Roles, read_outcomes, token_f1
 from fovea.records import Metrics
 from fovea.task import Task, TextField, product_task
@@ -67,7 +67,7 @@ def test_the_right_answers_are_perfect_and_none_are_worthless() -> None:
     best = measure(outcomes(answers=TRUTHS))
     nothing = measure(outcomes(answers=[None] * 4))
     for name in METRICS:
-        lower = name in LOWER_IS_BETTER
+        lower = METRICS[name].lower_is_better
         assert getattr(best, name) == (0.0 if lower else 1.0)
         assert getattr(nothing, name) == (1.0 if lower else 0.0) or name == "price_mean_absolute_error"
         assert best.intervals[name].low == best.intervals[name].high == getattr(best, name)
@@ -133,13 +133,20 @@ def test_figures_agree_with_scikit_learn(rows: list[tuple[Any, Any, str]]) -> No
     assert measured.groups == len(set(groups))
 
 
+def test_every_figure_of_a_record_is_a_metric_with_a_title() -> None:
+    assert set(METRICS) == set(Metrics.model_fields) - {"intervals", *COUNTS}
+    titles = [metric.title for metric in METRICS.values()]
+    assert all(titles)
+    assert len(set(titles)) == len(titles)
+
+
 @given(rows=ROWS, data=st.data())
 def test_weights_are_rows_taken_so_often(rows: list[tuple[Any, Any, str]], data: Any) -> None:
     of = outcomes(*map(list, zip(*rows, strict=True)))
     times = data.draw(st.lists(st.integers(0, 3), min_size=len(rows), max_size=len(rows)).filter(any))
     again = of.take(np.repeat(np.arange(len(rows)), times))
     for name, metric in METRICS.items():
-        weighted = metric(of, np.array([times, [1] * len(rows)], np.float64))
+        weighted = metric.function(of, np.array([times, [1] * len(rows)], np.float64))
         assert weighted.tolist() == pytest.approx([figure(again, name), figure(of, name)]), name
 
 
