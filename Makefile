@@ -49,9 +49,9 @@ lint: $(STAMP) ## lint, types and import layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# More workers than a small machine has cores: tests wait for servers and a cluster.
+# One worker more than a small machine's cores: tests wait for servers and a cluster.
 unit: $(STAMP) ## the tests alone
-	$(BIN)/python -m pytest -n 4 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 prove: $(STAMP) ## the slow proofs, and the properties on new examples
 	HYPOTHESIS_PROFILE=drawn-anew $(BIN)/python -m pytest -m "prove or hypothesis"

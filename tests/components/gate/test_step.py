@@ -196,7 +196,7 @@ def test_rules_of_ones_own_are_judged_and_stand_in_the_decision(decide: Gate) ->
     by_uri = decide("run-2", gate_rules=f"{decide.artifact_root}/rules.yaml", min_samples=10_000)
     assert by_uri.reason == verdict.reason
     assert [rule["name"] for rule in decide.decision.parameters["rules"]] == ["bags"]
-    with pytest.raises(UserError, match="unknown metric 'accuracy'; there are parse_rate"):
+    with pytest.raises(UserError, match="unknown metric 'accuracy'; there are category_accuracy"):
         decide("run-3", gate_rules="rules: [{name: bags, metric: accuracy, at_least: 0.5}]")
 
 

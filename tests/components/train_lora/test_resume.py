@@ -60,6 +60,7 @@ def told(record: AdapterRecord) -> tuple[float | None, ...]:
     return record.steps, record.epochs, record.train_loss, record.validation_loss
 
 
+@pytest.mark.prove
 def test_a_killed_training_goes_on_bit_for_bit(inputs: Inputs, capfd: pytest.CaptureFixture[str]) -> None:
     undisturbed = inputs.train(root=f"{inputs.root}/undisturbed", **LONG | SELDOM)
     assert undisturbed.steps == STEPS

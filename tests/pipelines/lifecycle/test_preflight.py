@@ -67,7 +67,7 @@ def test_a_second_attempt_passes_too(s3: str, base: ModelRecord, tmp_path: Path)
         ({"batch_size": 10, "device_batch_size": 4}, "multiple of device_batch_size"),
         ({"fetch_profile": "elsewhere"}, "'elsewhere' is not configured"),
         ({"base_model": "s3://nowhere/index/x.json"}, "no such bucket"),
-        ({"gate_rules": RULES}, "unknown metric 'accuracy'; there are parse_rate"),
+        ({"gate_rules": RULES}, "unknown metric 'accuracy'; there are category_accuracy"),
         ({"gate_rules": "s3://nowhere/rules.yaml"}, "no such bucket"),
         ({"on_refusal": "ignore"}, "'fail' or 'end'"),
     ],

@@ -148,6 +148,7 @@ def begin(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     mlflow.set_tracking_uri(None)
 
 
+@pytest.mark.prove
 def test_a_table_with_other_columns_is_compared_with_the_champion_and_deployed(
     begin: Callable[..., Run], s3: str, tmp_path: Path
 ) -> None:
