@@ -1,9 +1,9 @@
-"""Figures with their intervals.
+"""Metrics with bootstrap intervals.
 
-Figures are over rows, and rows of one product, or of products whose pictures look alike, are no independent
-samples: what is drawn anew for an interval are whole product groups, each with all its rows (a cluster
-bootstrap, percentiles of the redrawn figure). A redrawn sample is not built: how often each group is drawn
-becomes a weight of its rows, and every figure is computed from the weights of all resamples at once.
+Rows of one product, or of products whose pictures look alike, are not independent. So whole product groups
+are resampled, each with all its rows: a cluster bootstrap with percentile intervals (Efron and Tibshirani,
+1993). A resample is never built. How often each group is drawn becomes a weight of its rows, and every
+metric is computed from the weights of all resamples at once.
 """
 
 from collections.abc import Iterable, Iterator
@@ -44,10 +44,9 @@ def bootstrap(
     seed: int = 0,
     level: float = LEVEL,
 ) -> dict[str, Interval]:
-    """Return the intervals that figures lie in at ``level``, from product groups drawn anew.
+    """Return the metrics' bootstrap intervals at ``level``; product groups are resampled.
 
-    They are of what the rows hold: where every row is right, no resample is wrong, and the interval has no
-    width.
+    Where every row is right, no resample is wrong, and the interval has no width.
 
     Raises:
         ValueError: there are no rows.
