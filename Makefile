@@ -21,7 +21,7 @@ PIP_FLAGS ?=
 PIP_INSTALL = PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
-# Settings for a run: make run ARGS="--set epochs=2"
+# Settings for a run: make run ARGS="--set num_train_epochs=2"
 ARGS ?=
 
 # The image: make image TARGET=cpu IMAGE=registry.example.com/fovea BUILDER=podman
@@ -31,7 +31,7 @@ BUILDER ?= $(shell for name in docker podman buildah; do $$name info >/dev/null 
 IMAGE_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint unit prove benchmark benchmark-gpu serve doctor compile openapi sample-model image constraints clean
+.PHONY: help install run test lint unit prove benchmark benchmark-gpu serve doctor compile settings openapi sample-model image constraints clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ doctor: $(STAMP) ## what is here, what is missing, what to do
 
 compile: $(STAMP) ## pipelines/finetune.yaml, after the graph or a component's interface has changed
 	$(BIN)/fovea compile --out pipelines/finetune.yaml
+
+settings: $(STAMP) ## docs/settings.md, after a setting has changed
+	$(BIN)/python -P -m pipelines.publish > .settings.part && mv .settings.part docs/settings.md
 
 openapi: $(STAMP) ## docs/openapi.json, after the server's schemas or routes have changed
 	$(BIN)/python -P -m serving.publish > .openapi.part && mv .openapi.part docs/openapi.json

@@ -171,7 +171,7 @@ def _flops(setting: Setting, batch: dict[str, torch.Tensor]) -> float:
         length=length,
         supervised=samples * ANSWER_TOKENS,
         crops=len(batch["pixel_values"]),
-        rank=TRAINING.rank,
+        rank=TRAINING.lora_r,
     )
 
 

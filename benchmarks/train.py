@@ -174,10 +174,10 @@ def measure_way(setting: Setting, way: Way, num_crops: int, folder: Path) -> Row
         ctypes.CDLL("libc.so.6").mallopt(_M_MMAP_THRESHOLD, 2**20)
     parameters = TrainLoraParameters(
         num_crops=num_crops,
-        batch_size=setting.pictures,
-        device_batch_size=min(setting.pictures, 4),
+        train_batch_size=setting.pictures,
+        per_device_train_batch_size=min(setting.pictures, 4),
         gradient_checkpointing=way.checkpointing,
-        compile=way.compiled,
+        torch_compile=way.compiled,
         max_steps=setting.steps,
         precision="float32" if setting.dtype == Type.FLOAT32 else "bfloat16",
     )
@@ -208,7 +208,7 @@ def measure_way(setting: Setting, way: Way, num_crops: int, folder: Path) -> Row
         trainer: Trainer = Trainer(data_collator=PlainCollator(collator, longest, pad), **common)
     else:
         lengths = [extent.tokens for extent in extents]
-        order = EpochOrder(lengths, parameters.batch_size, parameters.seed, way.grouped)
+        order = EpochOrder(lengths, parameters.train_batch_size, parameters.seed, way.grouped)
         trainer = LoraTrainer(data_collator=collator, order=order, **common)
     trainer.train()
     return _row(setting, way, num_crops, trainer, timing, started, _held(setting.device) - before, extents)
@@ -241,7 +241,7 @@ def _row(
         length=round(tokens),
         supervised=setting.pictures * 32,
         crops=round(setting.pictures * statistics.fmean(extent.crops for extent in extents)),
-        rank=TrainLoraParameters().rank,
+        rank=TrainLoraParameters().lora_r,
     )
     peak = peak_flops(device_name(setting.device)) if setting.dtype == Type.BFLOAT16 else None
     return Row(

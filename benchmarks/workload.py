@@ -86,9 +86,9 @@ class Setting:
 def with_lora(model: Phi3VForCausalLM, checkpointing: bool) -> Any:
     """The model as `train_lora` trains it, with its defaults: adapters on the decoder's projections."""
     lora = LoraConfig(
-        r=TRAINING.rank,
-        lora_alpha=TRAINING.alpha,  # type: ignore[arg-type]  # any number will do
-        lora_dropout=TRAINING.dropout,
+        r=TRAINING.lora_r,
+        lora_alpha=TRAINING.lora_alpha,  # type: ignore[arg-type]  # any number will do
+        lora_dropout=TRAINING.lora_dropout,
         target_modules=list(DECODER_PROJECTIONS),
         task_type="CAUSAL_LM",
     )

@@ -16,9 +16,6 @@ def compile_command(
             envvar="FOVEA_CLUSTER",
         ),
     ] = None,
-    minimal: Annotated[
-        bool, typer.Option("--minimal", help="With a dozen parameters; the others keep their defaults.")
-    ] = False,
     kubernetes: Annotated[
         bool, typer.Option("--kubernetes", help="As KFP's custom resources, to be applied from a repository.")
     ] = False,
@@ -39,12 +36,12 @@ def compile_command(
     if namespace and not kubernetes:
         raise UserError("--namespace is of the custom resources; give --kubernetes, too")
     if cluster is None:
-        if minimal or kubernetes:
-            raise UserError("--minimal and --kubernetes are of a cluster's pipeline; give --cluster, too")
+        if kubernetes:
+            raise UserError("--kubernetes is of a cluster's pipeline; give --cluster, too")
         text = compile_pipeline()
     elif kubernetes:
-        text = compile_resources(read_cluster_settings(cluster), namespace=namespace, minimal=minimal)
+        text = compile_resources(read_cluster_settings(cluster), namespace=namespace)
     else:
-        text = compile_for_cluster(read_cluster_settings(cluster), minimal=minimal)
+        text = compile_for_cluster(read_cluster_settings(cluster))
     out.write_text(text)
     print(f"Wrote {out}")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from components.prepare_data.parameters import PrepareParameters
+    from components.prepare_data.parameters import PrepareDataParameters
     from components.prepare_data.report.preview import Example, Preview
 
 _THUMBNAIL_COLUMNS = 24
@@ -23,7 +23,7 @@ _SHOWN = 10
 class _Chosen:
     """What a person chose, checked."""
 
-    prepare: "PrepareParameters"
+    prepare: "PrepareDataParameters"
     base_model: str
     epochs: float
 
@@ -87,7 +87,7 @@ def preview(
 
 def _chosen(source: str | None, settings: Path | None, overrides: Sequence[str]) -> _Chosen:
     """Check the settings as a run would; what only a run needs has a stand-in."""
-    from components.prepare_data.parameters import PrepareParameters
+    from components.prepare_data.parameters import PrepareDataParameters
     from fovea.errors import UserError
     from pipelines.settings import read_overrides, read_settings, validate_settings
 
@@ -97,9 +97,8 @@ def _chosen(source: str | None, settings: Path | None, overrides: Sequence[str])
         raise UserError("there is no table to look at; name one: fovea preview products.csv")
     base_model = str(given.get("base_model") or "")
     stand_ins = {"artifact_root": "s3://preview", "base_model": "s3://preview/base.json"}
-    valid = validate_settings({**given, **stand_ins}).model_dump()
-    names = PrepareParameters.model_fields.keys() & valid.keys()
-    return _Chosen(PrepareParameters(**{name: valid[name] for name in names}), base_model, valid["epochs"])
+    run = validate_settings({**given, **stand_ins})
+    return _Chosen(run.of(PrepareDataParameters), base_model, run.num_train_epochs)
 
 
 def _print(console: "Console", location: str, preview: "Preview", examples: "Sequence[Example]") -> None:

@@ -35,11 +35,11 @@ def run(
 
     With a source of your own, the service, the registered model and the experiment are named after the table
     (products for products.csv), and the sample's stay as they are. Settings choose other names: service_name,
-    registered_model and experiment.
+    registered_model_name and experiment.
 
     Example: fovea run
 
-    Example: fovea run --set epochs=2 --set rank=8
+    Example: fovea run --set num_train_epochs=2 --set lora_r=8
 
     Example: fovea run --settings mine.yaml --set source=products.csv
     """
@@ -66,7 +66,7 @@ def run(
             ended.settings.artifact_root,
             ended.run_id,
             ended.outcome,
-            ended.settings.model_dump(),
+            ended.settings.model_dump(mode="json"),
             ended.seconds,
         )
         summary.write(place.last_run)

@@ -42,7 +42,7 @@ def submit(
         str, typer.Option(help="The Kubernetes service account that the run's pods have.")
     ] = "fovea-pipeline",
     token_file: Annotated[
-        Path | None, typer.Option(help="A file with a bearer token, read anew for every request.")
+        Path | None, typer.Option(help="A file with a bearer token, read again for every request.")
     ] = None,
     cron: Annotated[
         str, typer.Option(help="Run again and again: six fields, '0 0 3 * * 1' is Mondays at three.")
@@ -51,7 +51,7 @@ def submit(
         bool, typer.Option("--wait", help="Follow the run; end with 1 if it does not succeed.")
     ] = False,
     look: Annotated[
-        int, typer.Option(help="Rows of the table to look at, to reckon the hours; 0 for none.", min=0)
+        int, typer.Option(help="Rows of the table to look at, to estimate the hours; 0 for none.", min=0)
     ] = 20,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it will need, and start nothing.")
@@ -59,7 +59,7 @@ def submit(
 ) -> None:
     """Start a run on Kubeflow Pipelines, and print what it will need and its link.
 
-    The settings are checked first. The pipeline is uploaded unless this very version is there already.
+    The settings are checked first. The pipeline is uploaded unless this version is there already.
     Besides a run's settings there are gpus, evaluation_gpus, gpu_type, gpu_node_selector, gpu_tolerations.
     A token comes from --token-file, from the variable KF_PIPELINES_TOKEN, or, in a pod, from its projected
     volume.
@@ -104,9 +104,9 @@ def submit(
 def _print_needs(submission: "Submission", rows: int) -> None:
     from pipelines.cluster.needs import describe, describe_training, needs_of
 
-    lines = describe(needs_of(submission.parameters, submission.placement, submission.cluster))
+    lines = describe(needs_of(submission.run, submission.placement, submission.cluster))
     if rows:
-        lines += describe_training(submission.parameters, rows)
+        lines += describe_training(submission.run, rows)
     print("What it will need")
     for line in lines:
         print(f"  {line}", flush=True)

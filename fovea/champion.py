@@ -8,7 +8,7 @@ from fovea.storage import Storage
 ALIAS = "champion"
 
 
-def find_champion(storage: Storage, registered_model: str) -> ModelRecord | AbsentRecord:
+def find_champion(storage: Storage, registered_model_name: str) -> ModelRecord | AbsentRecord:
     """Return the record of a registered model's champion, or why there is none.
 
     Raises:
@@ -17,16 +17,16 @@ def find_champion(storage: Storage, registered_model: str) -> ModelRecord | Abse
     """
     if not tracking.is_on():
         return AbsentRecord(reason="no MLflow is configured, which would know the deployed model")
-    source = tracking.version_source(registered_model, ALIAS)
+    source = tracking.version_source(registered_model_name, ALIAS)
     if source is None:
-        return AbsentRecord(reason=f"no version of {registered_model} was deployed yet")
+        return AbsentRecord(reason=f"no version of {registered_model_name} was deployed yet")
     try:
         record = storage.find_by_payload(source)
     except UserError as error:
         raise UserError(
-            f"the champion of {registered_model} cannot be compared with: {error} Bring it back, or take the "
-            f"alias {ALIAS} from it in MLflow"
+            f"the champion of {registered_model_name} cannot be compared with: {error} Bring it back, or "
+            f"remove the alias {ALIAS} from it in MLflow"
         ) from error
     if not isinstance(record, ModelRecord):
-        raise UserError(f"{source}: the champion of {registered_model} is a {record.kind}, not a model")
+        raise UserError(f"{source}: the champion of {registered_model_name} is a {record.kind}, not a model")
     return record

@@ -3,16 +3,15 @@
 import hashlib
 import json
 import tempfile
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 from fovea.checkpoint_files import read_json, weight_files
 from fovea.errors import UserError
 from fovea.hub import download_model, is_hub_name
-from fovea.records import ModelRecord, canonical_json, input_key, now
-from fovea.steps import RunContext
-from fovea.storage import Storage, join_uri, sha256_file
+from fovea.records import ModelRecord, StepInputs, canonical_json
+from fovea.steps import RunContext, made_of, payload_uri
+from fovea.storage import Storage, sha256_file
 
 STEP = "import_model"
 VERSION = 1
@@ -53,8 +52,8 @@ def import_model(
     paths = sorted({path for pattern in _WANTED for path in folder.glob(pattern)} | set(weight_files(folder)))
     digests = {path.name: sha256_file(path) for path in paths}
     content = f"sha256:{hashlib.sha256(canonical_json(digests)).hexdigest()}"
-    key = input_key(STEP, VERSION, {}, {"content": content})
-    found = storage.find(context.artifact_root, STEP, key)
+    inputs = StepInputs(step=STEP, version=VERSION, parameters={}, parents={"content": content})
+    found = storage.find(context.artifact_root, STEP, inputs.key)
     if isinstance(found, ModelRecord):
         return found
     # Imported here: torch takes seconds that a model imported before need not wait for.
@@ -65,18 +64,12 @@ def import_model(
         staged = Path(name)
         for path in paths:
             _stage(path, staged / path.name)
-        # A prefix of this attempt's own: two that import the same model do not write over one another.
-        uri = join_uri(context.artifact_root, STEP, f"{key[:16]}-{uuid.uuid4().hex[:8]}") + "/"
+        uri = payload_uri(context.artifact_root, inputs)
+        origin = {"source": str(source)} if is_hub_name(str(source)) else {}
         record = ModelRecord(
-            step=STEP,
-            step_version=VERSION,
-            input_key=key,
+            **{**made_of(inputs, context), "parameters": origin},
             uri=uri,
             files=storage.upload_folder(staged, uri, progress),
-            parameters={"source": str(source)} if is_hub_name(str(source)) else {},
-            parents={"content": content},
-            created_at=now(),
-            run_id=context.run_id,
             architecture=config.architectures[0],
             num_crops=read_json(folder / "preprocessor_config.json").get("num_crops", 16),
         )

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -106,6 +105,31 @@ class Record(_Model):
         if not isinstance(record, cls):
             raise UserError(f"{source}: is a record of kind {record.kind!r}, {cls.__name__} was expected")
         return record
+
+
+class StepInputs(_Model):
+    """What determines a step's result; a result of equal inputs is reused."""
+
+    step: str
+    version: int
+    """Of the step; another version makes another result of the same inputs."""
+    parameters: dict[str, Any]
+    parents: dict[str, str]
+    """Digests of what the step reads, by name."""
+
+    @cached_property
+    def key(self) -> str:
+        """The input key: 64 hexadecimal digits, the SHA-256 of the inputs' canonical JSON."""
+        return hashlib.sha256(canonical_json(self.model_dump())).hexdigest()
+
+    def difference(self, other: "StepInputs") -> str:
+        """Return what differs in ``other``, as text; empty where nothing does."""
+        mine, its = ({"step's version": of.version, **of.parents, **of.parameters} for of in (self, other))
+        return ", ".join(
+            f"{name} was {mine.get(name)!r} and is {its.get(name)!r}"
+            for name in dict.fromkeys([*mine, *its])
+            if mine.get(name) != its.get(name)
+        )
 
 
 class Split(_Model):
@@ -359,12 +383,6 @@ def write_record(record: Record | AbsentRecord, path: str | Path) -> None:
     """Write a record to a local file, making its folder where needed."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(record.to_json())
-
-
-def input_key(step: str, version: int, parameters: Mapping[str, Any], parents: Mapping[str, str]) -> str:
-    """Return the key a step's result is found by: 64 hexadecimal digits over all that determines it."""
-    key = {"step": step, "version": version, "parameters": dict(parameters), "parents": dict(parents)}
-    return hashlib.sha256(canonical_json(key)).hexdigest()
 
 
 def now() -> datetime:

@@ -20,11 +20,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from fovea.errors import UserError
 from fovea.progress import Progress
-from fovea.records import R, Record, input_key, now
+from fovea.records import R, Record, StepInputs, now
 from fovea.storage import Storage, index_uri, join_uri
 
 logger = logging.getLogger("fovea")
@@ -90,31 +90,12 @@ class Failure(BaseModel):
     traceback: str
 
 
-def parse_parameters(model: type[BaseModel], values: Mapping[str, Any]) -> Any:
-    """Validate a step's parameters.
-
-    Raises:
-        UserError: names each parameter that is wrong and what is allowed.
-    """
-    try:
-        return model.model_validate(dict(values))
-    except ValidationError as error:
-        wrong = "; ".join(
-            f"{'.'.join(map(str, item['loc'])) or 'parameters'}: {item['msg']} (got {item['input']!r:.60})"
-            for item in error.errors()
-        )
-        raise UserError(f"wrong parameters: {wrong}") from error
-
-
 def run_step(
     record_type: type[R],
-    *,
-    step: str,
-    version: int,
+    inputs: StepInputs,
     context: RunContext,
-    parameters: Mapping[str, Any],
-    parents: Mapping[str, str],
     work: Callable[[Attempt], Mapping[str, Any]],
+    *,
     task: str = "",
     storage: Storage | None = None,
 ) -> R:
@@ -123,29 +104,30 @@ def run_step(
     ``work`` fills ``attempt.payload`` and returns the record's own fields. The payload is uploaded under a
     prefix of this attempt's own, and the record written last. ``task`` names the step within the run where a
     graph has it twice.
+
+    Raises:
+        UserError: a record of another type lies at the inputs' key, or S3 cannot be reached.
     """
-    task = task or step
+    task = task or inputs.step
     storage = storage or Storage()
+    uri = index_uri(context.artifact_root, inputs.step, inputs.key)
     with reporting_failure(task, context, storage):
         started = time.monotonic()
-        key = input_key(step, version, parameters, parents)
-        found = storage.find(context.artifact_root, step, key)
+        found = storage.find(context.artifact_root, inputs.step, inputs.key)
         if found is not None:
             logger.info("%s: reused what run %s made of the same inputs", task, found.run_id)
             record = found
         else:
-            record = _attempt(
-                record_type, step, version, context, key, parameters, parents, work, task, storage
-            )
+            record = _attempt(record_type, inputs, context, work, task, storage)
         if not isinstance(record, record_type):
-            raise UserError(f"{index_uri(context.artifact_root, step, key)}: holds a {record.kind} record")
+            raise UserError(f"{uri}: holds a {record.kind} record")
         report = StepReport(
             task=task,
-            step=step,
+            step=inputs.step,
             seconds=round(time.monotonic() - started, 2),
             reused=found is not None,
             digest=record.digest,
-            record_uri=index_uri(context.artifact_root, step, key),
+            record_uri=uri,
         )
         storage.write_bytes(context.run_uri(f"{task}.json"), report.model_dump_json().encode())
         return record
@@ -153,34 +135,37 @@ def run_step(
 
 def _attempt(
     record_type: type[R],
-    step: str,
-    version: int,
+    inputs: StepInputs,
     context: RunContext,
-    key: str,
-    parameters: Mapping[str, Any],
-    parents: Mapping[str, str],
     work: Callable[[Attempt], Mapping[str, Any]],
     task: str,
     storage: Storage,
 ) -> Record:
-    uri = join_uri(context.artifact_root, step, f"{key[:16]}-{uuid.uuid4().hex[:8]}") + "/"
-    with tempfile.TemporaryDirectory(prefix=f"fovea-{step}-") as folder:
+    uri = payload_uri(context.artifact_root, inputs)
+    with tempfile.TemporaryDirectory(prefix=f"fovea-{inputs.step}-") as folder:
         attempt = Attempt(Path(folder), storage, context, task)
         own = work(attempt)
         files = storage.upload_folder(attempt.payload, uri, attempt.progress("uploading files"))
-        record = record_type(
-            step=step,
-            step_version=version,
-            input_key=key,
-            uri=uri if files else "",
-            files=files,
-            parameters=dict(parameters),
-            parents=dict(parents),
-            created_at=now(),
-            run_id=context.run_id,
-            **own,
-        )
+        record = record_type(**made_of(inputs, context), uri=uri if files else "", files=files, **own)
         return storage.commit(context.artifact_root, record)
+
+
+def payload_uri(artifact_root: str, inputs: StepInputs) -> str:
+    """Return a new attempt's own prefix for its payload, so that two attempts never share a file."""
+    return join_uri(artifact_root, inputs.step, f"{inputs.key[:16]}-{uuid.uuid4().hex[:8]}") + "/"
+
+
+def made_of(inputs: StepInputs, context: RunContext) -> dict[str, Any]:
+    """Return the fields of a record that say what made it."""
+    return {
+        "step": inputs.step,
+        "step_version": inputs.version,
+        "input_key": inputs.key,
+        "parameters": inputs.parameters,
+        "parents": inputs.parents,
+        "created_at": now(),
+        "run_id": context.run_id,
+    }
 
 
 @contextmanager

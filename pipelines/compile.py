@@ -21,17 +21,17 @@ def compile_pipeline() -> str:
     return _compile(finetune)
 
 
-def compile_for_cluster(settings: ClusterSettings, *, minimal: bool = False) -> str:
+def compile_for_cluster(settings: ClusterSettings) -> str:
     """Return the compiled pipeline of a cluster, as it is uploaded; the same settings give the same bytes."""
-    return _compile(cluster_pipeline(settings, minimal=minimal))
+    return _compile(cluster_pipeline(settings))
 
 
-def compile_resources(settings: ClusterSettings, *, namespace: str = "", minimal: bool = False) -> str:
+def compile_resources(settings: ClusterSettings, *, namespace: str = "") -> str:
     """Return the same as KFP's custom resources, a Pipeline and its PipelineVersion, for GitOps.
 
     The version's name follows from its content, since a version cannot be changed.
     """
-    pipeline = cluster_pipeline(settings, minimal=minimal)
+    pipeline = cluster_pipeline(settings)
     name = pipeline.name
     version = version_of(_compile(pipeline))
     options = KubernetesManifestOptions(

@@ -1,6 +1,6 @@
 """The KFP contract of the deployment."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kfp import dsl
 
@@ -16,12 +16,7 @@ def deploy(
     deployment: dsl.Output[dsl.Artifact],
     artifact_root: str,
     run_id: str,
-    service_name: str = "fovea",
-    target: str = "local",
-    port: int = 0,
-    probes: int = 8,
-    timeout_seconds: float = 600.0,
-    kserve: str = "{}",
+    parameters: dict[str, Any],
 ) -> NamedTuple("Verdict", [("deployed", bool), ("reason", str)]):  # type: ignore[valid-type]
     """Serve a model that passed the gate, ask it about held-out pictures, and make it known if all is well.
 
@@ -33,12 +28,7 @@ def deploy(
         deployment: The deployment as a document, or the verdict where there is none.
         artifact_root: s3://bucket/prefix that payloads and records lie under.
         run_id: The run's ID.
-        service_name: The service, and the name callers ask for the model by.
-        target: Where it is served: local, the model server on this machine; kserve, an InferenceService.
-        port: The port while it is verified; 0 takes a free one.
-        probes: How many held-out pictures the server is asked about.
-        timeout_seconds: For a local server's start and its answers, together.
-        kserve: How it is run and rolled out on KServe: fields of KServeParameters, as JSON.
+        parameters: Fields of DeployParameters.
 
     Returns:
         deployed: Whether the service now stands for this model.
@@ -56,10 +46,5 @@ def deploy(
         deployment=deployment.path,
         artifact_root=artifact_root,
         run_id=run_id,
-        service_name=service_name,
-        target=target,
-        port=port,
-        probes=probes,
-        timeout_seconds=timeout_seconds,
-        kserve=kserve,
+        parameters=parameters,
     )

@@ -3,7 +3,7 @@
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 _LABEL = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 _QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"
@@ -85,16 +85,3 @@ class KServeParameters(BaseModel):
         if self.max_replicas and self.max_replicas < self.replicas:
             raise ValueError(f"max_replicas ({self.max_replicas}) is less than replicas ({self.replicas})")
         return self
-
-
-def _as_text(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, dict) else value
-
-
-def _checked(text: str) -> str:
-    KServeParameters.model_validate(text)
-    return text
-
-
-KServeJson = Annotated[str, BeforeValidator(_as_text), AfterValidator(_checked)]
-"""`KServeParameters` as one setting of a run: JSON text, or a mapping in a file of settings."""

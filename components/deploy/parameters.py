@@ -1,38 +1,39 @@
 """The parameters of a deployment, and the document that one leaves behind."""
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from components.deploy.kserve_parameters import KServeParameters
+from fovea.parameters import FormerName, Name, Parameters
 from fovea.records import ModelReference
 from fovea.task import FieldValue
 
 LONGEST_NAME = 40
 
 
-class DeployParameters(BaseModel):
-    """How a model is deployed."""
+class DeployParameters(Parameters):
+    """Where a model is served, and how it is verified there."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    service_name: str = Field(default="fovea", pattern=r"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$")
-    """The service, and the name under which callers ask for the model."""
-    target: Literal["local", "kserve"] = "local"
-    """Where it is served: ``local``, the model server on this machine; ``kserve``, an InferenceService."""
-    port: int = Field(default=0, ge=0, le=65535)
-    """The port while it is verified; 0 takes a free one."""
-    probes: int = Field(default=8, ge=1, le=256)
-    """How many held-out pictures the server is asked about."""
-    timeout_seconds: float = Field(default=600.0, gt=0)
+    service_name: Name = "fovea"
+    """Name of the deployed service, by which callers ask for the model."""
+    deploy_target: Annotated[Literal["local", "kserve"], FormerName("target")] = "local"
+    """Where it is served: local, where the model server is started and asked on the task's machine; or
+    kserve, an InferenceService that is rolled out beside the old model and gets traffic once verified."""
+    deploy_port: Annotated[int, FormerName("port")] = Field(default=0, ge=0, le=65535)
+    """The local server's port while it is verified; 0 takes a free one."""
+    deploy_probes: Annotated[int, FormerName("probes")] = Field(default=8, ge=1, le=256)
+    """Held-out pictures that the server is asked about."""
+    deploy_timeout_seconds: Annotated[float, FormerName("timeout_seconds")] = Field(default=600.0, gt=0)
     """For a local server's start and its answers, together; on KServe each phase has a limit of its own."""
     kserve: KServeParameters = KServeParameters()
-    """How it is run and rolled out on KServe."""
+    """How the service is run and rolled out on KServe, as YAML or JSON: namespace, runtime, replicas, gpus,
+    memory, node_selector, tolerations, rollout, traffic_steps and more."""
 
     @model_validator(mode="after")
-    def _names_fit(self) -> "DeployParameters":
-        if self.target == "kserve" and len(self.service_name) > LONGEST_NAME:
+    def _check_name(self) -> Self:
+        if self.deploy_target == "kserve" and len(self.service_name) > LONGEST_NAME:
             raise ValueError(
                 f"service_name may have {LONGEST_NAME} characters on KServe, which makes names of it"
             )
@@ -83,3 +84,14 @@ class Deployment(BaseModel):
     namespace: str = ""
     inference_service: dict[str, Any] | None = None
     """What was applied: the state to come back to."""
+
+    @field_validator("parameters", mode="before")
+    @classmethod
+    def _rename_parameters(cls, values: Any) -> Any:
+        """Read the documents of versions whose parameters had other names."""
+        former = DeployParameters.renamed()
+        return (
+            {former.get(name, name): value for name, value in values.items()}
+            if isinstance(values, dict)
+            else values
+        )

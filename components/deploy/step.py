@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,9 +27,10 @@ from components.deploy.verification import (
 from fovea import tracking
 from fovea.champion import ALIAS
 from fovea.errors import UserError
+from fovea.parameters import parse_parameters
 from fovea.progress import Progress
 from fovea.records import ModelReference
-from fovea.steps import RunContext, StepReport, parse_parameters, plain_line, reporting_failure
+from fovea.steps import RunContext, StepReport, plain_line, reporting_failure
 from fovea.storage import Storage
 
 __all__ = ["Verdict", "deploy", "deploy_step", "deployment_uri"]
@@ -55,7 +57,7 @@ def deploy_step(
     deployment: str | Path,
     artifact_root: str,
     run_id: str,
-    **parameters: Any,
+    parameters: Mapping[str, Any],
 ) -> Verdict:
     """Deploy a model that the gate let pass. A refusal is a verdict, not an exception. Never cached.
 
@@ -67,7 +69,7 @@ def deploy_step(
         deployment: where the `Deployment` goes, or the verdict where there is none.
         artifact_root: ``s3://bucket/prefix`` of payloads and records.
         run_id: the run.
-        **parameters: fields of `DeployParameters`.
+        parameters: fields of `DeployParameters`.
 
     Raises:
         UserError: a parameter is not allowed, a record cannot be read, or S3 cannot be reached.
@@ -75,7 +77,7 @@ def deploy_step(
     context, storage = RunContext(artifact_root=artifact_root, run_id=run_id), Storage()
     started = time.monotonic()
     with reporting_failure(STEP, context, storage):
-        asked: DeployParameters = parse_parameters(DeployParameters, parameters)
+        asked = parse_parameters(DeployParameters, parameters)
         candidate = Candidate.from_files(
             {
                 "model": model_record,
@@ -128,7 +130,7 @@ def deploy(
     reason = candidate.refusal()
     if reason:
         outcome = Outcome(Verification(False, reason))
-    elif asked.target == "kserve":
+    elif asked.deploy_target == "kserve":
         outcome, asked = _on_kserve(candidate, asked, context, storage, decided_at)
     else:
         outcome = Outcome(_on_this_machine(candidate, asked, context.artifact_root, storage))
@@ -174,9 +176,9 @@ def _on_kserve(
 def _on_this_machine(
     candidate: Candidate, asked: DeployParameters, artifact_root: str, storage: Storage
 ) -> Verification:
-    deadline = time.monotonic() + asked.timeout_seconds
+    deadline = time.monotonic() + asked.deploy_timeout_seconds
     generation = candidate.evaluation.generation
-    probes = load_probes(storage, candidate.dataset, candidate.evaluation, asked.probes)
+    probes = load_probes(storage, candidate.dataset, candidate.evaluation, asked.deploy_probes)
     expected = Expectation(
         name=asked.service_name,
         model_digest=candidate.model.digest,
@@ -188,12 +190,12 @@ def _on_this_machine(
     server = LocalServer(
         model_uri=candidate.record_uris(artifact_root)["model"],
         name=asked.service_name,
-        port=asked.port,
+        port=asked.deploy_port,
         dtype=generation.dtype,
         evaluation_uri=candidate.calibration_uri(artifact_root),
     )
     try:
-        with server.running(asked.timeout_seconds) as address:
+        with server.running(asked.deploy_timeout_seconds) as address:
             timeout = max(1.0, deadline - time.monotonic())
             logger.info("deploy: asking %s about %d held-out pictures", address, len(probes))
             # Proxies of the environment are for the outside.
@@ -211,7 +213,7 @@ def _document(
     records = candidate.record_uris(context.artifact_root)
     return Deployment(
         service=asked.service_name,
-        target=asked.target,
+        target=asked.deploy_target,
         model=ModelReference(digest=model.digest, record_uri=records["model"]),
         decision_digest=candidate.decision.digest,
         evaluation_digest=candidate.evaluation.digest,
@@ -228,7 +230,7 @@ def _document(
         records=records,
         parameters=asked,
         rollout=outcome.kind,
-        namespace=asked.kserve.namespace if asked.target == "kserve" else "",
+        namespace=asked.kserve.namespace if asked.deploy_target == "kserve" else "",
         inference_service=outcome.manifest,
     )
 

@@ -14,13 +14,13 @@ logger = logging.getLogger("fovea")
 
 
 def find_champion_step(
-    *, champion_record: str | Path, registered_model: str, artifact_root: str, run_id: str
+    *, champion_record: str | Path, registered_model_name: str, artifact_root: str, run_id: str
 ) -> ModelRecord | AbsentRecord:
     """Write the record of the model that alias ``champion`` points at, or why there is none.
 
     Args:
         champion_record: Where the ModelRecord goes, or the AbsentRecord.
-        registered_model: Name of the model in MLflow's registry.
+        registered_model_name: Name of the model in MLflow's registry.
         artifact_root: ``s3://bucket/prefix`` of payloads and records.
         run_id: The run.
 
@@ -29,7 +29,7 @@ def find_champion_step(
     """
     context, storage = RunContext(artifact_root=artifact_root, run_id=run_id), Storage()
     with reporting_failure(TASK, context, storage):
-        champion = find_champion(storage, registered_model)
+        champion = find_champion(storage, registered_model_name)
         write_record(champion, champion_record)
     if isinstance(champion, AbsentRecord):
         logger.info("%s: none: %s", TASK, champion.reason)

@@ -1,5 +1,7 @@
 """The KFP contracts of evaluate."""
 
+from typing import Any
+
 from kfp import dsl
 
 from components.container_image import IMAGE
@@ -8,7 +10,7 @@ from components.container_image import IMAGE
 @dsl.component(base_image=IMAGE, packages_to_install=[], install_kfp_package=False)
 def find_champion(
     champion: dsl.Output[dsl.Model],
-    registered_model: str,
+    registered_model_name: str,
     artifact_root: str,
     run_id: str,
 ) -> None:
@@ -16,7 +18,7 @@ def find_champion(
 
     Args:
         champion: Its record, or why there is none.
-        registered_model: Name of the model in MLflow's registry.
+        registered_model_name: Name of the model in MLflow's registry.
         artifact_root: s3://bucket/prefix that payloads and records lie under.
         run_id: The run's ID.
     """
@@ -26,7 +28,7 @@ def find_champion(
     configure_logging()
     find_champion_step(
         champion_record=champion.path,
-        registered_model=registered_model,
+        registered_model_name=registered_model_name,
         artifact_root=artifact_root,
         run_id=run_id,
     )
@@ -41,14 +43,10 @@ def evaluate(
     confusion: dsl.Output[dsl.ClassificationMetrics],
     artifact_root: str,
     run_id: str,
-    subject: str = "tuned",
+    parameters: dict[str, Any],
+    subject: str = "challenger",
     split: str = "test",
-    max_samples: int = 0,
-    batch_size: int = 16,
-    max_new_tokens: int = 64,
     num_crops: int = 0,
-    calibration_samples: int = 500,
-    neighbour_samples: int = 10_000,
 ) -> None:
     """Ask a model about every picture of a split by free generation, and measure what it answers.
 
@@ -60,15 +58,10 @@ def evaluate(
         confusion: Which categories were answered with which, for the KFP UI.
         artifact_root: s3://bucket/prefix that payloads and records lie under.
         run_id: The run's ID.
-        subject: What the model is in this comparison, such as base, champion or tuned.
+        parameters: Fields of EvaluateParameters.
+        subject: What the model is in this comparison: base, champion or challenger.
         split: The split to ask about.
-        max_samples: Rows to take; 0 for all.
-        batch_size: Pictures in one batch of generation.
-        max_new_tokens: Tokens an answer may have.
         num_crops: Crops a picture is cut into at most; 0 for what the model's record says.
-        calibration_samples: Rows of the validation split that a tuned model's confidences are calibrated on;
-            0 for none.
-        neighbour_samples: Training pictures among which a base model's evaluation looks for the nearest.
     """
     from components.evaluate.step import evaluate_step, figures
     from fovea.records import EvaluationRecord
@@ -81,14 +74,10 @@ def evaluate(
         evaluation_record=evaluation.path,
         artifact_root=artifact_root,
         run_id=run_id,
+        parameters=parameters,
         subject=subject,
         split=split,
-        max_samples=max_samples,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
         num_crops=num_crops,
-        calibration_samples=calibration_samples,
-        neighbour_samples=neighbour_samples,
     )
     if isinstance(record, EvaluationRecord):
         for name, value in figures(record).items():
@@ -102,7 +91,7 @@ def evaluate(
 def report_evaluation(
     base: dsl.Input[dsl.Artifact],
     champion: dsl.Input[dsl.Artifact],
-    tuned: dsl.Input[dsl.Artifact],
+    challenger: dsl.Input[dsl.Artifact],
     decision: dsl.Input[dsl.Artifact],
     dataset: dsl.Input[dsl.Dataset],
     model: dsl.Input[dsl.Model],
@@ -115,7 +104,7 @@ def report_evaluation(
     Args:
         base: Record of the base's evaluation.
         champion: Record of the champion's evaluation, or why there is none.
-        tuned: Record of the model's evaluation.
+        challenger: Record of the challenger's evaluation.
         decision: The gate's decision.
         dataset: Record of the dataset.
         model: Record of the model.
@@ -131,7 +120,7 @@ def report_evaluation(
         records={
             "base": base.path,
             "champion": champion.path,
-            "tuned": tuned.path,
+            "challenger": challenger.path,
             "decision": decision.path,
             "dataset": dataset.path,
             "model": model.path,

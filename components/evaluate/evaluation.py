@@ -37,9 +37,11 @@ class Evaluation:
     attempt: Attempt
     model: ModelRecord
     dataset: DatasetRecord
+    split: str
     asked: EvaluateParameters
     generation: GenerationParameters
     parts: Parts
+    is_challenger: bool
 
     def run(self) -> Mapping[str, Any]:
         """Write the payload, and return the record's own fields."""
@@ -50,7 +52,7 @@ class Evaluation:
         predictor = Predictor.load(
             weights, task=task, dtype=self.generation.dtype, num_crops=self.generation.num_crops
         )
-        split = Split(data, self.asked.split, task, self.asked.max_samples)
+        split = Split(data, self.split, task, self.asked.max_eval_samples)
         answers = self._answer(predictor, split)
         calibration = None if self.model.base is None else self._calibrate(predictor, data)
         baselines = self._baselines(predictor, data, split) if self.model.base is None else {}
@@ -66,7 +68,7 @@ class Evaluation:
         return own
 
     def _fetch_data(self) -> Path:
-        wanted = {self.asked.split, _TRAINING if self.model.base is None else _VALIDATION}
+        wanted = {self.split, _TRAINING if self.model.base is None else _VALIDATION}
         for split in sorted(wanted & self.dataset.splits.keys()):
             folder = self.attempt.storage.download(
                 self.dataset,
@@ -87,11 +89,11 @@ class Evaluation:
         def report(done: int, _: int) -> None:
             progress(len(answers) + done, len(rows))
 
-        for pictures in split.pictures(_BATCHES_AHEAD * self.asked.batch_size, first=len(answers)):
+        for pictures in split.pictures(_BATCHES_AHEAD * self.asked.generation_batch_size, first=len(answers)):
             some = predictor.answer(
                 pictures,
                 max_new_tokens=self.asked.max_new_tokens,
-                batch_size=self.asked.batch_size,
+                batch_size=self.asked.generation_batch_size,
                 progress=report,
             )
             asked = rows[len(answers) : len(answers) + len(some)]
@@ -120,7 +122,7 @@ class Evaluation:
         training = Split(data, _TRAINING, task)
         pictured = Split(data, _TRAINING, task, self.asked.neighbour_samples)
         progress = self.attempt.progress("looking for the nearest training picture")
-        places = nearest(predictor, pictured, split, self.asked.batch_size, progress)
+        places = nearest(predictor, pictured, split, self.asked.generation_batch_size, progress)
         answers = trivial_answers(
             task, [row.truth for row in training.rows], [pictured.rows[place].truth for place in places]
         )
@@ -141,7 +143,7 @@ class Evaluation:
             "model_digest": self.model.digest,
             "dataset_digest": self.dataset.digest,
             "task_digest": task.digest,
-            "split": self.asked.split,
+            "split": self.split,
             "generation": self.generation,
             "metrics": measure(outcomes),
             "parsed": measure(outcomes.take(outcomes.parsed)) if outcomes.parsed.any() else None,
@@ -154,12 +156,12 @@ class Evaluation:
         }
 
     def _track(self, own: Mapping[str, Any]) -> None:
-        """Log the figures to the model's run, unless it is judged once more beside another."""
+        """Log the challenger's figures to its MLflow run."""
         metrics, shuffled, attempt = own["metrics"], own["shuffled"], self.attempt
-        if self.asked.subject == EvaluateParameters().subject:
+        if self.is_challenger:
             run = tracking.Run.of(self.model.mlflow)
-            run.log_metrics(with_intervals(metrics), prefix=f"{self.asked.split}/")
-            run.log_metrics(shuffled.figures if shuffled else {}, prefix=f"{self.asked.split}/shuffled/")
+            run.log_metrics(with_intervals(metrics), prefix=f"{self.split}/")
+            run.log_metrics(shuffled.figures if shuffled else {}, prefix=f"{self.split}/shuffled/")
             run.log_table(_columns(own["confusion"]), "confusion.json")
         logger.info(
             "%s: of %d rows %.1f %% can be read, %.1f %% have the right category, median price error %.1f %%",

@@ -1,25 +1,21 @@
-"""How a model is evaluated."""
+"""Parameters of evaluate."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Annotated
+
+from pydantic import Field
+
+from fovea.parameters import NOT_IN_RESULT, FormerName, Parameters
 
 
-class EvaluateParameters(BaseModel):
-    """How a model is evaluated."""
+class EvaluateParameters(Parameters):
+    """How many rows a model is evaluated on, and how it is asked."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    subject: str = Field(default="tuned", pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")
-    """What the model is in a comparison. It names the task, and does not change the evaluation."""
-    split: str = Field(default="test", pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")
-    """The split of the dataset to ask about."""
-    max_samples: int = Field(default=0, ge=0)
-    """Rows to take; 0 for all."""
-    batch_size: int = Field(default=16, ge=1, le=4096)
+    max_eval_samples: Annotated[int, FormerName("max_samples")] = Field(default=0, ge=0)
+    """Rows of the test split that the models are evaluated on; 0 for all."""
+    generation_batch_size: Annotated[int, NOT_IN_RESULT] = Field(default=16, ge=1, le=4096)
     """Pictures in one batch of generation. It changes nothing but rounding below float32."""
     max_new_tokens: int = Field(default=64, ge=1, le=4096)
-    """Tokens an answer may have."""
-    num_crops: int = Field(default=0, ge=0, le=64)
-    """Crops of a picture at most; 0 for the model's own."""
+    """Longest answer, in tokens."""
     calibration_samples: int = Field(default=500, ge=0)
     """Rows of the validation split that a tuned model's confidences are calibrated on; 0 for none."""
     neighbour_samples: int = Field(default=10_000, ge=1, le=100_000)

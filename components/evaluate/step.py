@@ -3,6 +3,7 @@
 It imports nothing heavy: an evaluation that exists is found again in a second, without torch.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,23 +13,26 @@ from components.evaluate.parameters import EvaluateParameters
 from fovea.devices import has_gpu
 from fovea.errors import UserError
 from fovea.evaluation.metrics import with_intervals
-from fovea.evaluation.outcomes import Roles
+from fovea.evaluation.outcomes import CHALLENGER, Roles
+from fovea.parameters import parse_parameters
 from fovea.records import (
     AbsentRecord,
     DatasetRecord,
     EvaluationRecord,
     GenerationParameters,
     ModelRecord,
-    input_key,
+    StepInputs,
     read_optional_record,
     read_record,
     write_record,
 )
-from fovea.steps import Attempt, RunContext, parse_parameters, reporting_failure, run_step
+from fovea.steps import Attempt, RunContext, reporting_failure, run_step
 from fovea.storage import Storage
 
 STEP = "evaluate"
 VERSION = 7
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 
 
 def evaluate_step(
@@ -38,7 +42,10 @@ def evaluate_step(
     evaluation_record: str | Path,
     artifact_root: str,
     run_id: str,
-    **parameters: Any,
+    parameters: Mapping[str, Any],
+    subject: str = CHALLENGER,
+    split: str = "test",
+    num_crops: int = 0,
 ) -> EvaluationRecord | AbsentRecord:
     """Evaluate a model on a split of a dataset; an evaluation of the same inputs that exists is reused.
 
@@ -49,47 +56,49 @@ def evaluate_step(
         evaluation_record: Where the EvaluationRecord goes.
         artifact_root: ``s3://bucket/prefix`` of payloads and records.
         run_id: The run.
-        **parameters: Fields of `EvaluateParameters`.
+        parameters: Fields of `EvaluateParameters`.
+        subject: What the model is in a comparison: base, champion or challenger. It names the task, and does
+            not change the evaluation.
+        split: The split of the dataset to ask about.
+        num_crops: Crops a picture is cut into at most; 0 for what the model's record says.
 
     Raises:
         UserError: a record cannot be read, the dataset has no such split, or the model was tuned for another
             task than the dataset's.
     """
     context, storage = RunContext(artifact_root=artifact_root, run_id=run_id), Storage()
-    task = f"{STEP}_{parameters.get('subject', 'tuned')}"
+    if not _NAME.fullmatch(subject):
+        raise UserError(f"subject {subject[:60]!r}: use small letters, digits, - and _, at most 40")
+    task = f"{STEP}_{subject}"
     with reporting_failure(task, context, storage):
-        asked: EvaluateParameters = parse_parameters(EvaluateParameters, parameters)
+        asked = parse_parameters(EvaluateParameters, parameters)
         model = read_optional_record(model_record, ModelRecord)
         if isinstance(model, AbsentRecord):
             write_record(model, evaluation_record)
             return model
         dataset = read_record(dataset_record, DatasetRecord)
-        _check(model, dataset, asked)
+        _check(model, dataset, subject, split)
         generation = GenerationParameters(
             max_new_tokens=asked.max_new_tokens,
-            num_crops=asked.num_crops or model.num_crops,
+            num_crops=num_crops or model.num_crops,
             dtype="bfloat16" if has_gpu() else "float32",
         )
-        shaping = _shaping(asked, generation, model)
-        parents = {"model": model.digest, "dataset": dataset.digest}
-        parts = Parts(storage, artifact_root, input_key(STEP, VERSION, shaping, parents))
+        inputs = StepInputs(
+            step=STEP,
+            version=VERSION,
+            parameters={**generation.model_dump(), "split": split, **_shaping(asked, model)},
+            parents={"model": model.digest, "dataset": dataset.digest},
+        )
+        parts = Parts(storage, artifact_root, inputs.key)
 
         def work(attempt: Attempt) -> Mapping[str, Any]:
             from components.evaluate.evaluation import Evaluation
 
-            return Evaluation(attempt, model, dataset, asked, generation, parts).run()
+            return Evaluation(
+                attempt, model, dataset, split, asked, generation, parts, subject == CHALLENGER
+            ).run()
 
-        record = run_step(
-            EvaluationRecord,
-            step=STEP,
-            task=task,
-            version=VERSION,
-            context=context,
-            parameters=shaping,
-            parents=parents,
-            work=work,
-            storage=storage,
-        )
+        record = run_step(EvaluationRecord, inputs, context, work, task=task, storage=storage)
         parts.remove_all()
         write_record(record, evaluation_record)
     return record
@@ -109,26 +118,20 @@ def figures(record: EvaluationRecord) -> dict[str, float]:
     }
 
 
-def _shaping(
-    asked: EvaluateParameters, generation: GenerationParameters, model: ModelRecord
-) -> dict[str, Any]:
-    """Return what an evaluation depends on, beside the model and the data.
-
-    Not what the model is in a comparison, and not how many answers are made at once.
-    """
-    mine = {"split", "max_samples", "neighbour_samples" if model.base is None else "calibration_samples"}
-    return {**generation.model_dump(), **asked.model_dump(include=mine)}
+def _shaping(asked: EvaluateParameters, model: ModelRecord) -> dict[str, Any]:
+    """Return the parameters that change the evaluation of this model."""
+    unused = "calibration_samples" if model.base is None else "neighbour_samples"
+    return {name: value for name, value in asked.in_result().items() if name != unused}
 
 
-def _check(model: ModelRecord, dataset: DatasetRecord, asked: EvaluateParameters) -> None:
+def _check(model: ModelRecord, dataset: DatasetRecord, subject: str, split: str) -> None:
     Roles.of(dataset.task)
-    wanted = [asked.split, *(["train"] if model.base is None else [])]
-    for split in wanted:
-        if split not in dataset.splits:
-            raise UserError(f"the dataset has no {split!r} split; it has {sorted(dataset.splits)}")
+    for needed in (split, *(["train"] if model.base is None else [])):
+        if needed not in dataset.splits:
+            raise UserError(f"the dataset has no {needed!r} split; it has {sorted(dataset.splits)}")
     if model.task is not None and model.task.digest != dataset.task.digest:
         raise UserError(
-            f"the {asked.subject} model answers another task than the dataset's: "
+            f"the {subject} model answers another task than the dataset's: "
             f"{dataset.task.difference(model.task)}; prepare the data for the model's task, or, where it is "
-            "the champion, give the run another registered_model and another service_name"
+            "the champion, give the run another registered_model_name and another service_name"
         )

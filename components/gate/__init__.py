@@ -1,1 +1,1 @@
-"""The gate: decides whether a tuned model may be deployed, and fails closed."""
+"""The gate: decides whether a challenger may be deployed, and fails closed."""

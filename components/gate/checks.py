@@ -4,9 +4,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from components.gate.evidence import MODEL, SHUFFLED, Evidence, RefusedError, finite, outcomes_of
+from components.gate.evidence import SHUFFLED, Evidence, RefusedError, finite, outcomes_of
 from components.gate.parameters import BASELINES
 from fovea.evaluation.metrics import METRICS, figure
+from fovea.evaluation.outcomes import CHALLENGER
 from fovea.records import AbsentRecord, EvaluationRecord, RuleResult
 
 _ROUNDING = 1e-9
@@ -41,7 +42,7 @@ def _unreadable(evidence: Evidence) -> str:
     missing = [
         f"there is no {what}"
         for what, record in (
-            ("evaluation of the model", evidence.candidate),
+            ("evaluation of the model", evidence.challenger),
             ("evaluation of the base", evidence.base),
             ("evaluation of the champion, nor word that there is no champion", evidence.champion),
             ("model", evidence.model_digest),
@@ -52,15 +53,15 @@ def _unreadable(evidence: Evidence) -> str:
 
 
 def _incomparable(evidence: Evidence) -> str:
-    candidate = evidence.candidate
+    challenger = evidence.challenger
     others = {"base": evidence.base}
     if not isinstance(evidence.champion, AbsentRecord):
         others["champion"] = evidence.champion
     found = []
     for name, other in others.items():
-        if candidate is None or other is None:
+        if challenger is None or other is None:
             return "there are no evaluations to compare"
-        differing = _differing(candidate, other)
+        differing = _differing(challenger, other)
         if differing:
             found.append(f"model and {name} were evaluated with a different {', '.join(differing)}")
     return "; ".join(found)
@@ -81,7 +82,7 @@ def _differing(one: EvaluationRecord, other: EvaluationRecord) -> list[str]:
 
 def _disagreeing(evidence: Evidence) -> str:
     """Say which figure is missing, not finite, or not what its predictions come to."""
-    names = [MODEL, SHUFFLED, "base", *(f"baseline:{name}" for name in BASELINES)]
+    names = [CHALLENGER, SHUFFLED, "base", *(f"baseline:{name}" for name in BASELINES)]
     if not isinstance(evidence.champion, AbsentRecord):
         names.append("champion")
     try:
@@ -107,9 +108,9 @@ def _check_figures(evidence: Evidence, who: str) -> None:
 
 
 def _another_model(evidence: Evidence) -> str:
-    if evidence.candidate is None or evidence.model_digest is None:
+    if evidence.challenger is None or evidence.model_digest is None:
         return "it cannot be said which model was evaluated"
-    if evidence.candidate.model_digest != evidence.model_digest:
+    if evidence.challenger.model_digest != evidence.model_digest:
         return "the evaluation is of another model than the one to deploy"
     return ""
 

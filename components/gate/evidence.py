@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from fovea.errors import UserError
-from fovea.evaluation.outcomes import BASELINES, Outcomes, read_baselines, read_outcomes
+from fovea.evaluation.outcomes import BASELINES, CHALLENGER, Outcomes, read_baselines, read_outcomes
 from fovea.records import (
     AbsentRecord,
     EvaluationRecord,
@@ -22,8 +22,6 @@ from fovea.steps import plain_line
 from fovea.storage import Storage
 from fovea.task import Task
 
-MODEL = "tuned"
-"""The model that would be deployed, by its name among the evidence."""
 SHUFFLED = "shuffled"
 """The same, shown other products' pictures."""
 BASE_SHUFFLED = "base:shuffled"
@@ -37,7 +35,7 @@ T = TypeVar("T")
 class Evidence:
     """What a model is judged by. What could not be read is None, and ``unreadable`` says why."""
 
-    candidate: EvaluationRecord | None
+    challenger: EvaluationRecord | None
     base: EvaluationRecord | None
     champion: EvaluationRecord | AbsentRecord | None
     """An absent one is known not to be there."""
@@ -46,13 +44,13 @@ class Evidence:
     base_digest: str | None
     """The model it was tuned from."""
     outcomes: Mapping[str, Outcomes] = field(default_factory=dict)
-    """What came of each row: of `MODEL`, `SHUFFLED`, ``base``, ``champion`` and ``baseline:…``."""
+    """What came of each row: of `CHALLENGER`, `SHUFFLED`, ``base``, ``champion`` and ``baseline:…``."""
     unreadable: tuple[str, ...] = ()
 
     def record(self, name: str) -> EvaluationRecord | None:
         """Return the evaluation that holds the figures of somebody among the evidence."""
-        if name in (MODEL, SHUFFLED):
-            return self.candidate
+        if name in (CHALLENGER, SHUFFLED):
+            return self.challenger
         if name == "champion":
             return self.champion if isinstance(self.champion, EvaluationRecord) else None
         return self.base
@@ -76,7 +74,7 @@ def outcomes_of(evidence: Evidence, who: str) -> Outcomes:
     """Return what came of each row of somebody among the evidence; what is not there refuses."""
     found = evidence.outcomes.get(who)
     if found is None or not len(found):
-        raise RefusedError(f"there are no predictions{'' if who == MODEL else f' of {who}'}")
+        raise RefusedError(f"there are no predictions{'' if who == CHALLENGER else f' of {who}'}")
     return found
 
 
@@ -88,7 +86,7 @@ def finite(value: object, what: str) -> float:
 
 
 def gather(
-    *, base: str | Path, tuned: str | Path, champion: str | Path, model: str | Path, storage: Storage
+    *, base: str | Path, challenger: str | Path, champion: str | Path, model: str | Path, storage: Storage
 ) -> tuple[Evidence, ModelRecord | None, dict[str, Record]]:
     """Read the records from files, and what came of each row from S3, held against the records' digests.
 
@@ -99,12 +97,12 @@ def gather(
     reading = _Reading(storage)
     record = reading.record(model, ModelRecord, "model")
     of_base = reading.record(base, EvaluationRecord, "evaluation of the base")
-    of_tuned = reading.record(tuned, EvaluationRecord, "evaluation of the model")
+    of_challenger = reading.record(challenger, EvaluationRecord, "evaluation of the model")
     of_champion = reading.optional(champion, "evaluation of the champion")
-    found = {"model": record, "base": of_base, "tuned": of_tuned, "champion": of_champion}
-    outcomes = reading.outcomes(record.task if record else None, of_base, of_tuned, of_champion)
+    found = {"model": record, "base": of_base, "challenger": of_challenger, "champion": of_champion}
+    outcomes = reading.outcomes(record.task if record else None, of_base, of_challenger, of_champion)
     evidence = Evidence(
-        candidate=of_tuned,
+        challenger=of_challenger,
         base=of_base,
         champion=of_champion,
         model_digest=record.digest if record else None,
@@ -132,17 +130,17 @@ class _Reading:
         self,
         task: Task | None,
         base: EvaluationRecord | None,
-        tuned: EvaluationRecord | None,
+        challenger: EvaluationRecord | None,
         champion: EvaluationRecord | AbsentRecord | None,
     ) -> Mapping[str, Outcomes]:
         if task is None:
             self._complain("model", "its record names no task, so no prediction can be read")
             return {}
         found: dict[str, Outcomes | None] = {}
-        for name, record in ((MODEL, tuned), ("base", base), ("champion", champion)):
+        for name, record in ((CHALLENGER, challenger), ("base", base), ("champion", champion)):
             if isinstance(record, EvaluationRecord):
                 found[name] = self._predictions(record, task, name)
-        for name, record in ((SHUFFLED, tuned), (BASE_SHUFFLED, base)):
+        for name, record in ((SHUFFLED, challenger), (BASE_SHUFFLED, base)):
             if record is not None and record.shuffled is not None:
                 found[name] = self._predictions(record, task, name, shuffled=True)
         if base is not None:

@@ -21,32 +21,12 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from fovea.errors import UserError
 from fovea.evaluation.metrics import COUNTS, METRICS
-from fovea.steps import parse_parameters
+from fovea.parameters import NOT_IN_RESULT, Parameters, parse_parameters
 from fovea.storage import Storage
-
-
-class Limits(BaseModel):
-    """What a model must reach by default. Accuracies, rates and errors are fractions."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-
-    min_samples: int = Field(default=200, ge=1)
-    """Rows of the split that the figures must rest on."""
-    min_parse_rate: float = Field(default=0.98, ge=0, le=1)
-    """Share of answers that can be read."""
-    min_category_accuracy: float = Field(default=0.90, ge=0, le=1)
-    """Share of right categories."""
-    max_price_median_ape: float = Field(default=0.15, ge=0)
-    """Median relative price error."""
-    min_picture_reliance: float = Field(default=0.30, ge=0, le=1)
-    """Fall in category accuracy when the model is shown other products' pictures."""
-    champion_margin: float = Field(default=0.03, ge=0, le=1)
-    """By how much the model may at worst be behind the champion."""
-
 
 RELIANCE = "picture_reliance"
 """The fall in category accuracy when the model is shown other products' pictures."""
@@ -185,6 +165,37 @@ class GateRules(_Strict):
         """Return the rules to judge by: a default one makes way for one of its name."""
         named = {rule.name: rule for rule in (*(defaults if self.defaults else ()), *self.rules)}
         return tuple(named.values())
+
+
+def _check_rules(text: str) -> str:
+    """Refuse rules that cannot be read; what lies in S3 is read by preflight."""
+    if not text.startswith("s3://"):
+        try:
+            read_rules(text)
+        except UserError as error:
+            raise ValueError(str(error)) from error
+    return text
+
+
+class GateParameters(Parameters):
+    """What a model must reach by default. Accuracies, rates and errors are fractions."""
+
+    min_samples: int = Field(default=200, ge=1)
+    """Rows of the split that the figures must rest on."""
+    min_parse_rate: float = Field(default=0.98, ge=0, le=1)
+    """Share of answers that can be read, at least."""
+    min_category_accuracy: float = Field(default=0.90, ge=0, le=1)
+    """Share of right categories, at least."""
+    max_price_median_ape: float = Field(default=0.15, ge=0)
+    """Median relative price error, at most."""
+    min_picture_reliance: float = Field(default=0.30, ge=0, le=1)
+    """Fall in category accuracy when the model is shown other products' pictures, at least."""
+    champion_margin: float = Field(default=0.03, ge=0, le=1)
+    """By how much the model may at worst be behind the champion, as a fraction."""
+    gate_rules: Annotated[
+        str, NOT_IN_RESULT, Field(max_length=_MOST_CHARACTERS), AfterValidator(_check_rules)
+    ] = ""
+    """Further rules, as YAML or the s3:// URI of one. The rules read from it are part of the input key."""
 
 
 def read_rules(given: str, storage: Storage | None = None) -> GateRules:

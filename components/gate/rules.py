@@ -11,17 +11,16 @@ from dataclasses import dataclass
 from components.gate.checks import CHECKS, CheckRule
 from components.gate.evidence import (
     BASE_SHUFFLED,
-    MODEL,
     SHUFFLED,
     Evidence,
     RefusedError,
     finite,
     outcomes_of,
 )
-from components.gate.parameters import BASELINES, RELIANCE, Limits, RuleSpec
+from components.gate.parameters import BASELINES, RELIANCE, GateParameters, RuleSpec
 from fovea.evaluation.intervals import RESAMPLES, PairedDifference, bootstrap, paired_bootstrap
 from fovea.evaluation.metrics import COUNTS, METRICS, figure, slices
-from fovea.evaluation.outcomes import Mask, Outcomes
+from fovea.evaluation.outcomes import CHALLENGER, Mask, Outcomes
 from fovea.evaluation.text import figure_text, gain_text, interval_text, sign
 from fovea.records import AbsentRecord, Interval, RuleResult
 from fovea.steps import plain_line
@@ -72,7 +71,7 @@ class MetricRule:
     def _absolute(self, evidence: Evidence) -> dict[str, object]:
         spec = self.spec
         rows, mask = self._rows(evidence)
-        value = _figure(evidence, MODEL, spec.metric, mask)
+        value = _figure(evidence, CHALLENGER, spec.metric, mask)
         holds = _COMPARE[spec.comparison](value, spec.limit)
         return {
             "value": value,
@@ -89,7 +88,7 @@ class MetricRule:
         if spec.against == "champion" and isinstance(evidence.champion, AbsentRecord):
             return {"passed": True, "reason": f"there is no champion: {evidence.champion.reason}"}
         rows, mask = self._rows(evidence)
-        own, other = (_figure(evidence, name, spec.metric, mask) for name in (MODEL, spec.against))
+        own, other = (_figure(evidence, name, spec.metric, mask) for name in (CHALLENGER, spec.against))
         found = self._paired(evidence, spec.against, spec.metric, mask)
         better = -1 if METRICS[spec.metric].lower_is_better else 1
         low, high = sorted((better * found.low, better * found.high))
@@ -109,7 +108,7 @@ class MetricRule:
 
     def _rows(self, evidence: Evidence) -> tuple[int, Mask | None]:
         """Return how many rows the rule rests on, and which; None for all."""
-        outcomes = outcomes_of(evidence, MODEL)
+        outcomes = outcomes_of(evidence, CHALLENGER)
         mask = _mask(outcomes, self.spec.slice) if self.spec.slice else None
         rows = len(outcomes) if mask is None else int(mask.sum())
         if rows < self.spec.min_samples:
@@ -123,11 +122,11 @@ class MetricRule:
         if metric == RELIANCE:
             found = self._paired(evidence, SHUFFLED, "category_accuracy", mask)
             return Interval(low=found.low, high=found.high)
-        outcomes = _taken(evidence, MODEL, mask)
+        outcomes = _taken(evidence, CHALLENGER, mask)
         return bootstrap(outcomes, [metric], self.resamples)[metric]
 
     def _paired(self, evidence: Evidence, other: str, metric: str, mask: Mask | None) -> PairedDifference:
-        mine, its = (_taken(evidence, name, mask) for name in (MODEL, other))
+        mine, its = (_taken(evidence, name, mask) for name in (CHALLENGER, other))
         found = paired_bootstrap(mine, its, metric, self.resamples)
         for value in (found.difference, found.low, found.high):
             finite(value, f"the difference in {metric} to {other}")
@@ -135,7 +134,7 @@ class MetricRule:
 
     def _inputs(self, evidence: Evidence) -> dict[str, str]:
         """Return the digests of the evaluations that the rule looks at."""
-        names = {MODEL, *([self.spec.against] if self.spec.against else [])}
+        names = {CHALLENGER, *([self.spec.against] if self.spec.against else [])}
         records = {
             name.partition(":")[0].replace("baseline", "base"): evidence.record(name) for name in names
         }
@@ -155,7 +154,9 @@ _DIGITS = 2
 
 def _figure(evidence: Evidence, who: str, metric: str, mask: Mask | None) -> float:
     if metric == RELIANCE:
-        shown, instead = (_figure(evidence, name, "category_accuracy", mask) for name in (MODEL, SHUFFLED))
+        shown, instead = (
+            _figure(evidence, name, "category_accuracy", mask) for name in (CHALLENGER, SHUFFLED)
+        )
         return shown - instead
     outcomes = _taken(evidence, who, mask)
     if metric in COUNTS:
@@ -165,7 +166,7 @@ def _figure(evidence: Evidence, who: str, metric: str, mask: Mask | None) -> flo
 
 def _taken(evidence: Evidence, who: str, mask: Mask | None) -> Outcomes:
     """Return what came of the rows of a slice, in the order of the model's; None for all rows."""
-    mine, its = outcomes_of(evidence, MODEL), outcomes_of(evidence, who)
+    mine, its = outcomes_of(evidence, CHALLENGER), outcomes_of(evidence, who)
     try:
         aligned = its.aligned_with(mine)
     except ValueError as error:
@@ -190,7 +191,7 @@ def _described(spec: RuleSpec) -> str:
     return f"{spec.metric}{where}, gain over {spec.against}"
 
 
-def default_rules(limits: Limits) -> tuple[RuleSpec, ...]:
+def default_rules(limits: GateParameters) -> tuple[RuleSpec, ...]:
     """Return the rules of the product catalogue's task."""
 
     def rule(name: str, description: str, metric: str, **asked: object) -> RuleSpec:
@@ -274,13 +275,13 @@ def judge_base(evidence: Evidence, rules: Sequence[RuleSpec], resamples: int = R
     base = evidence.base
     digest = base.model_digest if base else None
     outcomes = dict(evidence.outcomes)
-    for name, its in ((MODEL, "base"), (SHUFFLED, BASE_SHUFFLED)):
+    for name, its in ((CHALLENGER, "base"), (SHUFFLED, BASE_SHUFFLED)):
         outcomes.pop(name, None)
         if its in outcomes:
             outcomes[name] = outcomes[its]
     return judge(
         Evidence(
-            candidate=base,
+            challenger=base,
             base=base,
             champion=AbsentRecord(reason="not looked at"),
             model_digest=digest,

@@ -7,15 +7,16 @@ import html
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from components.gate.evidence import gather
-from components.gate.parameters import Limits, read_rules
+from components.gate.parameters import GateParameters, read_rules
 from components.gate.rules import Judgement, default_rules, judge, judge_base
 from fovea import tracking
 from fovea.evaluation.text import interval_text, rule_limit, rule_value
-from fovea.records import Decision, MlflowReference, RuleResult, write_record
-from fovea.steps import RunContext, parse_parameters, reporting_failure, run_step
+from fovea.parameters import parse_parameters
+from fovea.records import Decision, MlflowReference, RuleResult, StepInputs, write_record
+from fovea.steps import RunContext, reporting_failure, run_step
 from fovea.storage import Storage
 
 STEP = "gate"
@@ -34,42 +35,40 @@ class Verdict(NamedTuple):
 def gate_step(
     *,
     base_record: str | Path,
-    tuned_record: str | Path,
+    challenger_record: str | Path,
     champion_record: str | Path,
     model_record: str | Path,
     decision_record: str | Path,
     report: str | Path,
     artifact_root: str,
     run_id: str,
-    gate_rules: str = "",
-    **limits: float,
+    parameters: Mapping[str, Any],
 ) -> Verdict:
-    """Decide whether the tuned model may be deployed. A refusal is a verdict, not an exception.
+    """Decide whether the challenger may be deployed. A refusal is a verdict, not an exception.
 
     Args:
         base_record: File with the base's EvaluationRecord.
-        tuned_record: File with the tuned model's EvaluationRecord.
+        challenger_record: File with the challenger's EvaluationRecord.
         champion_record: File with the champion's EvaluationRecord, or with the AbsentRecord that says why
             there is none.
-        model_record: File with the tuned model's ModelRecord.
+        model_record: File with the challenger's ModelRecord.
         decision_record: Where the Decision goes; nothing is written if the model's record cannot be read,
             since there is then no model to decide on.
         report: Where the decision goes as Markdown.
         artifact_root: ``s3://bucket/prefix`` of payloads and records.
         run_id: The run, which is part of the decision's input key: every run decides for itself.
-        gate_rules: YAML of further rules, or its ``s3://…`` URI (`components.gate.parameters`).
-        **limits: Fields of `Limits`.
+        parameters: Fields of `GateParameters`.
 
     Raises:
         UserError: a limit or rule is not allowed, or S3 cannot be reached.
     """
     context, storage = RunContext(artifact_root=artifact_root, run_id=run_id), Storage()
     with reporting_failure(STEP, context, storage):
-        asked = parse_parameters(Limits, limits)
-        rules = read_rules(gate_rules, storage).with_defaults(default_rules(asked))
+        asked = parse_parameters(GateParameters, parameters)
+        rules = read_rules(asked.gate_rules, storage).with_defaults(default_rules(asked))
         evidence, model, records = gather(
             base=base_record,
-            tuned=tuned_record,
+            challenger=challenger_record,
             champion=champion_record,
             model=model_record,
             storage=storage,
@@ -79,17 +78,20 @@ def gate_step(
         text = markdown(judgement, of_base, parents)
         _write(report, text)
         if model is not None:
-            decision = run_step(
-                Decision,
+            inputs = StepInputs(
                 step=STEP,
                 version=VERSION,
-                context=context,
                 parameters={
-                    **asked.model_dump(),
+                    **asked.in_result(),
                     "rules": [rule.model_dump() for rule in rules],
                     "run_id": run_id,
                 },
                 parents=parents,
+            )
+            decision = run_step(
+                Decision,
+                inputs,
+                context,
                 work=lambda _: {"model_digest": model.digest, **_fields(judgement, of_base)},
                 storage=storage,
             )
@@ -125,7 +127,7 @@ def _tags(decision: Decision) -> dict[str, str]:
         "fovea.gate_refused_by": ", ".join(refused)[:_TAG_CHARACTERS],
         "fovea.decision": decision.digest,
         "fovea.decision_run": decision.run_id,
-        "fovea.evaluation": decision.parents.get("tuned", ""),
+        "fovea.evaluation": decision.parents.get("challenger", ""),
     }
 
 

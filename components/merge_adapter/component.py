@@ -1,5 +1,7 @@
 """The KFP contract of merge_adapter."""
 
+from typing import Any
+
 from kfp import dsl
 
 from components.container_image import IMAGE
@@ -12,8 +14,7 @@ def merge_adapter(
     model: dsl.Output[dsl.Model],
     artifact_root: str,
     run_id: str,
-    registered_model_name: str = "fovea",
-    verify: bool = True,
+    parameters: dict[str, Any],
 ) -> None:
     """Merge a LoRA adapter into its base model, and register the result.
 
@@ -23,8 +24,7 @@ def merge_adapter(
         model: Record of the merged model.
         artifact_root: s3://bucket/prefix that payloads and records lie under.
         run_id: The run's ID.
-        registered_model_name: The model in MLflow's registry that gets a new version.
-        verify: Compare the merged model's logits with those of base and adapter.
+        parameters: Fields of MergeAdapterParameters.
     """
     from components.merge_adapter.step import merge_adapter_step
 
@@ -34,6 +34,5 @@ def merge_adapter(
         model_record=model.path,
         artifact_root=artifact_root,
         run_id=run_id,
-        registered_model_name=registered_model_name,
-        verify=verify,
+        parameters=parameters,
     )

@@ -1,12 +1,14 @@
 """Parameters of merge_adapter."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from fovea.parameters import NOT_IN_RESULT, FormerName, Name, Parameters
 
 
-class MergeAdapterParameters(BaseModel):
-    """What a merge can be told."""
+class MergeAdapterParameters(Parameters):
+    """How the merged model is checked and registered."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    verify: bool = True
+    registered_model_name: Annotated[Name, NOT_IN_RESULT, FormerName("registered_model")] = "fovea"
+    """Name of the model in MLflow's registry, which gets a new version."""
+    verify_merge: Annotated[bool, FormerName("verify")] = True
     """Compare the merged model with base and adapter. It takes the memory of the model, as it is stored."""

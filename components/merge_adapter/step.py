@@ -10,8 +10,9 @@ from typing import Any
 from components.merge_adapter.parameters import MergeAdapterParameters
 from fovea import tracking
 from fovea.errors import UserError
-from fovea.records import AdapterRecord, ModelRecord, read_record, write_record
-from fovea.steps import Attempt, RunContext, parse_parameters, reporting_failure, run_step
+from fovea.parameters import parse_parameters
+from fovea.records import AdapterRecord, ModelRecord, StepInputs, read_record, write_record
+from fovea.steps import Attempt, RunContext, reporting_failure, run_step
 from fovea.storage import Storage
 
 STEP = "merge_adapter"
@@ -25,8 +26,7 @@ def merge_adapter_step(
     model_record: str | Path,
     artifact_root: str,
     run_id: str,
-    registered_model_name: str = "fovea",
-    **parameters: Any,
+    parameters: Mapping[str, Any],
 ) -> ModelRecord:
     """Merge an adapter into its base, and register the result as a model version whose source is its S3 URI.
 
@@ -36,8 +36,7 @@ def merge_adapter_step(
         model_record: Where the merged model's ModelRecord goes.
         artifact_root: ``s3://bucket/prefix`` of payloads and records.
         run_id: The run.
-        registered_model_name: The model in MLflow's registry; it does not change the merged model.
-        **parameters: Fields of `MergeAdapterParameters`.
+        parameters: Fields of `MergeAdapterParameters`.
 
     Raises:
         UserError: the adapter was trained on another base or does not fit it, or the merged model says
@@ -45,7 +44,7 @@ def merge_adapter_step(
     """
     context, storage = RunContext(artifact_root=artifact_root, run_id=run_id), Storage()
     with reporting_failure(STEP, context, storage):
-        asked: MergeAdapterParameters = parse_parameters(MergeAdapterParameters, parameters)
+        asked = parse_parameters(MergeAdapterParameters, parameters)
         adapter = read_record(adapter_record, AdapterRecord)
         base = read_record(base_record, ModelRecord)
         if adapter.base.digest != base.digest:
@@ -53,19 +52,22 @@ def merge_adapter_step(
                 f"the adapter was trained on the base {adapter.base.digest}, this one is {base.digest}; "
                 f"give the record {adapter.base.record_uri}"
             )
-        record = run_step(
-            ModelRecord,
+        inputs = StepInputs(
             step=STEP,
             version=VERSION,
-            context=context,
-            parameters=asked.model_dump(),
+            parameters=asked.in_result(),
             parents={"adapter": adapter.digest, "base": base.digest},
+        )
+        record = run_step(
+            ModelRecord,
+            inputs,
+            context,
             work=lambda attempt: _work(attempt, adapter, base, asked),
             storage=storage,
         )
         # After the commit: a version is registered only of a model that exists.
         reference = tracking.register_model(
-            registered_model_name, record.uri, adapter.mlflow, _tags(record, adapter)
+            asked.registered_model_name, record.uri, adapter.mlflow, _tags(record, adapter)
         )
         record = record.model_copy(update={"mlflow": reference or adapter.mlflow})
         write_record(record, model_record)
@@ -77,7 +79,7 @@ def _work(
 ) -> Mapping[str, Any]:
     from components.merge_adapter.merge import merge
 
-    return merge(attempt, adapter, base, verified=asked.verify)
+    return merge(attempt, adapter, base, verified=asked.verify_merge)
 
 
 def _tags(record: ModelRecord, adapter: AdapterRecord) -> dict[str, str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TypeVar
 
-from components.prepare_data.parameters import PrepareParameters
+from components.prepare_data.parameters import PrepareDataParameters
 from components.prepare_data.prices import Price, UnusableError, convert, parse_price, parse_rate
 from components.prepare_data.sources.source import Source
 from components.prepare_data.sources.tables import Value
@@ -33,7 +33,7 @@ class Row:
     currency: str | None
 
 
-def read_rows(source: Source, workspace: Workspace, task: Task, parameters: PrepareParameters) -> None:
+def read_rows(source: Source, workspace: Workspace, task: Task, parameters: PrepareDataParameters) -> None:
     """Bring the source's rows into the workspace, each cleaned or with the reason why it is left out.
 
     Raises:
@@ -71,7 +71,7 @@ def read_rows(source: Source, workspace: Workspace, task: Task, parameters: Prep
     _check(workspace, source.location, parameters)
 
 
-def _check(workspace: Workspace, location: str, parameters: PrepareParameters) -> None:
+def _check(workspace: Workspace, location: str, parameters: PrepareDataParameters) -> None:
     counts = workspace.db.execute(
         "SELECT currency, count(*) FROM rows WHERE reason IS NULL GROUP BY currency ORDER BY 2 DESC, 1"
     ).fetchall()
@@ -115,7 +115,7 @@ def clean_text(text: str, max_length: int) -> str:
     return words
 
 
-def clean_row(raw: Mapping[str, Value], task: Task, parameters: PrepareParameters) -> Row:
+def clean_row(raw: Mapping[str, Value], task: Task, parameters: PrepareDataParameters) -> Row:
     """Check one row of the table.
 
     Raises:
@@ -173,7 +173,7 @@ def _agreed_currency(currency: str | None, price: Price, column: str) -> str | N
     return next(iter(price.currencies)) if len(price.currencies) == 1 else None
 
 
-def _converted(row: Row, raw: Mapping[str, Value], task: Task, parameters: PrepareParameters) -> Row:
+def _converted(row: Row, raw: Mapping[str, Value], task: Task, parameters: PrepareDataParameters) -> Row:
     """Return the row with its prices in the target currency."""
     column, target = parameters.rate_column, parameters.target_currency
     if row.currency == target and not str(raw[column]).strip():

@@ -10,7 +10,7 @@ from typing import Any
 
 from components.prepare_data.cleaning import read_rows, told
 from components.prepare_data.fetching import PICTURE_LIMITS, drop_duplicates, fetch_pictures
-from components.prepare_data.parameters import PrepareParameters
+from components.prepare_data.parameters import PrepareDataParameters
 from components.prepare_data.picture_store import open_store
 from components.prepare_data.pictures import give_back_freed_memory
 from components.prepare_data.report import statistics
@@ -30,18 +30,16 @@ from components.prepare_data.workspace import Workspace
 from fovea import tracking
 from fovea.errors import UserError
 from fovea.fetch.profiles import FetchProfile
+from fovea.parameters import parse_parameters
 from fovea.platform import load_platform
-from fovea.records import DatasetRecord, Groups, ModelRecord, Split, input_key, read_record, write_record
-from fovea.steps import Attempt, RunContext, parse_parameters, reporting_failure, run_step
+from fovea.records import DatasetRecord, Groups, ModelRecord, Split, StepInputs, read_record, write_record
+from fovea.steps import Attempt, RunContext, reporting_failure, run_step
 from fovea.storage import Storage, join_uri
 from fovea.task import Task
 
 STEP = "prepare_data"
 VERSION = 3
 """Raised whenever the same inputs would give another dataset."""
-
-# Where a table lies, and how and how often pictures are fetched, does not change what comes out.
-_NOT_IN_THE_RESULT = {"source", "concurrency", "recheck_hours"}
 
 logger = logging.getLogger("fovea")
 
@@ -53,7 +51,6 @@ def prepare_data_step(
     *,
     base_record: str | Path | None = None,
     report: str | Path | None = None,
-    experiment: str = "fovea",
     task: Task | None = None,
     storage: Storage | None = None,
 ) -> DatasetRecord:
@@ -61,11 +58,10 @@ def prepare_data_step(
 
     Args:
         context: The run.
-        parameters: Those of `PrepareParameters`.
+        parameters: Fields of `PrepareDataParameters`.
         dataset_record: Where the dataset's record goes.
         base_record: Record of the base model, whose tokenizer counts the sequences; None not to count them.
         report: Where the HTML report goes; None for none.
-        experiment: MLflow experiment that the report and the counts are logged to.
         task: What is asked and answered; None for the product catalogue's task.
         storage: S3.
 
@@ -75,24 +71,13 @@ def prepare_data_step(
     """
     storage = storage or Storage()
     with reporting_failure(STEP, context, storage):
-        wanted: PrepareParameters = parse_parameters(PrepareParameters, parameters)
+        wanted = parse_parameters(PrepareDataParameters, parameters)
         profile = load_platform().fetch_profile(wanted.fetch_profile)
         base = read_record(base_record, ModelRecord) if base_record else None
         # The source is always read, since its content decides whether there is anything to do.
         with open_source(wanted.source, profile, storage) as source:
-            work = _Preparation(
-                source, task or wanted.task(), wanted, profile, base, context, storage, experiment
-            )
-            record = run_step(
-                DatasetRecord,
-                step=STEP,
-                version=VERSION,
-                context=context,
-                parameters=work.parameters,
-                parents=work.parents,
-                work=work.run,
-                storage=storage,
-            )
+            work = _Preparation(source, task or wanted.task(), wanted, profile, base, context, storage)
+            record = run_step(DatasetRecord, work.inputs, context, work.run, storage=storage)
     write_record(record, dataset_record)
     if report is not None:
         _hand_over_report(storage, work.report_uri, Path(report))
@@ -106,27 +91,34 @@ class _Preparation:
         self,
         source: Source,
         task: Task,
-        wanted: PrepareParameters,
+        wanted: PrepareDataParameters,
         profile: FetchProfile,
         base: ModelRecord | None,
         context: RunContext,
         storage: Storage,
-        experiment: str,
     ) -> None:
         self._source, self._task, self._wanted, self._profile = source, task, wanted, profile
-        self._base, self._context, self._storage, self._experiment = base, context, storage, experiment
-        without = _NOT_IN_THE_RESULT | (set() if base else {"num_crops"})
-        self.parameters = wanted.model_dump(mode="json", exclude=without)
+        self._base, self._context, self._storage = base, context, storage
+        shaping = wanted.in_result()
+        if base is None:
+            del shaping["num_crops"]
         # With the columns: another column of the same table makes another dataset.
-        self.parents = {"source": source.digest, "task": task.document_digest}
+        parents = {"source": source.digest, "task": task.document_digest}
         if base is not None:
-            self.parents["tokenizer"] = tokenizer_digest(base)
-        key = input_key(STEP, VERSION, self.parameters, self.parents)
-        self.report_uri = join_uri(context.artifact_root, "reports", STEP, f"{key}.html")
+            parents["tokenizer"] = tokenizer_digest(base)
+        self.inputs = StepInputs(
+            step=STEP,
+            version=VERSION,
+            parameters=shaping,
+            parents=parents,
+        )
+        self.report_uri = join_uri(context.artifact_root, "reports", STEP, f"{self.inputs.key}.html")
 
     def run(self, attempt: Attempt) -> dict[str, Any]:
         """Fill the attempt's payload, and return the record's own fields."""
-        tracked = tracking.Run.open(self._experiment, STEP, {"step": STEP, "run_id": self._context.run_id})
+        tracked = tracking.Run.open(
+            self._wanted.experiment, STEP, {"step": STEP, "run_id": self._context.run_id}
+        )
         try:
             with (
                 tempfile.TemporaryDirectory(prefix=f"fovea-{STEP}-") as folder,
@@ -139,7 +131,7 @@ class _Preparation:
                     attempt.payload / "README.md",
                     workspace=workspace,
                     task=self._task,
-                    settings=self.parameters,
+                    settings=self.inputs.parameters,
                 )
                 self._show(workspace, Path(folder) / "report.html", tracked)
                 own = self._describe(workspace)
@@ -184,7 +176,7 @@ class _Preparation:
                 profile=self._profile,
                 store=store,
                 longest_side=wanted.longest_side,
-                concurrency=wanted.concurrency,
+                concurrency=wanted.fetch_concurrency,
                 progress=attempt.progress("pictures"),
             )
         give_back_freed_memory()

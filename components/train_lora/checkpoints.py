@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fovea.errors import UserError
-from fovea.records import FileEntry, MlflowReference, Sha256, now
+from fovea.records import FileEntry, MlflowReference, StepInputs, now
 from fovea.storage import Storage, join_uri, sha256_file
 
 logger = logging.getLogger("fovea.train_lora")
@@ -25,35 +25,13 @@ _KEPT = 2
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate")
 
 
-class Inputs(BaseModel):
-    """What an adapter is made of. A checkpoint goes on only where all of it is the same."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    input_key: Sha256
-    step_version: int
-    parameters: dict[str, Any]
-    parents: dict[str, str]
-
-    def difference(self, other: "Inputs") -> str:
-        """Say what is not the same in ``other``; empty where nothing differs."""
-        mine, its = (
-            {"step's version": of.step_version, **of.parents, **of.parameters} for of in (self, other)
-        )
-        return ", ".join(
-            f"{name} was {mine.get(name)!r} and is {its.get(name)!r}"
-            for name in dict.fromkeys([*mine, *its])
-            if mine.get(name) != its.get(name)
-        )
-
-
 class Checkpoint(BaseModel):
     """The record of a checkpoint."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
-    inputs: Inputs
+    inputs: StepInputs
     step: int
     max_steps: int
     processes: int
@@ -68,9 +46,9 @@ class Checkpoint(BaseModel):
 class Checkpoints:
     """The checkpoints of one training, found by its inputs."""
 
-    def __init__(self, storage: Storage, artifact_root: str, inputs: Inputs) -> None:
+    def __init__(self, storage: Storage, artifact_root: str, inputs: StepInputs) -> None:
         self._storage = storage
-        self._prefix = join_uri(artifact_root, "checkpoints", "train_lora", inputs.input_key) + "/"
+        self._prefix = join_uri(artifact_root, "checkpoints", "train_lora", inputs.key) + "/"
         self._inputs = inputs
 
     def save(
@@ -147,10 +125,10 @@ class Checkpoints:
 
     def _check(self, record: Checkpoint, uri: str) -> None:
         difference = record.inputs.difference(self._inputs)
-        if difference or record.inputs.input_key != self._inputs.input_key:
+        if difference or record.inputs.key != self._inputs.key:
             raise UserError(
                 f"{uri}: this checkpoint was made from other inputs: {difference or 'another input key'}; "
-                "take the parameters and data back, or leave resume_from empty to begin anew"
+                "restore the parameters and data, or leave resume_from_checkpoint empty to start again"
             )
 
     def _records(self) -> list[str]:

@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 import fovea.tracking as tracking
 from components.train_lora.answers import Answered, AnswerSamples
 from components.train_lora.callbacks import BestAdapter, Saving, Stop, Watch
-from components.train_lora.checkpoints import Checkpoints, Inputs
+from components.train_lora.checkpoints import Checkpoints
 from components.train_lora.data import IGNORED, AnswerCollator, EpochOrder, load_split
 from components.train_lora.lora import load_with_lora, save_adapter
 from components.train_lora.memory import advice
@@ -38,7 +38,7 @@ from fovea.memory import reuse_freed_memory
 from fovea.pages import picture_url
 from fovea.phi3v import Phi3VConfig, Phi3VProcessor
 from fovea.progress import Progress
-from fovea.records import Digest, MlflowReference
+from fovea.records import Digest, MlflowReference, StepInputs
 from fovea.steps import Interrupted
 from fovea.storage import Storage
 from fovea.task import Task
@@ -65,7 +65,7 @@ class Job(BaseModel):
     """Where the first process puts ``adapter/``, ``trained.json``, ``history.json`` and ``answers.json``."""
     task: Task
     base_digest: Digest
-    inputs: Inputs
+    inputs: StepInputs
     artifact_root: str
     run_id: str
     mlflow: MlflowReference | None
@@ -135,7 +135,7 @@ class _Training:
         validation = load_split(job.dataset, "validation").select(job.validation_rows)
         if self._is_first:
             show_what_is_trained_on(processor, collator([train[0]]))
-        self._order = EpochOrder(job.train_lengths, parameters.batch_size, parameters.seed)
+        self._order = EpochOrder(job.train_lengths, parameters.train_batch_size, parameters.seed)
         count = parameters.answered_samples
         return LoraTrainer(
             model=load_with_lora(job.weights, parameters),
@@ -151,8 +151,8 @@ class _Training:
 
     def _callbacks(self) -> list[TrainerCallback]:
         found: list[TrainerCallback] = [self._watch, *([self._best] if self._best else [])]
-        if self._job.parameters.early_stopping:
-            found.append(EarlyStopping(self._job.parameters.early_stopping))
+        if self._job.parameters.early_stopping_patience:
+            found.append(EarlyStopping(self._job.parameters.early_stopping_patience))
         return [*found, self._saving, _SetEpoch(self._order_of_epoch)]
 
     def _order_of_epoch(self, epoch: int) -> None:
@@ -240,7 +240,7 @@ class _Training:
             parameters, longest = self._job.parameters, max(self._job.train_lengths)
             raise UserError(
                 f"memory ran out after step {self.trainer.state.global_step}, with "
-                f"{parameters.device_batch_size} examples of up to {longest} tokens at once; "
+                f"{parameters.per_device_train_batch_size} examples of up to {longest} tokens at once; "
                 + advice(parameters)
             ) from error
 
@@ -271,7 +271,7 @@ class _SetEpoch(TrainerCallback):  # type: ignore[misc]
 
 def steps_an_epoch(rows: int, parameters: TrainLoraParameters, processes: int) -> int:
     """Return the optimiser steps of one pass, as the Trainer counts them."""
-    batches = math.ceil(rows / (parameters.device_batch_size * processes))
+    batches = math.ceil(rows / (parameters.per_device_train_batch_size * processes))
     return math.ceil(batches / accumulation(parameters, processes))
 
 
@@ -281,38 +281,39 @@ def accumulation(parameters: TrainLoraParameters, processes: int) -> int:
     Raises:
         UserError: the batch does not divide among the devices.
     """
-    at_once = parameters.device_batch_size * processes
-    if parameters.batch_size % at_once:
+    at_once = parameters.per_device_train_batch_size * processes
+    if parameters.train_batch_size % at_once:
         raise UserError(
-            f"batch_size {parameters.batch_size} must be a multiple of device_batch_size "
-            f"{parameters.device_batch_size} on {processes} devices, {at_once}; change one of them"
+            f"train_batch_size {parameters.train_batch_size} must be a multiple of "
+            f"per_device_train_batch_size {parameters.per_device_train_batch_size} "
+            f"on {processes} devices, {at_once}; change one of them"
         )
-    return parameters.batch_size // at_once
+    return parameters.train_batch_size // at_once
 
 
 def arguments(folder: Path, parameters: TrainLoraParameters, rows: int, processes: int) -> TrainingArguments:
     """Return the Trainer's arguments."""
     cuda = torch.cuda.is_available()
     epoch = steps_an_epoch(rows, parameters, processes)
-    steps = parameters.max_steps or math.ceil(epoch * parameters.epochs)
+    steps = parameters.max_steps or math.ceil(epoch * parameters.num_train_epochs)
     # Beside a GPU, pictures are decoded in processes of their own; on a CPU these would take the training's
     # cores. They are spawned: a fork of a process that has threads can hang.
     workers = max(1, min(_MOST_WORKERS, (len(os.sched_getaffinity(0)) - 1) // processes)) if cuda else 0
     return TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=parameters.device_batch_size,
-        per_device_eval_batch_size=parameters.device_batch_size,
+        per_device_train_batch_size=parameters.per_device_train_batch_size,
+        per_device_eval_batch_size=parameters.per_device_train_batch_size,
         gradient_accumulation_steps=accumulation(parameters, processes),
-        num_train_epochs=parameters.epochs,
+        num_train_epochs=parameters.num_train_epochs,
         max_steps=parameters.max_steps or -1,
         learning_rate=parameters.learning_rate,
-        lr_scheduler_type=parameters.schedule,
+        lr_scheduler_type=parameters.lr_scheduler_type,
         warmup_steps=round(steps * parameters.warmup_ratio),
         weight_decay=parameters.weight_decay,
         seed=parameters.seed,
         bf16=parameters.precision != "float32" and cuda,
         use_cpu=not cuda,
-        torch_compile=parameters.compile,
+        torch_compile=parameters.torch_compile,
         # Every step, so that no loss falls between two entries when a training goes on from a checkpoint.
         logging_strategy="steps",
         logging_steps=1,
@@ -320,7 +321,7 @@ def arguments(folder: Path, parameters: TrainLoraParameters, rows: int, processe
         logging_nan_inf_filter=False,
         # Not by epochs: those are evaluated after the last step's checkpoint, which would then lack it.
         eval_strategy="steps",
-        eval_steps=parameters.evaluation_steps or epoch,
+        eval_steps=parameters.eval_steps or epoch,
         metric_for_best_model=parameters.best_metric,
         greater_is_better=parameters.best_metric != "eval_loss",
         # `Saving` says when.

@@ -37,7 +37,7 @@ def target_modules(parameters: TrainLoraParameters, config: Phi3VConfig) -> list
 
     The tower's last layer is never among them: nothing reads what it makes.
     """
-    parts = parameters.target_modules.split("+")
+    parts = parameters.lora_target_modules.split("+")
     names = list(DECODER_PROJECTIONS)
     if "projector" in parts:
         names += _PROJECTOR
@@ -56,9 +56,9 @@ def with_lora(model: Phi3VForCausalLM, parameters: TrainLoraParameters) -> Any:
     """Give a model LoRA matrices, which alone are trained. They are float32 whatever the model's type."""
     model.config.use_cache = False
     lora = LoraConfig(
-        r=parameters.rank,
-        lora_alpha=parameters.alpha,  # type: ignore[arg-type]  # any number will do
-        lora_dropout=parameters.dropout,
+        r=parameters.lora_r,
+        lora_alpha=parameters.lora_alpha,  # type: ignore[arg-type]  # any number will do
+        lora_dropout=parameters.lora_dropout,
         target_modules=target_modules(parameters, model.config),
         task_type="CAUSAL_LM",
     )

@@ -73,11 +73,11 @@ def estimate(
     size = torch_dtype(parameters).itemsize
     ends = tuple(f".{name}" for name in target_modules(parameters, config))
     trained = sum(
-        parameters.rank * (module.in_features + module.out_features)
+        parameters.lora_r * (module.in_features + module.out_features)
         for name, module in model.named_modules()
         if name.endswith(ends)
     )
-    longest = sorted(extents, key=lambda extent: extent.tokens)[-parameters.device_batch_size :]
+    longest = sorted(extents, key=lambda extent: extent.tokens)[-parameters.per_device_train_batch_size :]
     return Estimate(
         weights=sum(weight.numel() for weight in model.parameters()) * size,
         # The matrix, its gradient and AdamW's two moments, in float32.
@@ -107,7 +107,7 @@ def _tower(config: Phi3VConfig, parameters: TrainLoraParameters, crops: int, siz
     seen = crops * ((tower.image_size // tower.patch_size) ** 2 + 1)
     pixels = crops * 3 * tower.image_size**2 * (4 + size)
     layer = seen * size * (6 * tower.hidden_size + 2 * tower.intermediate_size)
-    if "tower" not in parameters.target_modules:
+    if "tower" not in parameters.lora_target_modules:
         return int(pixels + layer)
     if parameters.gradient_checkpointing:
         return int(pixels + 2 * layer + tower.num_hidden_layers * seen * size * tower.hidden_size)
@@ -151,12 +151,15 @@ def check(needed: Estimate, offered: Room, parameters: TrainLoraParameters) -> N
 def advice(parameters: TrainLoraParameters) -> str:
     """Say what to lower, first what changes nothing but the speed."""
     means = []
-    if parameters.device_batch_size > 1:
-        means.append(f"lower device_batch_size (now {parameters.device_batch_size}; batch_size may stay)")
+    if parameters.per_device_train_batch_size > 1:
+        means.append(
+            f"lower per_device_train_batch_size (now {parameters.per_device_train_batch_size}; "
+            "train_batch_size may stay)"
+        )
     if not parameters.gradient_checkpointing:
         means.append("set gradient_checkpointing to true")
     if parameters.num_crops > 1:
         means.append(f"lower num_crops (now {parameters.num_crops})")
-    if "tower" in parameters.target_modules:
-        means.append("leave the tower out of target_modules")
+    if "tower" in parameters.lora_target_modules:
+        means.append("leave the tower out of lora_target_modules")
     return ", or ".join([*means, "take a device with more memory"])

@@ -1,84 +1,81 @@
-"""What a training run can be told, validated before anything is loaded."""
+"""Parameters of train_lora."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from fovea.parameters import NOT_IN_RESULT, Experiment, FormerName, NumCrops, Seed
 
 DECODER_PROJECTIONS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 """The decoder's linear layers, as Phi-3 fuses them. None of these names occurs in the vision tower."""
 
 TargetModules = Literal["decoder", "decoder+projector", "decoder+tower", "decoder+projector+tower"]
-Keep = Literal["last", "best_loss", "best_answers"]
-
-_WITHOUT_EFFECT = frozenset({"checkpoint_minutes", "resume_from"})
 
 
-class TrainLoraParameters(BaseModel):
-    """Parameters of LoRA training. All but those about checkpoints are part of the adapter's input key."""
+class TrainLoraParameters(NumCrops, Seed, Experiment):
+    """How the adapter is trained. Names are those of PEFT and of transformers' TrainingArguments."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    num_crops: int = Field(default=4, ge=1, le=16, description="Crops a picture is cut into, at most")
-    rank: int = Field(default=16, ge=1, le=256, description="Rank of the LoRA matrices")
-    alpha: float = Field(
-        default=32.0, gt=0, description="LoRA scaling: the update is multiplied by alpha / rank"
+    lora_r: Annotated[int, FormerName("rank")] = Field(default=16, ge=1, le=256)
+    """Rank of the LoRA matrices."""
+    lora_alpha: Annotated[float, FormerName("alpha")] = Field(default=32.0, gt=0)
+    """LoRA scaling: the update is multiplied by lora_alpha / lora_r."""
+    lora_dropout: Annotated[float, FormerName("dropout")] = Field(default=0.05, ge=0, lt=1)
+    """Dropout before the LoRA matrices."""
+    lora_target_modules: Annotated[TargetModules, FormerName("target_modules")] = "decoder"
+    """What gets LoRA matrices: decoder, decoder+projector, decoder+tower or decoder+projector+tower."""
+    learning_rate: float = Field(default=1e-4, ge=0, le=1)
+    """Peak learning rate of AdamW."""
+    lr_scheduler_type: Annotated[Literal["constant", "linear", "cosine"], FormerName("schedule")] = "cosine"
+    """Schedule of the learning rate after the warm-up."""
+    warmup_ratio: float = Field(default=0.05, ge=0, le=0.5)
+    """Share of the steps spent warming up."""
+    weight_decay: float = Field(default=0.0, ge=0, le=1)
+    """AdamW's weight decay."""
+    num_train_epochs: Annotated[float, FormerName("epochs")] = Field(default=3.0, gt=0, le=1000)
+    """Passes over the training split."""
+    max_steps: int = Field(default=0, ge=0)
+    """Optimiser steps, instead of num_train_epochs; 0 for num_train_epochs."""
+    train_batch_size: Annotated[int, FormerName("batch_size")] = Field(default=32, ge=1, le=4096)
+    """Examples an optimiser step, on all devices; a multiple of per_device_train_batch_size."""
+    per_device_train_batch_size: Annotated[int, FormerName("device_batch_size")] = Field(
+        default=4, ge=1, le=512
     )
-    dropout: float = Field(default=0.05, ge=0, lt=1, description="Dropout before the LoRA matrices")
-    target_modules: TargetModules = Field(
-        default="decoder",
-        description="What gets LoRA matrices: decoder, decoder+projector, decoder+tower or all three",
+    """Examples in one device's memory at once."""
+    gradient_checkpointing: bool = True
+    """Compute activations twice to save memory; a third more work."""
+    torch_compile: Annotated[bool, FormerName("compile")] = False
+    """Compile the model with torch.compile before it is trained."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the frozen weights: auto is bfloat16 on a GPU, else float32."""
+    eval_steps: Annotated[int, FormerName("evaluation_steps")] = Field(default=0, ge=0)
+    """Training steps between evaluations on the validation split; 0 for one an epoch."""
+    answered_samples: int = Field(default=8, ge=0, le=1000)
+    """Validation rows that are answered at each of these evaluations."""
+    early_stopping_patience: Annotated[int, FormerName("early_stopping")] = Field(default=0, ge=0)
+    """Evaluations without a better one after which the training ends; 0 for never."""
+    keep: Literal["last", "best_loss", "best_answers"] = "last"
+    """Which adapter: last, best_loss (on the validation split) or best_answers."""
+    checkpoint_minutes: Annotated[float, NOT_IN_RESULT] = Field(default=10.0, ge=0)
+    """Minutes between checkpoints in S3; 0 for none but at SIGTERM."""
+    resume_from_checkpoint: Annotated[str, NOT_IN_RESULT, FormerName("resume_from")] = Field(
+        default="", pattern=r"^(s3://[^/\s]+/\S+\.json)?$"
     )
-    learning_rate: float = Field(default=1e-4, ge=0, le=1, description="Peak learning rate of AdamW")
-    schedule: Literal["constant", "linear", "cosine"] = Field(default="cosine", description="After warm-up")
-    warmup_ratio: float = Field(default=0.05, ge=0, le=0.5, description="Share of the steps spent warming up")
-    weight_decay: float = Field(default=0.0, ge=0, le=1, description="AdamW's weight decay")
-    epochs: float = Field(default=3.0, gt=0, le=1000, description="Passes over the training split")
-    max_steps: int = Field(default=0, ge=0, description="Optimiser steps, instead of epochs; 0 for epochs")
-    batch_size: int = Field(default=32, ge=1, le=4096, description="Examples an optimiser step")
-    device_batch_size: int = Field(
-        default=4, ge=1, le=512, description="Examples in one device's memory at once"
-    )
-    gradient_checkpointing: bool = Field(default=True, description="Trade a third more work for less memory")
-    compile: bool = Field(default=False, description="Compile the model with torch.compile first")
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="auto: bfloat16 on a GPU, else float32"
-    )
-    evaluation_steps: int = Field(
-        default=0, ge=0, description="Steps between evaluations on the validation split; 0: each epoch"
-    )
-    answered_samples: int = Field(
-        default=8, ge=0, le=1000, description="Validation rows that are answered at each evaluation"
-    )
-    early_stopping: int = Field(
-        default=0, ge=0, description="End after so many evaluations without a better one; 0: never"
-    )
-    keep: Keep = Field(
-        default="last", description="Which adapter: last, best_loss (validation) or best_answers"
-    )
-    checkpoint_minutes: float = Field(
-        default=10.0, ge=0, description="Minutes between checkpoints in S3; 0: none but at SIGTERM"
-    )
-    resume_from: str = Field(
-        default="",
-        pattern=r"^(s3://[^/\s]+/\S+\.json)?$",
-        description="Record of the checkpoint to go on from; empty: the newest of the same inputs",
-    )
-    seed: int = Field(default=0, ge=0, lt=2**32, description="Of initialisation, order and dropout")
+    """Record of the checkpoint to go on from; empty for the newest of the same inputs."""
 
     @model_validator(mode="after")
-    def _fit_together(self) -> Self:
-        if self.batch_size % self.device_batch_size:
+    def _check_batch_sizes(self) -> Self:
+        if self.train_batch_size % self.per_device_train_batch_size:
             raise ValueError(
-                f"batch_size {self.batch_size} must be a multiple of "
-                f"device_batch_size {self.device_batch_size}"
+                f"train_batch_size {self.train_batch_size} must be a multiple of "
+                f"per_device_train_batch_size {self.per_device_train_batch_size}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_keep(self) -> Self:
         if self.keep == "best_answers" and not self.answered_samples:
             raise ValueError("keep=best_answers needs answered_samples above 0")
         return self
-
-    def shaping(self) -> dict[str, Any]:
-        """Return the parameters that decide what the adapter is, in JSON's types."""
-        return self.model_dump(mode="json", exclude=set(_WITHOUT_EFFECT))
 
     @property
     def best_metric(self) -> str:

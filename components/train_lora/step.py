@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from components.train_lora.checkpoints import Checkpoints, Inputs
+from components.train_lora.checkpoints import Checkpoints
 from components.train_lora.parameters import TrainLoraParameters
 from components.train_lora.report import hand_over_report, report_uri
-from fovea.records import AdapterRecord, DatasetRecord, ModelRecord, input_key, read_record, write_record
-from fovea.steps import Attempt, RunContext, configure_logging, parse_parameters, reporting_failure, run_step
+from fovea.parameters import parse_parameters
+from fovea.records import AdapterRecord, DatasetRecord, ModelRecord, StepInputs, read_record, write_record
+from fovea.steps import Attempt, RunContext, configure_logging, reporting_failure, run_step
 from fovea.storage import Storage
 
 STEP = "train_lora"
@@ -25,7 +26,6 @@ def train_lora_step(
     adapter_record: str | Path,
     artifact_root: str,
     run_id: str,
-    experiment: str,
     parameters: Mapping[str, Any],
     report: str | Path | None = None,
 ) -> AdapterRecord:
@@ -37,41 +37,34 @@ def train_lora_step(
         adapter_record: Where the AdapterRecord goes.
         artifact_root: s3://bucket/prefix of payloads and records.
         run_id: The run's ID.
-        experiment: MLflow experiment, where tracking is on.
-        parameters: TrainLoraParameters by name.
+        parameters: Fields of `TrainLoraParameters`.
         report: Where the HTML report goes; None for none.
 
     Raises:
         UserError: an input cannot be read, a parameter is wrong, the training does not fit the device, the
-            loss goes astray, or ``resume_from`` names a checkpoint of other inputs.
+            loss goes astray, or ``resume_from_checkpoint`` names a checkpoint of other inputs.
     """
     configure_logging()
     context, storage = RunContext(artifact_root=artifact_root, run_id=run_id), Storage()
     with reporting_failure(STEP, context, storage):
-        checked: TrainLoraParameters = parse_parameters(TrainLoraParameters, parameters)
+        checked = parse_parameters(TrainLoraParameters, parameters)
         dataset = read_record(dataset_record, DatasetRecord)
         base = read_record(base_record, ModelRecord)
-        shaping, parents = checked.shaping(), {"dataset": dataset.digest, "base": base.digest}
-        key = input_key(STEP, VERSION, shaping, parents)
-        inputs = Inputs(input_key=key, step_version=VERSION, parameters=shaping, parents=parents)
+        inputs = StepInputs(
+            step=STEP,
+            version=VERSION,
+            parameters=checked.in_result(),
+            parents={"dataset": dataset.digest, "base": base.digest},
+        )
 
         def work(attempt: Attempt) -> Mapping[str, Any]:
             from components.train_lora.train import Work
 
-            return Work(dataset, base, experiment, checked, inputs).run(attempt)
+            return Work(dataset, base, checked, inputs).run(attempt)
 
-        record = run_step(
-            AdapterRecord,
-            step=STEP,
-            version=VERSION,
-            context=context,
-            parameters=shaping,
-            parents=parents,
-            work=work,
-            storage=storage,
-        )
+        record = run_step(AdapterRecord, inputs, context, work, storage=storage)
         write_record(record, adapter_record)
         Checkpoints(storage, artifact_root, inputs).remove_all()
         if report is not None:
-            hand_over_report(storage, report_uri(artifact_root, key), Path(report))
+            hand_over_report(storage, report_uri(artifact_root, inputs.key), Path(report))
     return record

@@ -11,7 +11,7 @@ import torch
 
 import fovea.tracking as tracking
 from components.train_lora import memory
-from components.train_lora.checkpoints import Checkpoint, Checkpoints, Inputs, changed_libraries
+from components.train_lora.checkpoints import Checkpoint, Checkpoints, changed_libraries
 from components.train_lora.data import Extent, fitting, load_split, measure
 from components.train_lora.job import Job, accumulation
 from components.train_lora.launch import count_processes, launch
@@ -19,7 +19,7 @@ from components.train_lora.parameters import TrainLoraParameters
 from components.train_lora.report import report_uri, write_report
 from fovea.phi3v import Phi3VConfig, Phi3VProcessor
 from fovea.platform import load_platform
-from fovea.records import DatasetRecord, ModelRecord, ModelReference
+from fovea.records import DatasetRecord, ModelRecord, ModelReference, StepInputs
 from fovea.steps import Attempt
 from fovea.storage import index_uri
 
@@ -33,13 +33,11 @@ class Work:
         self,
         dataset: DatasetRecord,
         base: ModelRecord,
-        experiment: str,
         parameters: TrainLoraParameters,
-        inputs: Inputs,
+        inputs: StepInputs,
     ) -> None:
         self._dataset = dataset
         self._base = base
-        self._experiment = experiment
         self._parameters = parameters
         self._inputs = inputs
 
@@ -48,7 +46,7 @@ class Work:
 
         Raises:
             UserError: the training does not fit the device, the loss goes astray, MLflow cannot be reached,
-                or ``resume_from`` names a checkpoint of other inputs.
+                or ``resume_from_checkpoint`` names a checkpoint of other inputs.
         """
         processes = count_processes()
         accumulation(self._parameters, processes)
@@ -83,7 +81,7 @@ class Work:
 
     def _checkpoint(self, attempt: Attempt, folder: Path) -> Checkpoint | None:
         checkpoints = Checkpoints(attempt.storage, attempt.context.artifact_root, self._inputs)
-        named = self._parameters.resume_from
+        named = self._parameters.resume_from_checkpoint
         found = checkpoints.named(named, folder) if named else checkpoints.newest(folder)
         if found is not None:
             logger.info(
@@ -105,7 +103,10 @@ class Work:
             # MLflow shows this tag as the run's description, and makes a link of it.
             tags |= {"kfp_run": link, "mlflow.note.content": f"[The pipeline's run]({link})"}
         run = tracking.Run.open(
-            self._experiment, name=run_id, tags=tags, earlier=checkpoint.mlflow if checkpoint else None
+            self._parameters.experiment,
+            name=run_id,
+            tags=tags,
+            earlier=checkpoint.mlflow if checkpoint else None,
         )
         run.set_tags(tags)
         if checkpoint is None:
@@ -187,6 +188,6 @@ class Work:
         root = attempt.context.artifact_root
         path = job.output / "report.html"
         write_report(path, job.output, run_id=attempt.context.run_id, settings=self._parameters.model_dump())
-        attempt.storage.write_bytes(report_uri(root, self._inputs.input_key), path.read_bytes())
+        attempt.storage.write_bytes(report_uri(root, self._inputs.key), path.read_bytes())
         run.log_file(path)
-        run.set_tags({"adapter_record": index_uri(root, "train_lora", self._inputs.input_key)})
+        run.set_tags({"adapter_record": index_uri(root, "train_lora", self._inputs.key)})

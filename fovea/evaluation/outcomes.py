@@ -25,6 +25,8 @@ WITHOUT_PRICE = 1.0
 """The relative error of an answer without a price: as if it had said nothing at all, 100 %."""
 NO_CATEGORY = ""
 """The category of an answer that could not be read; no category has this name."""
+CHALLENGER = "challenger"
+"""The model that would be deployed, by its name among the models of a comparison."""
 BASELINES = "baselines.parquet"
 
 _WORD = re.compile(r"\w+")

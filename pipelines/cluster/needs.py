@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass
 
-from components.deploy.kserve_parameters import KServeParameters
-from components.prepare_data.parameters import PrepareParameters
+from components.prepare_data.parameters import PrepareDataParameters
 from fovea.errors import UserError
 from pipelines.cluster.settings import ClusterSettings, Placement
-from pipelines.settings import FinetuneParameters
+from pipelines.settings import RunSettings
 
 
 @dataclass(frozen=True)
@@ -31,9 +30,9 @@ class Needs:
         return max(self.training_gpus + self.evaluation_gpus, 2 * self.evaluation_gpus)
 
 
-def needs_of(parameters: FinetuneParameters, placement: Placement, settings: ClusterSettings) -> Needs:
-    """Return what a run with these parameters needs."""
-    service = KServeParameters.model_validate(parameters.kserve)
+def needs_of(run: RunSettings, placement: Placement, settings: ClusterSettings) -> Needs:
+    """Return what a run with these settings needs."""
+    service = run.kserve
     gpus = service.gpus * service.replicas
     tasks = settings.tasks
     chain = (tasks.small, tasks.prepare, tasks.train, tasks.merge, tasks.evaluate, tasks.small, tasks.deploy)
@@ -60,15 +59,14 @@ def describe(needs: Needs) -> list[str]:
     ]
 
 
-def describe_training(parameters: FinetuneParameters, rows: int) -> list[str]:
+def describe_training(run: RunSettings, rows: int) -> list[str]:
     """Return what the table's first rows say of the training's hours, or why nothing is known of them."""
     # Imported here: it brings torch, which takes seconds that a submission without a look need not wait for.
     from components.prepare_data.report.preview import look_at
 
-    names = PrepareParameters.model_fields.keys() & FinetuneParameters.model_fields.keys()
-    prepare = PrepareParameters(**{name: getattr(parameters, name) for name in names})
+    prepare = run.of(PrepareDataParameters)
     try:
-        with look_at(prepare, rows=rows, epochs=parameters.epochs) as look:
+        with look_at(prepare, rows=rows, epochs=run.num_train_epochs) as look:
             preview = look.preview
     except UserError as error:
         return [f"training            not known: {error}"]

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from kfp import dsl, kubernetes
+from kfp import kubernetes
 from kfp.dsl import pipeline_context
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from components.deploy.kserve_parameters import Toleration
 from components.deploy.targets.cluster import API_KEYS, CREDENTIALS
 from fovea.errors import UserError
-from pipelines.finetune import finetune
-from pipelines.settings import FinetuneParameters
+from pipelines.finetune import SUMMARY, build_graph, make_pipeline
+from pipelines.form import describe_parameter, form_parameters, limits_of
+from pipelines.settings import RunSettings
 
 _QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"
 _NAME = r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$"
@@ -38,12 +39,6 @@ USER = 10001
 
 FIXED = {"deploy_target": "kserve"}
 """Parameters that have one value on a cluster: a model that is served in its task's own pod serves nobody."""
-
-MINIMAL = (
-    "artifact_root", "base_model", "source", "experiment", "num_crops", "epochs", "service_name", "kserve",
-    "gpus", "gpu_type", "gpu_node_selector", "gpu_tolerations",
-)  # fmt: skip
-"""What a first run has to say, or may want to."""
 
 
 class Resources(BaseModel):
@@ -80,20 +75,20 @@ class Tasks(BaseModel):
 
 
 class Placement(BaseModel):
-    """What a run may say of its GPUs, besides its other parameters; the platform says the defaults."""
+    """Parameters of a cluster's pipeline about its GPUs; the platform sets the defaults."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     gpus: int = Field(default=1, ge=0, le=16)
-    """Of a training; 0 trains on the CPU."""
+    """GPUs of a training; 0 trains on the CPU."""
     evaluation_gpus: int = Field(default=1, ge=0, le=16)
-    """Of each evaluation, which uses one at most."""
+    """GPUs of each evaluation, which uses one at most."""
     gpu_type: str = Field(default="nvidia.com/gpu", pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$")
-    """The resource's name."""
+    """Name of the resource that a GPU is."""
     gpu_node_selector: dict[str, str] = {}
-    """Labels of the nodes for tasks with GPUs."""
+    """Labels of the nodes for tasks with GPUs, as JSON."""
     gpu_tolerations: tuple[Toleration, ...] = ()
-    """Taints that these tasks put up with."""
+    """Taints that tasks with GPUs tolerate, as a JSON list of Kubernetes' tolerations."""
 
     @field_validator("gpu_node_selector", "gpu_tolerations", mode="before")
     @classmethod
@@ -161,7 +156,8 @@ class ClusterSettings(Placement):
         if fixed:
             raise ValueError(f"{', '.join(fixed)} has one value on a cluster; leave it out")
         stand_ins = {"artifact_root": "s3://a", "base_model": "s3://a/b.json", "source": "a"}
-        valid = FinetuneParameters.model_validate({**stand_ins, **defaults}).model_dump(mode="json")
+        run = RunSettings.model_validate({**stand_ins, **defaults})
+        valid = run.model_dump(mode="json", exclude_unset=True)
         return {name: valid[name] for name in defaults}
 
     @property
@@ -191,81 +187,40 @@ def read_cluster_settings(path: Path) -> ClusterSettings:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
 
 
-def cluster_pipeline(settings: ClusterSettings, *, minimal: bool = False) -> Any:
-    """Return the pipeline for a cluster: the graph of `finetune`, its tasks with what they need there.
-
-    Args:
-        settings: The platform's.
-        minimal: With a dozen parameters; the others keep their defaults.
-    """
-    known = inspect.signature(finetune.pipeline_func).parameters
+def cluster_pipeline(settings: ClusterSettings) -> Any:
+    """Return the pipeline for a cluster: the graph of `finetune`, its tasks with what they need there."""
     placed = settings.placement.arguments()
-    fallback = {name: each.default for name, each in known.items()} | settings.defaults | placed | FIXED
-    types = {name: each.annotation for name, each in known.items()}
-    types |= {name: type(value) for name, value in placed.items()}
-    wanted = MINIMAL if minimal else tuple(name for name in types if name not in FIXED)
-    # What has no default comes first, as in any signature.
-    names = sorted(wanted, key=lambda name: fallback[name] is not inspect.Parameter.empty)
+    form = [each for each in form_parameters(settings.defaults) if each.name not in FIXED]
+    placements = [
+        inspect.Parameter(
+            name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=type(value), default=value
+        )
+        for name, value in placed.items()
+    ]
 
-    def run(*values: Any) -> None:
-        given = {**fallback, **dict(zip(names, values, strict=True))}
-        finetune.pipeline_func(**{name: given[name] for name in known})
+    def build(given: Mapping[str, Any]) -> None:
+        build_graph({**given, **FIXED})
         for task in pipeline_context.Pipeline.get_default_pipeline().tasks.values():
             _equip(task, settings, {name: given[name] for name in placed})
 
-    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            inspect.Parameter(
-                name,
-                inspect.Parameter.POSITIONAL_OR_KEYWORD,
-                annotation=types[name],
-                default=fallback[name],
-            )
-            for name in names
-        ]
-    )
-    run.__doc__ = _documentation(names)
-    name = "fovea-finetune-minimal" if minimal else "fovea-finetune"
-    return dsl.pipeline(name=name, description=_description(names, fallback))(run)
-
-
-def _documentation(names: Sequence[str]) -> str:
-    """Return a docstring, from which KFP takes what it says of each parameter."""
-    return "Fine-tune, check and deploy.\n\nArgs:\n" + "\n".join(
-        f"    {name}: {_about(name)}" for name in names
+    descriptions = {each.name: describe_parameter(each.name) for each in form}
+    descriptions |= {name: _describe_placement(name) for name in placed}
+    return make_pipeline(
+        build, [*form, *placements], descriptions, _description([*form, *placements], descriptions)
     )
 
 
-def _about(name: str) -> str:
-    described = finetune.component_spec.inputs.get(name)
-    return " ".join(str(described.description if described else _OF_PLACEMENT[name]).split())
+def _describe_placement(name: str) -> str:
+    return " ".join((Placement.model_fields[name].description or "").split())
 
 
-def _description(names: Sequence[str], defaults: Mapping[str, Any]) -> str:
+def _description(parameters: Sequence[inspect.Parameter], descriptions: Mapping[str, str]) -> str:
     """Return the table of parameters: the form shows no more than a name and a type."""
-    allowed = FinetuneParameters.model_json_schema()["properties"]
     lines = ["| parameter | default | allowed | |", "|---|---|---|---|"]
-    for name in sorted(names):
-        default = defaults[name]
-        shown = "" if default is inspect.Parameter.empty else f"`{default}`"
-        lines.append(f"| `{name}` | {shown} | {_limits(allowed.get(name, {}))} | {_about(name)} |")
-    return "Fine-tune Phi-3-Vision, check the result, and deploy it if it is good.\n\n" + "\n".join(lines)
-
-
-def _limits(schema: Mapping[str, Any]) -> str:
-    if "enum" in schema:
-        return ", ".join(str(each) or "empty" for each in schema["enum"])
-    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    return " and ".join(f"{sign} {schema[key]}" for key, sign in signs.items() if key in schema)
-
-
-_OF_PLACEMENT = {
-    "gpus": "GPUs of a training; 0 trains on the CPU.",
-    "evaluation_gpus": "GPUs of each evaluation, which uses one at most.",
-    "gpu_type": "Name of the resource that a GPU is.",
-    "gpu_node_selector": "Labels of the nodes for tasks with GPUs, as JSON.",
-    "gpu_tolerations": "Taints that tasks with GPUs put up with, as a JSON list of Kubernetes' tolerations.",
-}
+    for each in sorted(parameters, key=lambda parameter: parameter.name):
+        default = "" if each.default is inspect.Parameter.empty else f"`{each.default}`"
+        lines.append(f"| `{each.name}` | {default} | {limits_of(each.name)} | {descriptions[each.name]} |")
+    return SUMMARY + "\n\n" + "\n".join(lines)
 
 
 def _equip(task: Any, settings: ClusterSettings, placed: Mapping[str, Any]) -> None:

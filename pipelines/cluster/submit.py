@@ -19,9 +19,11 @@ from pydantic import BaseModel, ConfigDict, SecretStr
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from fovea.errors import UserError
+from fovea.parameters import parse_parameters
 from pipelines.cluster.settings import FIXED, ClusterSettings, Placement
 from pipelines.compile import compile_for_cluster, version_of
-from pipelines.settings import FinetuneParameters, read_overrides, read_settings, validate, validate_settings
+from pipelines.form import to_arguments
+from pipelines.settings import RunSettings, read_overrides, read_settings, validate_settings
 
 PIPELINE = "fovea-finetune"
 
@@ -53,7 +55,7 @@ class Submission(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     run_name: str
-    parameters: FinetuneParameters
+    run: RunSettings
     cluster: ClusterSettings
     placement: Placement
     service_account: str = ""
@@ -62,8 +64,9 @@ class Submission(BaseModel):
     """For a recurring run: when, in six fields of which the first is seconds. Empty for one run now."""
 
     def arguments(self) -> dict[str, Any]:
-        """Return the pipeline's parameters, all of them."""
-        return {**self.parameters.model_dump(mode="json", exclude=set(FIXED)), **self.placement.arguments()}
+        """Return the pipeline's arguments."""
+        form = {name: value for name, value in to_arguments(self.run).items() if name not in FIXED}
+        return {**form, **self.placement.arguments()}
 
 
 def prepare(
@@ -91,8 +94,8 @@ def prepare(
         if given.setdefault(name, value) != value:
             raise UserError(f"{name} = {given[name]!r}: on a cluster it is {value}; leave it out")
     return Submission(
-        parameters=validate_settings({name: given[name] for name in given if name not in names}),
-        placement=validate(Placement, {name: given[name] for name in names}),
+        run=validate_settings({name: given[name] for name in given if name not in names}),
+        placement=parse_parameters(Placement, {name: given[name] for name in names}, what="settings"),
         cluster=cluster,
         **others,
     )
@@ -136,7 +139,7 @@ class Pipelines:
         # A name of its own, by which a run is known again whose confirmation was lost on the way.
         common = {
             "display_name": f"{submission.run_name} {uuid.uuid4().hex[:6]}",
-            "experiment_id": self._experiment(submission.parameters.experiment),
+            "experiment_id": self._experiment(submission.run.experiment),
             "pipeline_version_reference": reference,
             "runtime_config": api.V2beta1RuntimeConfig(parameters=submission.arguments()),
             "service_account": submission.service_account or None,

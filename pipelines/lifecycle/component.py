@@ -1,4 +1,6 @@
-"""The KFP contracts of what frames a run: preflight, require and report_outcome."""
+"""The KFP contracts of the tasks around a run: preflight, require and report_outcome."""
+
+from typing import NamedTuple
 
 from kfp import dsl
 
@@ -6,85 +8,68 @@ from components.container_image import IMAGE
 
 
 @dsl.component(base_image=IMAGE, packages_to_install=[], install_kfp_package=False)
-def preflight(  # noqa: D417
+def preflight(
     base: dsl.Output[dsl.Model],
     run_id: str,
     artifact_root: str,
     base_model: str,
     source: str,
     experiment: str,
-    registered_model: str,
-    fetch_profile: str,
-    image_column: str,
-    title_column: str,
-    category_column: str,
-    price_column: str,
-    product_column: str,
-    currency_column: str,
-    currencies: str,
-    rate_column: str,
-    target_currency: str,
-    decimal_mark: str,
-    longest_side: int,
-    max_rows: int,
-    min_rows: int,
-    validation_fraction: float,
-    test_fraction: float,
-    seed: int,
-    split_name: str,
-    recheck_hours: int,
-    num_crops: int,
-    rank: int,
-    alpha: float,
-    dropout: float,
-    target_modules: str,
-    learning_rate: float,
-    schedule: str,
-    warmup_ratio: float,
-    weight_decay: float,
-    epochs: float,
-    max_steps: int,
-    batch_size: int,
-    device_batch_size: int,
-    gradient_checkpointing: bool,
-    compile: bool,  # noqa: A002
-    precision: str,
-    evaluation_steps: int,
-    answered_samples: int,
-    early_stopping: int,
-    keep: str,
-    checkpoint_minutes: float,
-    resume_from: str,
-    max_samples: int,
-    generation_batch_size: int,
-    max_new_tokens: int,
-    calibration_samples: int,
-    min_samples: int,
-    min_parse_rate: float,
-    min_category_accuracy: float,
-    max_price_median_ape: float,
-    min_picture_reliance: float,
-    champion_margin: float,
-    gate_rules: str,
-    on_refusal: str,
+    registered_model_name: str,
     service_name: str,
     deploy_target: str,
-    kserve: str,
-) -> None:
-    """Check the run's parameters, S3, MLflow and the base model before anything costs money.
+    max_rows: int,
+    num_crops: int,
+    lora_r: int,
+    learning_rate: float,
+    num_train_epochs: float,
+    settings: str,
+) -> NamedTuple(  # type: ignore[valid-type]
+    "Checked",
+    [
+        ("prepare_data", dict),
+        ("train_lora", dict),
+        ("merge_adapter", dict),
+        ("evaluate", dict),
+        ("gate", dict),
+        ("deploy", dict),
+        ("on_refusal", str),
+    ],
+):
+    """Check the run's settings, S3, MLflow and the base model before anything costs money.
 
     Args:
         base: Record of the base model.
         run_id: The run's ID.
+        artifact_root: s3://bucket/prefix that payloads and records lie under.
+        base_model: Setting of the same name, as are the next ones.
+        source: Setting.
+        experiment: Setting.
+        registered_model_name: Setting.
+        service_name: Setting.
+        deploy_target: Setting.
+        max_rows: Setting.
+        num_crops: Setting.
+        lora_r: Setting.
+        learning_rate: Setting.
+        num_train_epochs: Setting.
+        settings: All other settings, as YAML.
 
-    The other arguments are the run's parameters, all of them.
+    Returns:
+        prepare_data: Parameters of prepare_data.
+        train_lora: Parameters of train_lora.
+        merge_adapter: Parameters of merge_adapter.
+        evaluate: Parameters of evaluate.
+        gate: Parameters of the gate.
+        deploy: Parameters of deploy.
+        on_refusal: What a refusal of the gate does to the run.
     """
-    values = {name: value for name, value in locals().items() if name not in ("base", "run_id")}
+    arguments = {name: value for name, value in locals().items() if name not in ("base", "run_id")}
     from fovea.steps import configure_logging
     from pipelines.lifecycle.preflight import preflight_step
 
     configure_logging()
-    preflight_step(values, run_id=run_id, base_record=base.path)
+    return preflight_step(arguments, run_id=run_id, base_record=base.path)
 
 
 @dsl.component(base_image=IMAGE, packages_to_install=[], install_kfp_package=False)

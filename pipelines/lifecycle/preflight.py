@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from components.gate.parameters import read_rules
 from fovea import tracking
@@ -11,45 +11,58 @@ from fovea.champion import find_champion
 from fovea.errors import UserError
 from fovea.platform import load_platform
 from fovea.records import AbsentRecord, ModelRecord, write_record
-from fovea.steps import RunContext, parse_parameters, reporting_failure
+from fovea.steps import RunContext, reporting_failure
 from fovea.storage import Storage
-from pipelines.settings import FinetuneParameters
+from pipelines.form import from_arguments
+from pipelines.settings import COMPONENTS, RunSettings
 
 TASK = "preflight"
 
 logger = logging.getLogger("fovea")
 
 
-def preflight_step(values: Mapping[str, Any], *, run_id: str, base_record: str | Path) -> ModelRecord:
-    """Check a run's parameters, S3, MLflow, the champion and the base model; hand the base's record over.
+class Checked(NamedTuple):
+    """What preflight returns: each component's parameters, and what a refusal of the gate does."""
+
+    prepare_data: dict[str, Any]
+    train_lora: dict[str, Any]
+    merge_adapter: dict[str, Any]
+    evaluate: dict[str, Any]
+    gate: dict[str, Any]
+    deploy: dict[str, Any]
+    on_refusal: str
+
+
+def preflight_step(arguments: Mapping[str, Any], *, run_id: str, base_record: str | Path) -> Checked:
+    """Check a run's settings, S3, MLflow, the champion and the base model, and write the base's record.
 
     Args:
-        values: Every parameter of the run, the fields of `FinetuneParameters`.
+        arguments: The pipeline's arguments (`pipelines.form`).
         run_id: The run's ID.
         base_record: Where the base model's record goes.
 
     Raises:
         UserError: the first thing that is wrong.
     """
-    context = RunContext(artifact_root=str(values.get("artifact_root", "")), run_id=run_id)
+    context = RunContext(artifact_root=str(arguments.get("artifact_root", "")), run_id=run_id)
     storage = Storage()
     with reporting_failure(TASK, context, storage):
-        parameters: FinetuneParameters = parse_parameters(FinetuneParameters, values)
-        load_platform().fetch_profile(parameters.fetch_profile)
+        settings = from_arguments(arguments)
+        load_platform().fetch_profile(settings.fetch_profile)
         _check_storage(storage, context)
-        read_rules(parameters.gate_rules, storage)
-        base = _read_base(storage, parameters.base_model)
+        read_rules(settings.gate_rules, storage)
+        base = _read_base(storage, settings.base_model)
         if tracking.is_on():
             logger.info("%s: asking MLflow", TASK)
-            _check_champion(storage, parameters)
+            _check_champion(storage, settings)
         write_record(base, base_record)
     logger.info(
-        "%s: parameters, S3, %s and the base model %s are in order",
+        "%s: settings, S3, %s and the base model %s are in order",
         TASK,
         "MLflow" if tracking.is_on() else "no MLflow (none is configured)",
         base.digest[:19],
     )
-    return base
+    return Checked(**{name: settings.parameters(name) for name in COMPONENTS}, on_refusal=settings.on_refusal)
 
 
 def _check_storage(storage: Storage, context: RunContext) -> None:
@@ -64,16 +77,17 @@ def _check_storage(storage: Storage, context: RunContext) -> None:
         raise UserError(f"{context.run_uri('')}: what was just written is not listed; check s3:ListBucket")
 
 
-def _check_champion(storage: Storage, parameters: FinetuneParameters) -> None:
+def _check_champion(storage: Storage, settings: RunSettings) -> None:
     """Refuse to begin a run whose model could not be compared with the champion."""
-    champion = find_champion(storage, parameters.registered_model)
+    champion = find_champion(storage, settings.registered_model_name)
     if isinstance(champion, AbsentRecord) or champion.task is None:
         return
-    difference = parameters.task().difference(champion.task)
+    difference = settings.task().difference(champion.task)
     if difference:
         raise UserError(
-            f"the champion of registered_model {parameters.registered_model} answers another task than this "
-            f"run's: {difference}. Give this run another registered_model and another service_name"
+            f"the champion of registered_model_name {settings.registered_model_name} answers another task "
+            f"than this run's: {difference}. Give this run another registered_model_name and another "
+            "service_name"
         )
 
 

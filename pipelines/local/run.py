@@ -3,6 +3,7 @@
 Nothing but Python is needed. Everything is kept in one folder, and what is there is used again.
 """
 
+import json
 import logging
 import os
 import shutil
@@ -24,12 +25,13 @@ from fovea.records import now
 from fovea.steps import RunContext
 from fovea.storage import Storage, index_uri, s3_client, split_uri
 from pipelines.compile import PIPELINE_FILE
+from pipelines.form import to_arguments
 from pipelines.lifecycle.outcome import Outcome
 from pipelines.local.log_stream import Stream
 from pipelines.local.processes import ending_with_block
 from pipelines.local.s3 import EmbeddedS3, free_port, is_free, serve_s3
 from pipelines.local.state import State, write_whole
-from pipelines.settings import NAMES, FinetuneParameters, validate_settings
+from pipelines.settings import NAMES, RunSettings, validate_settings
 from sample.catalogue import CATALOGUE_VERSION, write_catalogue
 from sample.model import unpack_sample_model, weights_digest
 from sample.server import CatalogueServer
@@ -57,7 +59,7 @@ class LocalRun:
 
     run_id: str
     outcome: Outcome
-    settings: FinetuneParameters
+    settings: RunSettings
     seconds: float
     storage: Storage
 
@@ -196,9 +198,9 @@ def _base_model(given: str, storage: Storage, show: Show) -> str:
     return index_uri(ARTIFACT_ROOT, record.step, record.input_key)
 
 
-def _run_pipeline(settings: FinetuneParameters, state: State, server: EmbeddedS3, show: Show) -> Stream:
+def _run_pipeline(settings: RunSettings, state: State, server: EmbeddedS3, show: Show) -> Stream:
     arguments = state.temporary / "arguments.json"
-    arguments.write_text(settings.model_dump_json())
+    arguments.write_text(json.dumps(to_arguments(settings)))
     command = [sys.executable, "-m", "pipelines.local.kfp_runner", PIPELINE_FILE, arguments, state.kfp]
     environment = _environment(settings, state, server)
     with (state.last_run / "log.txt").open("w") as log:
@@ -208,7 +210,7 @@ def _run_pipeline(settings: FinetuneParameters, state: State, server: EmbeddedS3
     return stream
 
 
-def _environment(settings: FinetuneParameters, state: State, server: EmbeddedS3) -> dict[str, str]:
+def _environment(settings: RunSettings, state: State, server: EmbeddedS3) -> dict[str, str]:
     """Return the tasks' environment: this one, with everything leading to this machine's own servers."""
     is_sample = settings.fetch_profile == _FETCH_PROFILE
     own = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "MLFLOW_"))}

@@ -35,7 +35,7 @@ class FieldComparison:
 
 @dataclass(frozen=True)
 class Example:
-    """A held-out picture, as a data URL, and what the tuned model said about it."""
+    """A held-out picture, as a data URL, and what the challenger said about it."""
 
     row_id: str
     picture: str
@@ -67,8 +67,8 @@ def write_report(
 def choose_examples(
     records: Mapping[str, Record], storage: Storage, cache: Path, count: int = 8
 ) -> tuple[list[Example], list[Example]]:
-    """Return the first held-out pictures with their answers, and those the tuned model gets most wrong."""
-    dataset, evaluation = records.get("prepare_data"), records.get("evaluate_tuned")
+    """Return the first held-out pictures with their answers, and those the challenger gets most wrong."""
+    dataset, evaluation = records.get("prepare_data"), records.get("evaluate_challenger")
     if not isinstance(dataset, DatasetRecord) or not isinstance(evaluation, EvaluationRecord):
         return [], []
     folder = storage.download(evaluation, cache, pattern="predictions-*.parquet")
@@ -86,7 +86,7 @@ def save_picture(
     folder: Path, records: Mapping[str, Record], storage: Storage, cache: Path, row_id: str
 ) -> Path | None:
     """Write a held-out picture to ``held-out.jpg`` in ``folder``, to ask about; None without one."""
-    dataset, evaluation = records.get("prepare_data"), records.get("evaluate_tuned")
+    dataset, evaluation = records.get("prepare_data"), records.get("evaluate_challenger")
     if not isinstance(dataset, DatasetRecord) or not isinstance(evaluation, EvaluationRecord):
         return None
     found = _pictures(storage, cache, dataset, evaluation.split, [row_id])

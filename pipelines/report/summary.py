@@ -30,7 +30,7 @@ STEPS = (
     "train_lora",
     "merge_adapter",
     "evaluate_base",
-    "evaluate_tuned",
+    "evaluate_challenger",
     "evaluate_champion",
     "gate",
     "deploy",
@@ -87,8 +87,8 @@ class Summary(_Model):
     samples: int | None
     """Rows of the held-out split that the figures rest on."""
     models: dict[str, Metrics]
-    """By ``base``, ``champion``, ``tuned``, ``shuffled`` (the tuned model shown other products' pictures),
-    and by the names of the trivial baselines.
+    """By ``base``, ``champion``, ``challenger``, ``shuffled`` (the challenger shown other products'
+    pictures), and by the names of the trivial baselines.
     """
     gate: GateSummary | None
     endpoint: EndpointSummary | None
@@ -163,15 +163,17 @@ def _reports(storage: Storage, artifact_root: str, run_id: str) -> dict[str, Ste
 
 def _models(records: Mapping[str, Record]) -> dict[str, Metrics]:
     models = {}
-    base, champion, tuned = (records.get(f"evaluate_{name}") for name in ("base", "champion", "tuned"))
+    base, champion, challenger = (
+        records.get(f"evaluate_{name}") for name in ("base", "champion", "challenger")
+    )
     if isinstance(base, EvaluationRecord):
         models = {**base.baselines, "base": base.metrics}
     if isinstance(champion, EvaluationRecord):
         models["champion"] = champion.metrics
-    if isinstance(tuned, EvaluationRecord):
-        models["tuned"] = tuned.metrics
-        if tuned.shuffled is not None:
-            models["shuffled"] = tuned.shuffled
+    if isinstance(challenger, EvaluationRecord):
+        models["challenger"] = challenger.metrics
+        if challenger.shuffled is not None:
+            models["shuffled"] = challenger.shuffled
     return models
 
 

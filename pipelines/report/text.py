@@ -9,7 +9,7 @@ COLUMNS = {
     "nearest_neighbour": "nearest neighbour",
     "base": "base",
     "champion": "champion",
-    "tuned": "tuned",
+    "challenger": "challenger",
     "shuffled": "shuffled",
 }
 """The models of the table, by the summary's name for them; one that is not there has no column."""

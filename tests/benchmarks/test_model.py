@@ -94,7 +94,7 @@ def test_flops_agree_with_what_is_run():
         length=length,
         supervised=samples * ANSWER_TOKENS,
         crops=len(batch["pixel_values"]),
-        rank=workload.TRAINING.rank,
+        rank=workload.TRAINING.lora_r,
     )
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.05)
 

@@ -79,7 +79,7 @@ def report(
             bucket, "base", dataset, rows, nothing, baselines={texts[2]: [row.truth for row in rows]}
         )
         champion = made.save_evaluation(bucket, "champion", dataset, rows, said[::-1])
-        tuned = made.save_evaluation(bucket, "tuned", dataset, rows, said)
+        challenger = made.save_evaluation(bucket, "challenger", dataset, rows, said)
         rule = RuleResult(
             name="a",
             description=texts[0],
@@ -91,10 +91,10 @@ def report(
         )
         return write_report(
             folder / "evaluation.html",
-            decision=made.decision("tuned", rule, reason=texts[6]),
+            decision=made.decision("challenger", rule, reason=texts[6]),
             base=base,
             champion=champion,
-            tuned=tuned,
+            challenger=challenger,
             dataset=dataset,
             storage=bucket.storage,
         )

@@ -69,7 +69,6 @@ def test_compile_for_a_cluster(tmp_path: Path) -> None:
     options = (
         "--cluster",
         str(cluster),
-        "--minimal",
         "--kubernetes",
         "--namespace",
         "shop",
@@ -79,7 +78,7 @@ def test_compile_for_a_cluster(tmp_path: Path) -> None:
     made = fovea("compile", *options, cwd=tmp_path)
     assert made.returncode == 0, made.stderr
     assert (tmp_path / "a.yaml").read_text().count("namespace: shop") == 2
-    for wrong in (("--minimal",), ("--cluster", str(cluster), "--namespace", "shop")):
+    for wrong in (("--kubernetes",), ("--cluster", str(cluster), "--namespace", "shop")):
         assert "give --" in CliRunner().invoke(main.app, ["compile", *wrong]).exception.args[0]
 
 

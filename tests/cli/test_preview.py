@@ -56,7 +56,7 @@ def test_it_prints_what_a_run_would_do(table: str, tmp_path: Path) -> None:
 
 def test_settings_are_those_of_a_run(table: str, tmp_path: Path) -> None:
     settings = tmp_path / "mine.yaml"
-    settings.write_text(f"source: {table}\nimage_column: photo\nproduct_column: sku\nepochs: 7\n")
+    settings.write_text(f"source: {table}\nimage_column: photo\nproduct_column: sku\nnum_train_epochs: 7\n")
     result = invoke("--settings", str(settings), "--rows", "5")
     assert "4 of 5 rows" in result.output
     assert "7 times" in result.output

@@ -24,7 +24,7 @@ from cli.serve import serve
 from components.deploy.parameters import Deployment, Example
 from components.deploy.step import deployment_uri
 from fovea.errors import UserError
-from fovea.records import ModelRecord, ModelReference, now
+from fovea.records import ModelRecord, ModelReference, StepInputs, now
 from fovea.steps import RunContext, run_step
 from fovea.storage import Storage, index_uri
 from fovea.task import product_task
@@ -49,11 +49,8 @@ def deploy(folder: Path, services: Sequence[str]) -> ModelRecord:
     """Leave in S3 what runs leave there that have deployed the model in ``folder``, one after the other."""
     record = run_step(
         ModelRecord,
-        step="merge_adapter",
-        version=1,
-        context=RunContext(artifact_root=ROOT, run_id="run-1"),
-        parameters={},
-        parents={},
+        StepInputs(step="merge_adapter", version=1, parameters={}, parents={}),
+        RunContext(artifact_root=ROOT, run_id="run-1"),
         work=lambda attempt: (
             shutil.copytree(folder, attempt.payload, dirs_exist_ok=True)
             and {"architecture": "Phi3VForCausalLM", "num_crops": 4, "task": product_task()}

@@ -38,7 +38,7 @@ def test_it_prints_the_link_and_follows(end: str, status: int) -> None:
 def test_nothing_is_sent_with_wrong_settings() -> None:
     with serve_kfp() as kfp:
         wrong = [
-            (["--endpoint", kfp.host], [*SETTINGS, "epochs=-1"], "epochs = '-1'"),
+            (["--endpoint", kfp.host], [*SETTINGS, "num_train_epochs=-1"], "num_train_epochs = '-1'"),
             (["--endpoint", kfp.host], SETTINGS[:2], "source is missing"),
             (["--endpoint", kfp.host, "--wait", "--cron", "0 0 3 * * 1"], SETTINGS, "leave one out"),
         ]

@@ -13,7 +13,7 @@ from components.deploy.targets import rollout
 from components.deploy.targets.cluster import Cluster
 from components.deploy.targets.kserve import live_shares
 from fovea.inference import Answer
-from fovea.records import ModelRecord
+from fovea.records import ModelRecord, StepInputs
 from fovea.steps import RunContext, run_step
 from fovea.storage import Storage
 from fovea.task import product_task
@@ -56,7 +56,7 @@ def test_from_records_to_an_answering_service_and_back(
     monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     asked: dict[str, Any] = {
-        "target": "kserve",
+        "deploy_target": "kserve",
         "service_name": "shop",
         "kserve": {**QUICK, "traffic_steps": [50], "namespace": place.namespace},
     }
@@ -68,11 +68,8 @@ def test_from_records_to_an_answering_service_and_back(
     context = RunContext(artifact_root=world.root, run_id="run-0")
     second = run_step(
         ModelRecord,
-        step="merge_adapter",
-        version=1,
-        context=context,
-        parameters={"number": 2},
-        parents={},
+        StepInputs(step="merge_adapter", version=1, parameters={"number": 2}, parents={}),
+        context,
         work=lambda attempt: (
             (attempt.payload / "config.json").write_text("2")
             and {"architecture": "Phi3VForCausalLM", "num_crops": 4, "task": product_task()}

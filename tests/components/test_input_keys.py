@@ -29,20 +29,21 @@ from fovea.records import (
 from fovea.steps import RunContext
 from fovea.storage import Storage
 from fovea.task import product_task
-from pipelines.finetune import finetune
+from pipelines.settings import validate_settings
 from tests.some_records import made_by, some_evaluation
 
 KEYS = {
     "import_model": "5179e3e99fb4a85f98237234dfcec9fe115bc09064b5b158abe1ce86ed9f9b68",
     "prepare_data": "722d34fa00d997fd1943bb607f6d595c70f6148e4304841720d6e10d6d0a7b80",
-    "train_lora": "f69340cd371df439dfdfcf9bc85daaffc90b94af331b0f3190bcf7b6a823ff22",
-    "merge_adapter": "3b05bdc89534cb026b3d9a6dd477151f1138e24c38c1a73cb07a690e11074bad",
-    "evaluate": "4a46dfc894d4eaa05c3c67fa2f2c588bfb7c234cc3c3083780274e3a6e8f8539",
-    "evaluate of a base": "fcd7e3c7b213b7cb35711d2a76b6d407a3cef8e4ef1a014a3ed898742556b427",
-    "gate": "0beabaf1e1395b572b1e54125a32d8f32267db8e4119bd836f015de30fe4c2d7",
+    "train_lora": "767bbce568cb99060c6d24c4846e0c5458376e03ce2db73e79b4f1157ab4a576",
+    "merge_adapter": "da2e3aaf6ee8602f8aec6e6e4bb9de90f7d629fd0c8d937658e3c51bf6c032bf",
+    "evaluate": "9223c597193d321f0938dfa88edac124779d1cb4d4c7f845bfbbb1779b8c9093",
+    "evaluate of a base": "3b2cd53879c7de0f38a87b953f577d94c5dd7e516ab24ce19a3a994f0411f6f7",
+    "gate": "7bf600b7a79a9f14f933a5a032cd6f88e7b78902d689ffba7c5c0a80680f7c3d",
 }
 """Input keys of the steps, with the pipeline's defaults and the parents below."""
 
+PLACES = {"base_model": "s3://models/base.json"}
 TABLE = "imageurl,title,category3_code,full_price,product_code,currency_code\na.jpg,Boot,shoes,10.00,1,EUR\n"
 
 
@@ -133,17 +134,14 @@ def evaluation(model: str) -> EvaluationRecord:
 
 
 def key_of(component: Any, root: str, artifacts: dict[str, str], folder: Path, **own: Any) -> tuple[str, str]:
-    """The step and input key of a component that gets the pipeline's defaults, and ``own`` above them."""
-    run = {
-        name: each.default
-        for name, each in inspect.signature(finetune.pipeline_func).parameters.items()
-        if each.default is not inspect.Parameter.empty
-    }
-    given = {**run, "artifact_root": root, "run_id": "run", **own}
-    outputs = {name: folder / "out" / name for name in component.component_spec.outputs or {}}
-    files = {name: SimpleNamespace(path=str(path)) for name, path in {**outputs, **artifacts}.items()}
+    """The step and input key of a component that gets the default settings, and ``own`` above them."""
+    name = component.python_func.__name__
+    settings = validate_settings({**PLACES, "artifact_root": root, "source": own.pop("source", "table.csv")})
+    outputs = {each: folder / "out" / each for each in component.component_spec.outputs or {}}
+    files = {each: SimpleNamespace(path=str(path)) for each, path in {**outputs, **artifacts}.items()}
+    given = {"artifact_root": root, "run_id": "run", "parameters": settings.parameters(name), **own}
     wanted = inspect.signature(component.python_func).parameters
-    arguments = {name: value for name, value in {**given, **files}.items() if name in wanted}
+    arguments = {each: value for each, value in {**given, **files}.items() if each in wanted}
     with pytest.raises(FoundKey) as found:
         component.python_func(**arguments)
     step, key = found.value.args
@@ -178,14 +176,14 @@ def test_merge_adapter(s3: str, records: dict[str, str], tmp_path: Path) -> None
 @pytest.mark.parametrize(("model", "key"), [("base", "evaluate of a base"), ("model", "evaluate")])
 def test_evaluate(s3: str, records: dict[str, str], tmp_path: Path, model: str, key: str) -> None:
     artifacts = {"model": records[model], "dataset": records["dataset"]}
-    found = key_of(evaluate, s3, artifacts, tmp_path, split="test", batch_size=16)
+    found = key_of(evaluate, s3, artifacts, tmp_path, num_crops=4)
     assert found == ("evaluate", KEYS[key])
 
 
 def test_gate(s3: str, records: dict[str, str], tmp_path: Path) -> None:
     artifacts = {
         "base": records["of_base"],
-        "tuned": records["of_model"],
+        "challenger": records["of_model"],
         "champion": records["no_champion"],
         "model": records["model"],
     }

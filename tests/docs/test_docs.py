@@ -18,7 +18,8 @@ from components.gate.parameters import parse_rules
 from fovea.errors import UserError
 from fovea.fetch.profiles import FetchProfile, SecretHeader
 from fovea.platform import Platform
-from pipelines.settings import FinetuneParameters, read_overrides, validate_settings
+from pipelines.publish import settings_page
+from pipelines.settings import RunSettings, read_overrides, validate_settings
 from tests.docs.pages import PAGES, REPOSITORY, blocks, prose
 
 MAKEFILE = (REPOSITORY / "Makefile").read_text()
@@ -77,7 +78,7 @@ def check(words: list[str]) -> None:
     elif (
         name.startswith("python")
         and words[1] == "-m"
-        and words[2].startswith(("components.", "serving", "benchmarks."))
+        and words[2].startswith(("components", "serving", "benchmarks."))
     ):
         check_module(rest[1], rest[2:])
 
@@ -107,9 +108,12 @@ def check_module(module: str, words: list[str]) -> None:
         command = getattr(command, "commands", {}).get(words[0] if words else "", command)
         check_options(command, words, module)
     else:
-        main = importlib.import_module(f"{module}.__main__").main
-        if module.startswith("components."):
-            check_options(alone(main), words, module)
+        main = importlib.import_module(f"{module}.__main__")
+        if module == "components" and words:
+            group: object = typer.main.get_command(main.make_app())
+            commands = vars(group)["commands"]
+            assert words[0] in commands, f"there is no component {words[0]}"
+            check_options(commands[words[0]], words[1:], f"{module} {words[0]}")
 
 
 def alone(main: Callable[..., None]) -> object:
@@ -178,7 +182,7 @@ TESTED = {
     "fovea import-model": "tests/cli/test_import_model.py",
     "mlflow ui": "tests/docs/test_last_run.py",
     "rclone serve": "tests/docs/test_last_run.py",
-    "python -m components.evaluate": "tests/docs/test_last_run.py",
+    "python -m components evaluate": "tests/docs/test_last_run.py",
     "ls -t": "tests/docs/test_last_run.py",
     "export": "tests/docs/test_last_run.py",
     "curl": "tests/docs/test_application_developer.py",
@@ -221,8 +225,8 @@ def test_the_pages_hold_commands() -> None:
         "make money",
         'make run ARGS="--set nothing=1"',
         'make run FLAGS="x"',
-        "python -m components.gate --soft",
-        "python -m components.nothing --help",
+        "python -m components gate --soft",
+        "python -m components nothing --help",
     ],
 )
 def test_what_does_not_exist_is_noticed(command: str) -> None:
@@ -230,16 +234,13 @@ def test_what_does_not_exist_is_noticed(command: str) -> None:
         check(shlex.split(command))
 
 
-def test_the_table_of_parameters_is_complete() -> None:
-    text = (REPOSITORY / "docs" / "data-scientist.md").read_text()
-    text = text.partition("## Parameters")[2].partition("\n## ")[0]
-    rows = dict(re.findall(r"^\| `(\w+)` \| (?:`([^`]*)`)? ?\|", text, re.MULTILINE))
-    # A local run sets the artifact root itself.
-    assert set(rows) == set(FinetuneParameters.model_fields) - {"artifact_root"}
-    places = {"artifact_root": "s3://a", "base_model": "s3://a/b.json", "source": "a.csv"}
-    values = {name: value for name, value in rows.items() if name not in places}
-    stated = validate_settings({**places, **values})
-    assert stated == validate_settings(places)
+def test_the_page_of_settings_is_current() -> None:
+    assert (REPOSITORY / "docs" / "settings.md").read_text() == settings_page() + "\n", "run make settings"
+
+
+def test_every_setting_is_on_the_page_once() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", settings_page(), re.MULTILINE)
+    assert sorted(rows) == sorted(RunSettings.model_fields)
 
 
 def test_the_example_settings_are_settings() -> None:
@@ -266,10 +267,7 @@ def test_the_example_deployment_is_one() -> None:
     settings = yaml.safe_load(document)
     places = {"artifact_root": "s3://a", "base_model": "s3://a/b.json", "source": "a.csv"}
     stated = validate_settings({**places, **settings})
-    deployed = DeployParameters(
-        service_name=stated.service_name, target=stated.deploy_target, kserve=stated.kserve
-    )
-    assert deployed.kserve.tolerations[0].key == "nvidia.com/gpu"
+    assert stated.of(DeployParameters).kserve.tolerations[0].key == "nvidia.com/gpu"
 
 
 def test_the_example_answer_is_one() -> None:

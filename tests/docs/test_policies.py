@@ -9,7 +9,7 @@ from typing import Any
 import boto3
 import pytest
 
-from fovea.records import ModelRecord
+from fovea.records import ModelRecord, StepInputs
 from fovea.steps import RunContext, run_step
 from fovea.storage import Storage, index_uri
 from fovea.task import product_task
@@ -51,11 +51,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 def model(root: str) -> ModelRecord:
     return run_step(
         ModelRecord,
-        step="merge_adapter",
-        version=1,
-        context=RunContext(artifact_root=root, run_id="run"),
-        parameters={},
-        parents={},
+        StepInputs(step="merge_adapter", version=1, parameters={}, parents={}),
+        RunContext(artifact_root=root, run_id="run"),
         work=lambda attempt: (
             (attempt.payload / "config.json").write_text("{}")
             and {"architecture": "Phi3VForCausalLM", "num_crops": 4, "task": product_task()}

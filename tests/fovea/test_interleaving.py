@@ -8,7 +8,7 @@ import boto3
 import pytest
 from moto import mock_aws
 
-from fovea.records import ModelRecord
+from fovea.records import ModelRecord, StepInputs
 from fovea.steps import Attempt, RunContext, run_step
 from fovea.storage import Storage
 
@@ -69,9 +69,12 @@ def attempt(run_id: str, through: Storage) -> ModelRecord:
         return {"architecture": "Phi3VForCausalLM", "num_crops": 4}
 
     return run_step(
-        ModelRecord, step="train", version=1, context=RunContext(artifact_root=ROOT, run_id=run_id),
-        parameters={}, parents={}, work=work, storage=through,
-    )  # fmt: skip
+        ModelRecord,
+        StepInputs(step="train", version=1, parameters={}, parents={}),
+        RunContext(artifact_root=ROOT, run_id=run_id),
+        work,
+        storage=through,
+    )
 
 
 def nothing() -> None:

@@ -23,7 +23,7 @@ from fovea.records import (
     Record,
     RuleResult,
     Split,
-    input_key,
+    StepInputs,
     now,
     read_record,
     sha256_digest,
@@ -187,7 +187,7 @@ def test_figures_that_are_not_finite_are_refused(value: float) -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
         sha256_digest({"loss": value})
     with pytest.raises(ValueError, match="JSON compliant"):
-        input_key("step", 1, {"loss": value}, {})
+        assert StepInputs(step="step", version=1, parameters={"loss": value}, parents={}).key
 
 
 @pytest.mark.parametrize(
@@ -223,13 +223,15 @@ def test_files_that_cannot_be_read_are_one_error(tmp_path: Path) -> None:
 
 
 def test_the_input_key_is_of_all_that_determines_a_result() -> None:
-    key = input_key("step", 1, {"a": 1, "b": 2}, {"dataset": DIGEST})
-    assert key == input_key("step", 1, {"b": 2, "a": 1}, {"dataset": DIGEST})
-    others = [
-        input_key("other", 1, {"a": 1, "b": 2}, {"dataset": DIGEST}),
-        input_key("step", 2, {"a": 1, "b": 2}, {"dataset": DIGEST}),
-        input_key("step", 1, {"a": 1, "b": 3}, {"dataset": DIGEST}),
-        input_key("step", 1, {"a": 1, "b": 2}, {"base": DIGEST}),
-        input_key("step", 1, {"a": 1, "b": 2}, {}),
+    first = StepInputs(step="step", version=1, parameters={"a": 1, "b": 2}, parents={"dataset": DIGEST})
+    same = StepInputs(step="step", version=1, parameters={"b": 2, "a": 1}, parents={"dataset": DIGEST})
+    assert first.key == same.key
+    changes: list[dict[str, Any]] = [
+        {"step": "other"},
+        {"version": 2},
+        {"parameters": {"a": 1, "b": 3}},
+        {"parents": {"base": DIGEST}},
+        {"parents": {}},
     ]
-    assert len({key, *others}) == 6
+    others = [StepInputs(**first.model_dump() | change).key for change in changes]
+    assert len({first.key, *others}) == 6

@@ -7,14 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, Field
 
 from fovea.errors import UserError
-from fovea.records import AdapterRecord, ModelRecord
-from fovea.steps import Attempt, Interrupted, RunContext, parse_parameters, reporting_failure, run_step
+from fovea.records import AdapterRecord, ModelRecord, StepInputs
+from fovea.steps import Attempt, Interrupted, RunContext, reporting_failure, run_step
 from fovea.storage import Storage
 
 DIGEST = f"sha256:{'a' * 64}"
+INPUTS: dict[str, Any] = {
+    "step": "make",
+    "version": 1,
+    "parameters": {"rank": 4},
+    "parents": {"base": DIGEST},
+}
 Work = Callable[[Attempt], Mapping[str, Any]]
 
 
@@ -33,14 +38,8 @@ class Worker:
 
 
 def run(root: str, work: Work, run_id: str = "run-1", **changes: Any) -> ModelRecord:
-    arguments: dict[str, Any] = {
-        "step": "make",
-        "version": 1,
-        "context": RunContext(artifact_root=root, run_id=run_id),
-        "parameters": {"rank": 4},
-        "parents": {"base": DIGEST},
-    }
-    return run_step(ModelRecord, **arguments | changes, work=work)
+    inputs = StepInputs(**INPUTS | {name: changes.pop(name) for name in INPUTS if name in changes})
+    return run_step(ModelRecord, inputs, RunContext(artifact_root=root, run_id=run_id), work, **changes)
 
 
 def document(root: str, name: str, run_id: str = "run-1") -> Any:
@@ -199,12 +198,9 @@ def test_a_record_of_another_kind_at_the_key_is_refused(s3: str) -> None:
     with pytest.raises(UserError, match="holds a model record"):
         run_step(
             AdapterRecord,
-            step="make",
-            version=1,
-            context=RunContext(artifact_root=s3, run_id="run-2"),
-            parameters={"rank": 4},
-            parents={"base": DIGEST},
-            work=Worker(),
+            StepInputs(**INPUTS),
+            RunContext(artifact_root=s3, run_id="run-2"),
+            Worker(),
         )
 
 
@@ -213,21 +209,3 @@ def test_that_a_failure_cannot_be_written_does_not_hide_it(s3: str, caplog: pyte
     with pytest.raises(ValueError, match="first"), reporting_failure("make", context, Storage()):
         raise ValueError("first")
     assert "the failure could not be recorded" in caplog.text
-
-
-class Parameters(BaseModel, extra="forbid"):
-    rank: int = Field(default=16, ge=1, le=256)
-    rate: float = 1e-4
-
-
-def test_wrong_parameters_are_all_named_in_one_line() -> None:
-    assert parse_parameters(Parameters, {"rank": 8}) == Parameters(rank=8)
-    with pytest.raises(UserError) as caught:
-        parse_parameters(Parameters, {"rank": 0, "rate": "fast", "rnak": 3})
-    message = str(caught.value)
-    assert message.startswith("wrong parameters: ")
-    assert "rank: Input should be greater than or equal to 1 (got 0)" in message
-    assert "rate: " in message
-    assert "'fast'" in message
-    assert "rnak: Extra inputs are not permitted" in message
-    assert "\n" not in message

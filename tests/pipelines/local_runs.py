@@ -17,7 +17,7 @@ SETTINGS = {
     "validation_fraction": 0.2,
     "test_fraction": 0.2,
     "min_rows": 5,
-    "epochs": 1,
+    "num_train_epochs": 1,
     "max_new_tokens": 8,
     "min_samples": 5,
 }

@@ -1,24 +1,27 @@
 """The compiled pipeline: it is current, and it keeps to the rules that a wrong graph breaks silently."""
 
-import inspect
-import math
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import yaml
-from pydantic import BaseModel
+from hypothesis import given
+from hypothesis import strategies as st
 
 from components.container_image import IMAGE
-from components.deploy.parameters import DeployParameters
-from components.evaluate.parameters import EvaluateParameters
-from components.gate.parameters import Limits
-from components.prepare_data.parameters import PrepareParameters
-from components.train_lora.parameters import TrainLoraParameters
+from fovea.errors import UserError
 from pipelines.compile import PIPELINE_FILE, compile_pipeline
-from pipelines.finetune import finetune
+from pipelines.form import FLAT, SETTINGS, from_arguments, to_arguments
 from pipelines.lifecycle.component import preflight
-from pipelines.settings import FinetuneParameters
+from pipelines.lifecycle.preflight import Checked
+from pipelines.settings import COMPONENTS, RunSettings, validate_settings
+
+PLACES = {
+    "artifact_root": "s3://bucket/prefix",
+    "base_model": "s3://bucket/index/import_model/1.json",
+    "source": "https://example.org/products.csv",
+}
 
 
 @pytest.fixture(scope="module")
@@ -122,73 +125,68 @@ def test_all_models_are_evaluated_alike(spec: dict[str, Any]) -> None:
     base, *others = (leaves(spec)[name]["inputs"]["parameters"] for name in names)
     for other in others:
         assert {name for name in base if base[name] != other[name]} == {"subject"}
-    assert base["batch_size"]["componentInputParameter"].endswith("--generation_batch_size")
+    assert base["parameters"]["taskOutputParameter"]["outputParameterKey"] == "evaluate"
     assert base["num_crops"]["componentInputParameter"].endswith("--num_crops")
 
 
-def test_every_pipeline_parameter_reaches_a_step(spec: dict[str, Any]) -> None:
-    used = {
-        source["componentInputParameter"].removeprefix("pipelinechannel--")
-        for name, task in leaves(spec).items()
-        if name != "preflight"
-        for source in task.get("inputs", {}).get("parameters", {}).values()
-        if "componentInputParameter" in source
-    }
-    parameters = set(spec["root"]["inputDefinitions"]["parameters"])
-    assert parameters - used == {"base_model"}, "base_model goes through preflight"
+def test_every_component_gets_the_parameters_that_preflight_checked(spec: dict[str, Any]) -> None:
+    for component in COMPONENTS:
+        source = leaves(spec)[component.replace("_", "-")]["inputs"]["parameters"]["parameters"]
+        given = source.get("taskOutputParameter", {}).get("outputParameterKey")
+        assert (given or source["componentInputParameter"].rpartition("-")[2]) == component
 
 
-def test_settings_and_pipeline_have_the_same_parameters_and_defaults(spec: dict[str, Any]) -> None:
+def test_preflight_takes_the_pipelines_parameters_and_returns_every_components() -> None:
+    assert set(preflight.component_spec.inputs) - {"run_id"} == {*FLAT, SETTINGS}
+    outputs = set(preflight.component_spec.outputs)
+    assert outputs == {*COMPONENTS, "base", "on_refusal"} == {*Checked._fields, "base"}
+
+
+def test_the_form_has_the_settings_defaults(spec: dict[str, Any]) -> None:
     pipeline = spec["root"]["inputDefinitions"]["parameters"]
-    fields = FinetuneParameters.model_fields
-    assert set(fields) == set(pipeline)
-    for name, field in fields.items():
-        if field.is_required():
-            assert "defaultValue" not in pipeline[name], name
-        else:
-            assert pipeline[name]["defaultValue"] == field.default, name
+    assert set(pipeline) == {*FLAT, SETTINGS}
+    assert len(pipeline) <= 13, "the form is for what most runs set"
+    for name in FLAT:
+        field = RunSettings.model_fields[name]
+        assert pipeline[name].get("defaultValue") == (None if field.is_required() else field.default), name
+        assert pipeline[name]["description"] == " ".join((field.description or "").split())
 
 
-def test_preflight_is_given_every_parameter() -> None:
-    assert set(preflight.component_spec.inputs) - {"run_id"} == set(FinetuneParameters.model_fields)
-
-
-def test_every_parameter_is_described(spec: dict[str, Any]) -> None:
-    for name, parameter in spec["root"]["inputDefinitions"]["parameters"].items():
-        assert len(parameter.get("description", "")) > 10, name
-
-
-def test_the_graph_is_one_function_of_its_parameters() -> None:
-    assert set(inspect.signature(finetune.pipeline_func).parameters) == set(FinetuneParameters.model_fields)
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "lora_r": st.integers(1, 256),
+            "learning_rate": st.floats(0, 1),
+            "seed": st.integers(0, 2**32 - 1),
+            "keep": st.sampled_from(["last", "best_loss", "best_answers"]),
+            "gradient_checkpointing": st.booleans(),
+            "gate_rules": st.sampled_from(["", "rules: [{name: a, metric: parse_rate, at_least: 0.5}]"]),
+            "kserve": st.fixed_dictionaries({"gpus": st.integers(0, 16)}),
+        },
+    )
+)
+def test_settings_survive_the_form_and_the_components_parameters(values: dict[str, Any]) -> None:
+    run = validate_settings({**PLACES, **values})
+    assert from_arguments(to_arguments(run)) == run
+    for name, model in COMPONENTS.items():
+        # KFP hands every number over as a float.
+        as_kfp = json.loads(json.dumps(run.parameters(name)), parse_int=float)
+        assert model.model_validate(as_kfp) == run.of(model)
 
 
 @pytest.mark.parametrize(
-    ("room", "renamed"),
+    ("text", "message"),
     [
-        (PrepareParameters, {}),
-        (TrainLoraParameters, {}),
-        (EvaluateParameters, {"batch_size": "generation_batch_size"}),
-        (Limits, {}),
-        (DeployParameters, {"target": "deploy_target"}),
+        ("num_crops: 4", "settings: num_crops is a parameter of its own; set it there"),
+        ("- a", "settings: must hold lines of 'name: value'"),
+        ("a: [", "settings: is not YAML"),
+        ("seeed: 1", "seeed = 1: extra inputs are not permitted"),
+        ("rank: 1", "rank is now called lora_r"),
+        ("title_column: '{{$.x}}'", "title_column must not contain {{$"),
     ],
 )
-def test_what_settings_allow_every_step_takes(room: type[BaseModel], renamed: dict[str, str]) -> None:
-    settings = FinetuneParameters.model_json_schema()["properties"]
-    for name, taken in room.model_json_schema()["properties"].items():
-        allowed = settings.get(renamed.get(name, name))
-        if allowed is None or "$ref" in taken:  # JSON of a model that both read
-            continue
-        assert allowed["type"] == taken["type"], name
-        assert _low(allowed) >= _low(taken), name
-        assert _high(allowed) <= _high(taken), name
-        assert set(allowed.get("enum", [allowed.get("const")])) <= set(
-            taken.get("enum", [taken.get("const")])
-        ), name
-
-
-def _low(schema: dict[str, Any]) -> float:
-    return max(schema.get("minimum", -math.inf), schema.get("exclusiveMinimum", -math.inf))
-
-
-def _high(schema: dict[str, Any]) -> float:
-    return min(schema.get("maximum", math.inf), schema.get("exclusiveMaximum", math.inf))
+def test_a_wrong_text_of_settings_is_refused(text: str, message: str) -> None:
+    with pytest.raises(UserError) as refused:
+        from_arguments({**PLACES, SETTINGS: text})
+    assert message in str(refused.value)

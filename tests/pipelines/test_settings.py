@@ -9,7 +9,7 @@ from fovea.errors import UserError
 from pipelines.settings import (
     NAMES,
     SAMPLE_SETTINGS,
-    FinetuneParameters,
+    RunSettings,
     default_settings,
     name_for,
     read_overrides,
@@ -33,11 +33,11 @@ def test_defaults_are_filled_in() -> None:
 
 def test_text_from_the_command_line_becomes_values() -> None:
     given_ = read_overrides(
-        ["learning_rate=0", "rank = 8", "gradient_checkpointing=false", "rank=4", "epochs=1e1"]
+        ["learning_rate=0", "lora_r = 8", "gradient_checkpointing=false", "lora_r=4", "num_train_epochs=1e1"]
     )
     settings = validate_settings({**NEEDED, **given_})
-    assert (settings.learning_rate, settings.rank, settings.gradient_checkpointing) == (0.0, 4, False)
-    assert settings.epochs == 10.0
+    assert (settings.learning_rate, settings.lora_r, settings.gradient_checkpointing) == (0.0, 4, False)
+    assert settings.num_train_epochs == 10.0
 
 
 def test_a_value_may_hold_an_equals_sign() -> None:
@@ -48,9 +48,9 @@ def test_a_value_may_hold_an_equals_sign() -> None:
     ("override", "message"),
     [
         ("lerning_rate=0", "'lerning_rate'; did you mean learning_rate"),
-        ("rank", "write it as --set name=value"),
+        ("lora_r", "write it as --set name=value"),
         ("=3", "there is no setting ''"),
-        ("zzz=3", "there are alpha, answered_samples"),
+        ("zzz=3", "there are answered_samples, artifact_root"),
     ],
 )
 def test_an_override_that_is_none_is_told_which(override: str, message: str) -> None:
@@ -65,13 +65,13 @@ def test_an_override_that_is_none_is_told_which(override: str, message: str) -> 
     [
         ("num_crops", "0"),
         ("num_crops", "17"),
-        ("rank", "x"),
+        ("lora_r", "x"),
         ("learning_rate", "-1"),
         ("learning_rate", "nan"),
         ("min_parse_rate", "1.1"),
-        ("test_fraction", "0"),
+        ("test_fraction", "1"),
         ("precision", "float8"),
-        ("registered_model", "My Model"),
+        ("registered_model_name", "My Model"),
         ("artifact_root", "/x"),
         ("base_model", "microsoft/Phi-3-vision"),
     ],
@@ -84,8 +84,8 @@ def test_a_wrong_value_is_named_with_its_setting(name: str, value: str) -> None:
 
 
 def test_every_wrong_setting_is_named_at_once() -> None:
-    with pytest.raises(UserError, match=r"seed = .*rank = "):
-        validate_settings({**NEEDED, "rank": "x", "seed": "y"})
+    with pytest.raises(UserError, match=r"seed = .*lora_r = "):
+        validate_settings({**NEEDED, "lora_r": "x", "seed": "y"})
 
 
 def test_what_is_missing_is_named() -> None:
@@ -96,20 +96,23 @@ def test_what_is_missing_is_named() -> None:
 def test_settings_that_do_not_fit_together() -> None:
     with pytest.raises(UserError, match="leave rows to train on"):
         validate_settings({**NEEDED, "test_fraction": 0.6, "validation_fraction": 0.5})
+    with pytest.raises(UserError, match="test_fraction must be above 0"):
+        validate_settings({**NEEDED, "test_fraction": 0})
 
 
 def test_a_file_is_read(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("rank: 8\nlearning_rate: 1e-3\n# a comment\n")
+    path.write_text("lora_r: 8\nlearning_rate: 1e-3\n# a comment\n")
     assert validate_settings({**NEEDED, **read_settings(path)}).learning_rate == 0.001
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("ranks: 8\n", "did you mean rank"),
-        ("- rank\n", "must hold lines of 'name: value'"),
-        ("rank: [\n", "is not YAML"),
+        ("lora_rs: 8\n", "did you mean lora_r"),
+        ("rank: 8\n", "rank is now called lora_r"),
+        ("- lora_r\n", "must hold lines of 'name: value'"),
+        ("lora_r: [\n", "is not YAML"),
         ("just text", "must hold lines"),
     ],
 )
@@ -142,7 +145,7 @@ def test_the_sample_model_has_defaults_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_table_of_ones_own_has_names_of_its_own(tmp_path: Path) -> None:
-    names = {"experiment": "products", "registered_model": "products", "service_name": "products"}
+    names = {"experiment": "products", "registered_model_name": "products", "service_name": "products"}
     assert default_settings({"source": "data/products.csv"}) == {**read_settings(SAMPLE_SETTINGS), **names}
     assert default_settings({"source": "data/products.csv", "base_model": str(tmp_path)}) == names
     assert default_settings({"source": ""}) == read_settings(SAMPLE_SETTINGS)
@@ -189,7 +192,7 @@ def test_the_samples_settings_are_settings() -> None:
     validate_settings({**NEEDED, **read_settings(SAMPLE_SETTINGS)})
 
 
-@given(st.dictionaries(st.sampled_from(sorted(FinetuneParameters.model_fields)), st.text(max_size=20)))
+@given(st.dictionaries(st.sampled_from(sorted(RunSettings.model_fields)), st.text(max_size=20)))
 def test_any_text_is_a_setting_or_a_users_error(values: dict[str, str]) -> None:
     with suppress(UserError) if values else nullcontext():
         validate_settings({**NEEDED, **values})

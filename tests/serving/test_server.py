@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fovea.errors import UserError
-from fovea.records import ModelRecord
+from fovea.records import ModelRecord, StepInputs
 from fovea.steps import RunContext, run_step
 from fovea.storage import index_uri
 from serving.engine.loading import locate_model
@@ -74,11 +74,8 @@ def test_a_model_by_its_record_and_a_graceful_end(s3: str, start_server: StartSe
     folder = write_tiny_model(tmp_path / "noise")
     record = run_step(
         ModelRecord,
-        step="merge_adapter",
-        version=1,
-        context=RunContext(artifact_root=s3, run_id="test"),
-        parameters={},
-        parents={},
+        StepInputs(step="merge_adapter", version=1, parameters={}, parents={}),
+        RunContext(artifact_root=s3, run_id="test"),
         work=lambda attempt: (
             shutil.copytree(folder, attempt.payload, dirs_exist_ok=True)
             and {"architecture": "Phi3VForCausalLM", "num_crops": 4}

@@ -44,7 +44,7 @@ class KServeTarget:
         """
         settings, generation = asked.kserve, candidate.evaluation.generation
         questions = HeldOutQuestions(
-            load_probes(storage, candidate.dataset, candidate.evaluation, asked.probes),
+            load_probes(storage, candidate.dataset, candidate.evaluation, asked.deploy_probes),
             Expectation(
                 name=asked.service_name,
                 model_digest=candidate.decision.model_digest,

@@ -94,7 +94,7 @@ class Gallery:
 def choose(
     models: Mapping[str, AnsweredRows],
     dataset: DatasetRecord,
-    tuned: EvaluationRecord,
+    challenger: EvaluationRecord,
     storage: Storage,
     budget: int,
 ) -> Gallery:
@@ -103,7 +103,7 @@ def choose(
     Args:
         models: The answers by model; ``challenger`` is the one that is looked at.
         dataset: Its shards hold the pictures.
-        tuned: The challenger's evaluation, which names the split.
+        challenger: The challenger's evaluation, which names the split.
         storage: Where the shards lie.
         budget: Bytes that all pictures may take, as text; examples of all rows come first.
 
@@ -120,9 +120,11 @@ def choose(
     worst = _picked(wrong, of_row, overall, WORST_OF_CATEGORY)
     best = _picked(right, of_row, overall, BEST_OF_CATEGORY)
     wanted = sorted([*worst, *best], key=lambda place: place not in overall)
-    same_data = dataset.digest == tuned.dataset_digest
+    same_data = dataset.digest == challenger.dataset_digest
     pictures = (
-        _pictures(storage, dataset, tuned.split, [answered.rows[place]["row_id"] for place in wanted], budget)
+        _pictures(
+            storage, dataset, challenger.split, [answered.rows[place]["row_id"] for place in wanted], budget
+        )
         if same_data and budget
         else {}
     )

@@ -111,7 +111,7 @@ def write_report(
     decision: Decision | None,
     base: EvaluationRecord,
     champion: EvaluationRecord | None,
-    tuned: EvaluationRecord,
+    challenger: EvaluationRecord,
     dataset: DatasetRecord,
     storage: Storage,
 ) -> Path:
@@ -122,7 +122,7 @@ def write_report(
         decision: The gate's verdict on the model; None where it has not judged.
         base: The evaluation of the model it was tuned from, which has the trivial baselines.
         champion: That of the model that answers in production; None where there is none.
-        tuned: That of the model itself, the challenger.
+        challenger: That of the model itself.
         dataset: What all were asked about.
         storage: Where predictions and pictures lie.
 
@@ -134,7 +134,7 @@ def write_report(
     """
     if champion is not None and champion.model_digest == base.model_digest:
         champion = None
-    report = _Report(decision, base, champion, tuned, dataset, storage)
+    report = _Report(decision, base, champion, challenger, dataset, storage)
     budget = _PICTURE_BYTES
     while True:
         page = report.render(budget).encode()
@@ -154,13 +154,13 @@ class _Report:
         decision: Decision | None,
         base: EvaluationRecord,
         champion: EvaluationRecord | None,
-        tuned: EvaluationRecord,
+        challenger: EvaluationRecord,
         dataset: DatasetRecord,
         storage: Storage,
     ) -> None:
-        self._decision, self._base, self._tuned = decision, base, tuned
+        self._decision, self._base, self._challenger = decision, base, challenger
         self._dataset, self._storage = dataset, storage
-        self._models = {"challenger": tuned, "champion": champion, "base": base}
+        self._models = {"challenger": challenger, "champion": champion, "base": base}
         self._rows = {
             name: read_rows(record, dataset.task, storage)
             for name, record in self._models.items()
@@ -174,7 +174,7 @@ class _Report:
             TEMPLATE,
             decision=self._decision,
             rules=_by_verdict(self._decision.rules) if self._decision else [],
-            tuned=self._tuned,
+            challenger=self._challenger,
             reason=shown(_without_verdict(self._decision.reason), 1000) if self._decision else "",
             task=shown(f"{self._dataset.task.name} {self._dataset.task.version}", 60),
             currency=shown(self._dataset.currency or "", 12),
@@ -187,8 +187,8 @@ class _Report:
             slices=list(self._slices()),
             prices=plots.prices(self._rows, self._baselines),
             confusion=plots.matrix(answered.outcomes),
-            calibration=plots.calibration(self._tuned.calibration, answered),
-            gallery=examples.choose(self._rows, self._dataset, self._tuned, self._storage, budget),
+            calibration=plots.calibration(self._challenger.calibration, answered),
+            gallery=examples.choose(self._rows, self._dataset, self._challenger, self._storage, budget),
         )
 
     def _subjects(self) -> list[Subject]:
@@ -206,7 +206,7 @@ class _Report:
         found.append(Subject("base", "two", base.metrics, base.parsed))
         if champion is not None:
             found.append(Subject("champion", "three", champion.metrics, champion.parsed))
-        found.append(Subject("challenger", "one", self._tuned.metrics, self._tuned.parsed))
+        found.append(Subject("challenger", "one", self._challenger.metrics, self._challenger.parsed))
         return found
 
     def _headlines(self) -> Iterator[tuple[str, str, str, list[str]]]:
@@ -217,15 +217,15 @@ class _Report:
             others = [subject for subject in subjects if subject.name == "champion"]
             if name != "parse_rate":
                 others += _best_of(name, trivial)
-            metrics = self._tuned.metrics
+            metrics = self._challenger.metrics
             said = [f"{each.name} {figure_text(name, getattr(each.metrics, name))}" for each in others]
             interval = interval_text(name, metrics.intervals.get(name))
             yield METRICS[name].title, figure_text(name, getattr(metrics, name)), interval, said
 
     def _comparison(self, name: str) -> Comparison:
         subjects = self._subjects()
-        if self._tuned.shuffled is not None:
-            subjects.append(Subject("shuffled", "four", self._tuned.shuffled))
+        if self._challenger.shuffled is not None:
+            subjects.append(Subject("shuffled", "four", self._challenger.shuffled))
         axis = _axis(name, [subject.metrics for subject in subjects])
         best = _best(name, [subject.metrics for subject in subjects])
         metric = METRICS[name]
@@ -252,8 +252,8 @@ class _Report:
             columns: dict[str, Metrics | None] = {
                 subject.name: subject.metrics if rows == "all" else subject.parsed for subject in subjects
             }
-            if rows == "all" and self._tuned.shuffled is not None:
-                columns["shuffled"] = self._tuned.shuffled
+            if rows == "all" and self._challenger.shuffled is not None:
+                columns["shuffled"] = self._challenger.shuffled
             body = [
                 (metric.title, _cells(name, columns.values()))
                 for name, metric in METRICS.items()
@@ -265,7 +265,7 @@ class _Report:
     def _slices(self) -> Iterator[tuple[str, str, list[str], list[SliceTable]]]:
         models = {name: record for name, record in self._models.items() if record is not None}
         for kind, title in _SLICES.items():
-            if self._tuned.slices.get(kind):
+            if self._challenger.slices.get(kind):
                 yield kind, title, list(models), [_slice_table(kind, name, models) for name in _IN_SLICES]
 
 

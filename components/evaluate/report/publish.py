@@ -33,8 +33,8 @@ def report_evaluation_step(
     A report that cannot be made is no reason to stop: it then says why.
 
     Args:
-        records: Files with the records: ``base``, ``champion`` and ``tuned`` (the evaluations), ``dataset``,
-            ``model`` and ``decision``. The champion may be absent, and the decision missing.
+        records: Files with the records: ``base``, ``champion`` and ``challenger`` (the evaluations),
+            ``dataset``, ``model`` and ``decision``. The champion may be absent, and the decision missing.
         report: Where the page goes.
         artifact_root: ``s3://bucket/prefix`` of payloads and records.
         run_id: The run.
@@ -65,7 +65,7 @@ def _write(records: Mapping[str, str | Path], path: Path, storage: Storage) -> N
         decision=read_record(records["decision"], Decision) if Path(records["decision"]).exists() else None,
         base=read_record(records["base"], EvaluationRecord),
         champion=None if isinstance(champion, AbsentRecord) else champion,
-        tuned=read_record(records["tuned"], EvaluationRecord),
+        challenger=read_record(records["challenger"], EvaluationRecord),
         dataset=read_record(records["dataset"], DatasetRecord),
         storage=storage,
     )

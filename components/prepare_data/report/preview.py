@@ -15,7 +15,7 @@ from PIL import Image
 
 from components.prepare_data.cleaning import read_rows
 from components.prepare_data.fetching import PICTURE_LIMITS, drop_duplicates, fetch_pictures
-from components.prepare_data.parameters import PrepareParameters
+from components.prepare_data.parameters import PrepareDataParameters
 from components.prepare_data.report import statistics
 from components.prepare_data.sources.source import PicturePlaces, Source, open_source
 from components.prepare_data.tokens import Tokenizer, count_tokens, fetch_tokenizer
@@ -147,7 +147,7 @@ class Look:
 
 @contextmanager
 def look_at(
-    parameters: PrepareParameters,
+    parameters: PrepareDataParameters,
     *,
     rows: int,
     epochs: float,
@@ -185,7 +185,7 @@ def look_at(
             profile=profile,
             store=None,
             longest_side=parameters.longest_side,
-            concurrency=parameters.concurrency,
+            concurrency=parameters.fetch_concurrency,
             progress=progress,
             seconds=_PICTURE_SECONDS,
         )
@@ -214,7 +214,7 @@ def _tokenizer(base_model: str, num_crops: int, storage: Storage) -> Tokenizer:
     return Tokenizer(Path(base_model), num_crops)
 
 
-def _count_rows(source: Source, parameters: PrepareParameters) -> int | None:
+def _count_rows(source: Source, parameters: PrepareDataParameters) -> int | None:
     """Return how many rows a run would read; None where counting them takes too long, as over a network."""
     if source.location.startswith("hf:"):
         return None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from components.prepare_data.parameters import PrepareParameters
+from components.prepare_data.parameters import PrepareDataParameters
 from components.prepare_data.splits import IN_TWO_SPLITS, SPLITS
 from components.prepare_data.tokens import CONTEXT_TOKENS, TOO_LONG
 from components.prepare_data.workspace import Workspace
@@ -83,7 +83,7 @@ class Spread:
     total: float
 
 
-def uses(parameters: PrepareParameters, task: Task) -> dict[str, str]:
+def uses(parameters: PrepareDataParameters, task: Task) -> dict[str, str]:
     """Return the table's column for each use."""
     others = {
         "picture": parameters.image_column,

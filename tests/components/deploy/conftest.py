@@ -23,6 +23,7 @@ from fovea.records import (
     ModelRecord,
     Record,
     Split,
+    StepInputs,
     write_record,
 )
 from fovea.steps import RunContext, run_step
@@ -77,7 +78,7 @@ class World:
             deployment=self.folder / "out" / "deployment",
             artifact_root=self.root,
             run_id=run_id,
-            **{"timeout_seconds": 120.0, **changed},
+            parameters={"deploy_timeout_seconds": 120.0, **changed},
         )
 
 
@@ -104,24 +105,19 @@ def evaluate(
     parents = {"model": model.digest, "answers": str(answers)}
     return run_step(
         EvaluationRecord,
-        step="evaluate",
-        version=1,
-        context=context,
-        parameters={},
-        parents=parents,
-        work=work,
+        StepInputs(step="evaluate", version=1, parameters={}, parents=parents),
+        context,
+        work,
     )
 
 
 def decide(context: RunContext, model: Record, evaluation: Record, passed: bool = True) -> Decision:
     """Commit a decision."""
+    parents = {"model": model.digest, "challenger": evaluation.digest}
     return run_step(
         Decision,
-        step="gate",
-        version=1,
-        context=context,
-        parameters={"passed": passed},
-        parents={"model": model.digest, "tuned": evaluation.digest},
+        StepInputs(step="gate", version=1, parameters={"passed": passed}, parents=parents),
+        context,
         work=lambda _: {
             "model_digest": model.digest,
             "passed": passed,
@@ -158,7 +154,7 @@ def _write_dataset(attempt: Any) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def tuned_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model that answers the task, by what it sees."""
-    return write_tiny_model(tmp_path_factory.mktemp("tuned"), answer=ANSWER, task=product_task())
+    return write_tiny_model(tmp_path_factory.mktemp("challenger"), answer=ANSWER, task=product_task())
 
 
 @pytest.fixture(scope="session")
@@ -172,17 +168,17 @@ def answers(tuned_folder: Path) -> list[Answer]:
 def make_world(root: str, folder: Path, tuned_folder: Path, answers: list[Answer]) -> World:
     """Commit under ``root`` all that a deployment needs."""
     context = RunContext(artifact_root=root, run_id="run-0")
-    common: dict[str, Any] = {"version": 1, "context": context, "parameters": {}, "parents": {}}
     model = run_step(
         ModelRecord,
-        step="merge_adapter",
+        StepInputs(step="merge_adapter", version=1, parameters={}, parents={}),
+        context,
         work=lambda attempt: (
             shutil.copytree(tuned_folder, attempt.payload, dirs_exist_ok=True)
             and {"architecture": "Phi3VForCausalLM", "num_crops": 4, "task": product_task()}
         ),
-        **common,
     )
-    dataset = run_step(DatasetRecord, step="prepare_data", work=_write_dataset, **common)
+    inputs = StepInputs(step="prepare_data", version=1, parameters={}, parents={})
+    dataset = run_step(DatasetRecord, inputs, context, _write_dataset)
     evaluation = evaluate(context, model, dataset, [answer.text for answer in answers])
     decision = decide(context, model, evaluation)
     return World(root, folder, model, dataset, evaluation, decision)

@@ -11,7 +11,7 @@ from components.deploy.parameters import Deployment, Example
 from components.deploy.rollback import roll_back
 from components.deploy.verification import Verification
 from fovea.errors import UserError
-from fovea.records import ModelRecord
+from fovea.records import ModelRecord, StepInputs
 from fovea.steps import RunContext, run_step
 from fovea.storage import Storage
 from fovea.task import product_task
@@ -41,8 +41,8 @@ def another_model(world: World, number: int) -> dict[str, Any]:
         (attempt.payload / "config.json").write_text(str(number))
         return {"architecture": "Phi3VForCausalLM", "num_crops": 4, "task": product_task()}
 
-    common: dict[str, Any] = {"version": 1, "context": context, "parents": {}}
-    model = run_step(ModelRecord, step="merge_adapter", parameters={"number": number}, work=work, **common)
+    inputs = StepInputs(step="merge_adapter", version=1, parameters={"number": number}, parents={})
+    model = run_step(ModelRecord, inputs, context, work)
     evaluation = evaluate(context, model, world.dataset, ["x"])
     return {"model": model, "evaluation": evaluation, "decision": decide(context, model, evaluation)}
 

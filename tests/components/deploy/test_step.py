@@ -50,7 +50,7 @@ def one_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("one_server")
 def test_a_model_that_answers_as_evaluated_is_deployed(world: World, answers: list[Answer]) -> None:
-    verdict = world.deploy(service_name="shop", probes=ROWS + 10)
+    verdict = world.deploy(service_name="shop", deploy_probes=ROWS + 10)
     assert verdict == (
         True,
         f"{ROWS} of {ROWS} held-out pictures answered over V1 and chat as in the evaluation",
@@ -80,7 +80,7 @@ def test_a_model_that_answers_as_evaluated_is_deployed(world: World, answers: li
     context = RunContext(artifact_root=world.root, run_id="run-0")
     evaluation = evaluate(context, world.model, world.dataset, texts)
     decision = decide(context, world.model, evaluation)
-    verdict = world.deploy(evaluation=evaluation, decision=decision, service_name="shop", probes=3)
+    verdict = world.deploy(evaluation=evaluation, decision=decision, service_name="shop", deploy_probes=3)
     assert not verdict.deployed
     assert "2 of 3 held-out pictures" in verdict.reason
     assert texts[2] in verdict.reason
@@ -135,14 +135,14 @@ def test_a_task_is_what_is_asked_and_answered(settled: World, task: Task, reason
     model = settled.model.model_copy(update={"task": Task.model_validate(task.model_dump())})
     own = {"model_digest": model.digest}
     evaluation = settled.evaluation.model_copy(update=own)
-    parents = {"tuned": evaluation.digest}
+    parents = {"challenger": evaluation.digest}
     decision = settled.decision.model_copy(update={**own, "parents": parents})
     assert Candidate(model, evaluation, settled.dataset, decision).refusal() == reason
 
 
 def test_an_evaluation_of_an_unknown_task_is_refused(settled: World) -> None:
     evaluation = settled.evaluation.model_copy(update={"task_digest": "sha256:" + "0" * 64})
-    decision = settled.decision.model_copy(update={"parents": {"tuned": evaluation.digest}})
+    decision = settled.decision.model_copy(update={"parents": {"challenger": evaluation.digest}})
     reason = Candidate(settled.model, evaluation, settled.dataset, decision).refusal()
     here = product_task().digest[:19]
     assert reason == f"the evaluation asked another task: sha256:000000000000 there, {here} here"
@@ -151,14 +151,14 @@ def test_an_evaluation_of_an_unknown_task_is_refused(settled: World) -> None:
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"target": "knative"}, "target: Input should be 'local' or 'kserve'"),
-        ({"kserve": "{"}, "kserve: .*must be a JSON object"),
-        ({"kserve": {"gpu": 1}}, "kserve.gpu: Extra inputs"),
+        ({"deploy_target": "knative"}, "deploy_target = .knative.: input should be 'local' or 'kserve'"),
+        ({"kserve": "{"}, "kserve = .*must be a JSON object"),
+        ({"kserve": {"gpu": 1}}, "kserve.gpu = 1: extra inputs"),
         ({"kserve": {"traffic_steps": [50, 10]}}, "must grow"),
         ({"kserve": {"replicas": 2, "max_replicas": 1}}, "max_replicas"),
-        ({"target": "kserve", "service_name": "x" * 41}, "may have 40 characters"),
-        ({"port": 70000}, "port"),
-        ({"probes": 0}, "probes"),
+        ({"deploy_target": "kserve", "service_name": "x" * 41}, "may have 40 characters"),
+        ({"deploy_port": 70000}, "deploy_port"),
+        ({"deploy_probes": 0}, "deploy_probes"),
         ({"service_name": "../x"}, "service_name"),
     ],
 )
@@ -171,7 +171,7 @@ def test_wrong_parameters(settled: World, parameters: dict[str, Any], message: s
 def test_a_taken_port_is_the_reason(settled: World) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        verdict = settled.deploy(port=port)
+        verdict = settled.deploy(deploy_port=port)
     assert not verdict.deployed
     assert f"port {port} on 127.0.0.1 cannot be used" in verdict.reason
 

@@ -5,7 +5,7 @@ import pytest
 
 from components.evaluate.champion import find_champion_step
 from fovea.errors import UserError
-from fovea.records import AbsentRecord, ModelRecord, Record, read_optional_record
+from fovea.records import AbsentRecord, ModelRecord, Record, StepInputs, read_optional_record
 from fovea.steps import Attempt, RunContext, run_step
 
 
@@ -16,12 +16,9 @@ def model(root: str, parameters: dict[str, Any]) -> ModelRecord:
 
     return run_step(
         ModelRecord,
-        step="merge_adapter",
-        version=1,
-        context=RunContext(artifact_root=root, run_id="run-0"),
-        parameters=parameters,
-        parents={},
-        work=work,
+        StepInputs(step="merge_adapter", version=1, parameters=parameters, parents={}),
+        RunContext(artifact_root=root, run_id="run-0"),
+        work,
     )
 
 
@@ -37,7 +34,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 def find(root: str, folder: Path) -> ModelRecord | AbsentRecord:
     path = folder / "champion.json"
     found = find_champion_step(
-        champion_record=path, registered_model="shoes", artifact_root=root, run_id="run-1"
+        champion_record=path, registered_model_name="shoes", artifact_root=root, run_id="run-1"
     )
     assert read_optional_record(path, ModelRecord) == found
     return found
@@ -56,7 +53,7 @@ def test_a_champion_that_cannot_be_had_is_not_passed_over(
     s3: str, tmp_path: Path, registry: dict[str, str]
 ) -> None:
     registry["shoes"] = model(s3, {}).uri.replace("merge_adapter", "merge")
-    with pytest.raises(UserError, match=r"champion of shoes cannot be compared with: .* take the alias"):
+    with pytest.raises(UserError, match=r"champion of shoes cannot be compared with: .* remove the alias"):
         find(s3, tmp_path)
 
 

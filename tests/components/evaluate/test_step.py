@@ -1,4 +1,3 @@
-import inspect
 import io
 import signal
 import subprocess
@@ -16,8 +15,6 @@ from PIL import Image
 
 from components.evaluate import evaluation, step
 from components.evaluate.checkpoints import Parts
-from components.evaluate.component import evaluate
-from components.evaluate.parameters import EvaluateParameters
 from components.evaluate.split import Split
 from components.evaluate.step import evaluate_step, figures
 from fovea.errors import UserError
@@ -136,6 +133,10 @@ def uploaded(s3_server: dict[str, str], folders: dict[str, Path], cache: Path) -
         }
 
 
+PER_TASK = {"subject", "split", "num_crops"}
+"""Inputs of a task rather than parameters of the run."""
+
+
 class Inputs:
     """Records in files, and a call of the step."""
 
@@ -183,7 +184,10 @@ class Inputs:
             evaluation_record=self.folder / "evaluation.json",
             artifact_root=self.root,
             run_id=run_id,
-            **{"max_new_tokens": 20, "batch_size": 2, **parameters},
+            **{
+                name: parameters.pop(name) for name in ("subject", "split", "num_crops") if name in parameters
+            },
+            parameters={"max_new_tokens": 20, "generation_batch_size": 2, **parameters},
         )
         assert isinstance(record, EvaluationRecord)
         assert read_record(self.folder / "evaluation.json", EvaluationRecord) == record
@@ -214,7 +218,7 @@ def inputs(
 
 def test_a_model_that_does_not_look_is_found_out(inputs: Inputs) -> None:
     model = inputs.use("constant")
-    record = inputs.evaluate(subject="tuned")
+    record = inputs.evaluate(subject="challenger")
     assert (record.model_digest, record.dataset_digest) == (model.digest, inputs.dataset.digest)
     assert record.task_digest == product_task().digest
     assert record.generation.model_dump() == {"max_new_tokens": 20, "num_crops": 4, "dtype": "float32"}
@@ -331,9 +335,14 @@ def test_an_evaluation_is_reused_by_another_run_and_not_by_other_parameters(
         lambda _: first.model_dump(include=EvaluationRecord.model_fields.keys() - Record.model_fields.keys()),
     )
     # Whoever asks and however many at once, it is the same evaluation.
-    for same in ({"subject": "champion"}, {"batch_size": 3}, {"calibration_samples": 7}):
+    for same in ({"subject": "champion"}, {"generation_batch_size": 3}, {"calibration_samples": 7}):
         assert inputs.evaluate(**same) == first
-    for change in ({"max_samples": 5}, {"max_new_tokens": 21}, {"num_crops": 1}, {"neighbour_samples": 2}):
+    for change in (
+        {"max_eval_samples": 5},
+        {"max_new_tokens": 21},
+        {"num_crops": 1},
+        {"neighbour_samples": 2},
+    ):
         keys.add(inputs.evaluate(subject="base", **change).input_key)
     monkeypatch.setattr(step, "has_gpu", lambda: True)
     keys.add(inputs.evaluate(subject="base").input_key)
@@ -348,6 +357,7 @@ def test_where_there_is_no_model_there_is_no_evaluation(inputs: Inputs) -> None:
         evaluation_record=inputs.folder / "evaluation.json",
         artifact_root=inputs.root,
         run_id="run-1",
+        parameters={},
         subject="champion",
     )
     assert absent == read_optional_record(inputs.folder / "evaluation.json", EvaluationRecord)
@@ -372,7 +382,7 @@ folder, root = sys.argv[1:]
 evaluate_step(
     model_record=f"{folder}/model.json", dataset_record=f"{folder}/dataset.json",
     evaluation_record=f"{folder}/evaluation.json", artifact_root=root, run_id="run-1",
-    max_new_tokens=12, batch_size=1,
+    parameters={"max_new_tokens": 12, "generation_batch_size": 1},
 )
 """
 
@@ -392,7 +402,7 @@ def test_an_evaluation_that_was_killed_goes_on_where_it_was(
         return answer(self, images, **given)
 
     monkeypatch.setattr(Predictor, "answer", count)
-    record = inputs.evaluate(batch_size=1, max_new_tokens=12)
+    record = inputs.evaluate(generation_batch_size=1, max_new_tokens=12)
     # Of the nine rows and of three for the calibration, five were answered before.
     assert sum(asked) == 9 + 3 - 5
     assert inputs.kept() == []
@@ -450,9 +460,9 @@ def test_crops_are_the_models_unless_told(inputs: Inputs) -> None:
 
 def test_samples_are_taken_alike_for_every_model(inputs: Inputs) -> None:
     inputs.use("constant")
-    one = inputs.evaluate(max_samples=4)
+    one = inputs.evaluate(max_eval_samples=4)
     inputs.use("noise")
-    other = inputs.evaluate(max_samples=4)
+    other = inputs.evaluate(max_eval_samples=4)
     assert one.metrics.samples == 4
     taken = [row["row_id"] for row in inputs.predictions(one)]
     assert taken == [row["row_id"] for row in inputs.predictions(other)]
@@ -463,13 +473,14 @@ def test_what_cannot_be_evaluated_is_refused(inputs: Inputs) -> None:
     other = product_task().model_copy(update={"version": 2})
     inputs.use("constant", task=Task.model_validate(other.model_dump()))
     with pytest.raises(
-        UserError, match=r"tuned model answers another task than the dataset's: version 2 there, 1 here; "
+        UserError,
+        match=r"challenger model answers another task .*: version 2 there, 1 here; ",
     ):
         inputs.evaluate()
     inputs.use("constant")
     with pytest.raises(UserError, match="no 'holdout' split"):
         inputs.evaluate(split="holdout")
-    for wrong in ({"batch_size": 0}, {"subject": "../x"}, {"split": "*"}, {"temperature": 1.0}):
+    for wrong in ({"generation_batch_size": 0}, {"subject": "../x"}, {"split": "*"}, {"temperature": 1.0}):
         with pytest.raises(UserError, match=next(iter(wrong))):
             inputs.evaluate(**wrong)
 
@@ -545,11 +556,5 @@ def test_figures_go_to_the_models_run(inputs: Inputs, tracked: list[Any]) -> Non
     assert tracked[2][1] == confusion
     assert tracked[0][1].items() > record.metrics.figures.items()
     # What a champion reaches on later data is not what its own run reached.
-    inputs.evaluate(subject="champion", max_samples=5)
+    inputs.evaluate(subject="champion", max_eval_samples=5)
     assert len(tracked) == 3
-
-
-def test_the_components_defaults_are_the_steps() -> None:
-    parameters = inspect.signature(evaluate.python_func).parameters
-    for name, field in EvaluateParameters.model_fields.items():
-        assert parameters[name].default == field.default

@@ -4,7 +4,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from components.gate.evidence import BASE_SHUFFLED, MODEL, SHUFFLED, Evidence
+from components.gate.evidence import BASE_SHUFFLED, CHALLENGER, SHUFFLED, Evidence
 from components.gate.parameters import BASELINES
 from fovea.evaluation.intervals import measure
 from fovea.evaluation.outcomes import Outcomes
@@ -110,20 +110,20 @@ def evidence(
 ) -> Evidence:
     """What the gate knows of a model with these answers, tuned from a base that answers nothing."""
     base = nothing(truths) if base is None else base
-    tuned_found, base_found = (
+    challenger_found, base_found = (
         {"own": outcomes(each, truths), "shuffled": outcomes(shown_others(each), truths)}
         for each in (answers, base)
     )
     trivial = baselines(truths)
     found = {
-        MODEL: tuned_found["own"],
-        SHUFFLED: tuned_found["shuffled"],
+        CHALLENGER: challenger_found["own"],
+        SHUFFLED: challenger_found["shuffled"],
         "base": base_found["own"],
         BASE_SHUFFLED: base_found["shuffled"],
         **{f"baseline:{name}": each for name, each in trivial.items()},
     }
     fields: dict[str, Any] = {
-        "candidate": record(TUNED, tuned_found),
+        "challenger": record(TUNED, challenger_found),
         "base": record(BASE, base_found | trivial),
         "champion": NO_CHAMPION,
         "model_digest": TUNED,

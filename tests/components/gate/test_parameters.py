@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from components.gate.parameters import (
     FIGURES,
     OPPONENTS,
+    GateParameters,
     GateRules,
-    Limits,
     RuleSpec,
     parse_rules,
     read_rules,
@@ -31,7 +31,7 @@ rules:
     against: champion
     margin: 0.02
 """
-DEFAULTS = default_rules(Limits())
+DEFAULTS = default_rules(GateParameters())
 
 
 def test_rules_stand_beside_the_default_ones_or_take_their_places() -> None:

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.gate.checks import CHECKS
-from components.gate.evidence import MODEL, SHUFFLED, Evidence
-from components.gate.parameters import BASELINES, CONDITIONS, Limits, RuleSpec
+from components.gate.evidence import CHALLENGER, SHUFFLED, Evidence
+from components.gate.parameters import BASELINES, CONDITIONS, GateParameters, RuleSpec
 from components.gate.rules import Judgement, default_rules, judge, judge_base
 from fovea.evaluation.metrics import METRICS
 from fovea.records import GenerationParameters, Interval, Metrics
@@ -35,7 +35,7 @@ from tests.components.gate.answerers import (
     nothing,
 )
 
-RULES = default_rules(Limits())
+RULES = default_rules(GateParameters())
 BY_NAME = {rule.name: rule for rule in RULES}
 OF_CHAMPION = {"keeps_parse_rate", "keeps_category", "keeps_price"}
 CASE = evidence(good())
@@ -119,7 +119,7 @@ def test_a_model_that_is_worse_than_the_champion_is_refused() -> None:
     assert result.value < 0
     assert result.interval is not None
     assert result.interval.low < -0.03
-    assert set(result.inputs) == {"champion", "tuned"}
+    assert set(result.inputs) == {"champion", "challenger"}
     assert result.own is not None
     assert result.compared == 1.0
 
@@ -146,7 +146,7 @@ def test_the_base_is_refused_by_what_the_rules_ask_for() -> None:
     ],
 )
 def test_each_limit_refuses_by_its_name(limits: dict[str, Any], rule: str) -> None:
-    judgement = judge(WITH_CHAMPION, default_rules(Limits(**limits)))
+    judgement = judge(WITH_CHAMPION, default_rules(GateParameters(**limits)))
     assert rule in refused_by(judgement) <= {rule, *(OF_CHAMPION if "champion_margin" in limits else ())}
     assert rule in judgement.reason
 
@@ -213,7 +213,7 @@ def test_the_champion_itself_is_refused() -> None:
 
 
 def test_without_any_evidence_everything_is_refused() -> None:
-    empty = Evidence(candidate=None, base=None, champion=None, model_digest=None, base_digest=None)
+    empty = Evidence(challenger=None, base=None, champion=None, model_digest=None, base_digest=None)
     assert refused_by(judge(empty, RULES)) == {rule.name for rule in (*CHECKS, *RULES)}
 
 
@@ -226,7 +226,7 @@ def test_no_rules_refuse() -> None:
 BROKEN = [None, math.nan, math.inf, -math.inf, "0.99", True]
 
 
-@pytest.mark.parametrize("who", ["candidate", "base", "champion"])
+@pytest.mark.parametrize("who", ["challenger", "base", "champion"])
 @pytest.mark.parametrize("name", METRICS)
 def test_every_figure_that_is_missing_or_not_a_finite_number_refuses(who: str, name: str) -> None:
     # Such a record cannot be read from JSON; the gate must not depend on that.
@@ -245,25 +245,25 @@ def test_every_figure_that_is_missing_or_not_a_finite_number_refuses(who: str, n
 
 @pytest.mark.parametrize("interval", [None, Interval.model_construct(low=0.1, high=math.nan)])
 def test_an_interval_that_is_missing_or_not_finite_refuses(interval: Interval | None) -> None:
-    metrics = WITH_CHAMPION.candidate.metrics
+    metrics = WITH_CHAMPION.challenger.metrics
     intervals = {**metrics.intervals, "title_f1": interval}
     if interval is None:
         del intervals["title_f1"]
-    broken = changed(WITH_CHAMPION.candidate, metrics=changed(metrics, intervals=intervals))
-    judgement = judge(dataclasses.replace(WITH_CHAMPION, candidate=broken), RULES[:1])
+    broken = changed(WITH_CHAMPION.challenger, metrics=changed(metrics, intervals=intervals))
+    judgement = judge(dataclasses.replace(WITH_CHAMPION, challenger=broken), RULES[:1])
     assert refused_by(judgement) == {"figures_agree"}
-    assert "the interval of title_f1 of tuned" in judgement.reason
+    assert "the interval of title_f1 of challenger" in judgement.reason
 
 
 def test_figures_that_are_not_the_predictions_refuse() -> None:
-    better = changed(CASE.candidate, metrics=changed(CASE.candidate.metrics, title_exact=1.0 - 1e-6))
-    judgement = judge(dataclasses.replace(CASE, candidate=better), RULES)
+    better = changed(CASE.challenger, metrics=changed(CASE.challenger.metrics, title_exact=1.0 - 1e-6))
+    judgement = judge(dataclasses.replace(CASE, challenger=better), RULES)
     assert refused_by(judgement) == {"figures_agree"}
     assert "in the record and" in judgement.reason
 
 
 @pytest.mark.parametrize(
-    "name", [MODEL, SHUFFLED, "base", "champion", *(f"baseline:{each}" for each in BASELINES)]
+    "name", [CHALLENGER, SHUFFLED, "base", "champion", *(f"baseline:{each}" for each in BASELINES)]
 )
 def test_predictions_or_baselines_that_are_missing_refuse(name: str) -> None:
     without = {who: found for who, found in WITH_CHAMPION.outcomes.items() if who != name}
@@ -280,7 +280,7 @@ def test_predictions_or_baselines_that_are_missing_refuse(name: str) -> None:
 
 def test_a_model_without_a_shuffled_evaluation_is_refused() -> None:
     assert "figures_agree" in refused_by(
-        judge(dataclasses.replace(CASE, candidate=changed(CASE.candidate, shuffled=None)), RULES)
+        judge(dataclasses.replace(CASE, challenger=changed(CASE.challenger, shuffled=None)), RULES)
     )
 
 
@@ -352,7 +352,7 @@ def loosely(
     quality: list[int], base: list[int], champion: list[int] | None = None, wrong_price: float = 0.01
 ) -> Judgement:
     """Judge by rules that small samples can pass."""
-    limits = Limits(
+    limits = GateParameters(
         min_samples=5,
         min_parse_rate=0.7,
         min_category_accuracy=0.5,

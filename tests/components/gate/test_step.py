@@ -1,6 +1,5 @@
 """The gate as a step: what it reads from S3 and files, what it refuses, and where its decision stands."""
 
-import inspect
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -10,8 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from components.gate.component import gate
-from components.gate.parameters import Limits
 from components.gate.step import Verdict, escape, gate_step
 from fovea.errors import UserError
 from fovea.evaluation.intervals import measure
@@ -23,6 +20,7 @@ from fovea.records import (
     EvaluationRecord,
     ModelRecord,
     ModelReference,
+    StepInputs,
     now,
     read_record,
     write_record,
@@ -88,12 +86,9 @@ def commit(root: str, digest: str, answers: Answers, *, is_base: bool = False) -
 
     return run_step(
         EvaluationRecord,
-        step="evaluate",
-        version=2,
-        context=RunContext(artifact_root=root, run_id="run-0"),
-        parameters={},
-        parents={"model": digest},
-        work=work,
+        StepInputs(step="evaluate", version=2, parameters={}, parents={"model": digest}),
+        RunContext(artifact_root=root, run_id="run-0"),
+        work,
     )
 
 
@@ -108,14 +103,14 @@ class Gate:
 
     def __init__(self, folder: Path, artifact_root: str, evaluations: Mapping[str, EvaluationRecord]) -> None:
         self.folder, self.artifact_root = folder, artifact_root
-        self.base, self.tuned = evaluations["base"], evaluations["tuned"]
+        self.base, self.challenger = evaluations["base"], evaluations["challenger"]
         for name, each in {**evaluations, "model": MODEL, "champion": NO_CHAMPION}.items():
             write_record(each, folder / f"{name}.json")
 
     def __call__(self, run_id: str = "run-1", **asked: Any) -> Verdict:
         return gate_step(
             base_record=self.folder / "base.json",
-            tuned_record=self.folder / "tuned.json",
+            challenger_record=self.folder / "challenger.json",
             champion_record=self.folder / "champion.json",
             model_record=self.folder / "model.json",
             decision_record=self.folder / "out" / "decision.json",
@@ -123,7 +118,7 @@ class Gate:
             artifact_root=self.artifact_root,
             # Every run decides for itself, and the tests share a store.
             run_id=f"{self.folder.name}-{run_id}",
-            **asked,
+            parameters=asked,
         )
 
     @property
@@ -142,7 +137,7 @@ def store(
     """A bucket with the evaluations of a base and of a good model; it is only added to."""
     with own_bucket(s3_server, tmp_path_factory.mktemp("cache")) as root:
         base = commit(root, BASE, nothing(), is_base=True)
-        yield root, {"base": base, "tuned": commit(root, MODEL.digest, good())}
+        yield root, {"base": base, "challenger": commit(root, MODEL.digest, good())}
 
 
 @pytest.fixture
@@ -160,12 +155,12 @@ def test_a_good_model_passes_and_the_decision_stands_in_s3(decide: Gate) -> None
     assert decision.parents == {
         "model": MODEL.digest,
         "base": decide.base.digest,
-        "tuned": decide.tuned.digest,
+        "challenger": decide.challenger.digest,
     }
     assert Storage().find(decide.artifact_root, "gate", decision.input_key) == decision
     by_name = {rule.name: rule for rule in decision.rules}
     beaten = by_name["beats_nearest_neighbour_on_price"]
-    assert beaten.inputs == {"base": decide.base.digest, "tuned": decide.tuned.digest}
+    assert beaten.inputs == {"base": decide.base.digest, "challenger": decide.challenger.digest}
     assert beaten.interval is not None
     assert beaten.interval.low > 0
     assert (beaten.samples, beaten.against) == (len(TRUTHS), "baseline:nearest_neighbour")
@@ -183,7 +178,7 @@ def test_a_champion_is_compared_with(decide: Gate) -> None:
     verdict = decide()
     assert verdict.passed, verdict.reason
     assert decide.decision.parents["champion"] == champion.digest
-    write_record(decide.tuned, decide.folder / "champion.json")
+    write_record(decide.challenger, decide.folder / "champion.json")
     assert "differs_from_champion (the model is the champion already)" in decide("run-2").reason
 
 
@@ -231,7 +226,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize(
-    ("name", "cases"), [("tuned", UNREADABLE), ("base", ["no file"]), ("champion", ["empty", "no file"])]
+    ("name", "cases"), [("challenger", UNREADABLE), ("base", ["no file"]), ("champion", ["empty", "no file"])]
 )
 def test_an_unreadable_evaluation_refuses_with_a_decision(
     decide: Gate, name: str, cases: Iterable[str]
@@ -255,19 +250,19 @@ def test_predictions_that_are_not_those_of_the_record_refuse(
     decide: Gate, damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FOVEA_CACHE", str(decide.folder / "cache"))
-    moved = decide.tuned.model_copy(update={"uri": f"{decide.tuned.uri[:-1]}-{damage}/"})
+    moved = decide.challenger.model_copy(update={"uri": f"{decide.challenger.uri[:-1]}-{damage}/"})
     if damage == "changed":
-        data = Storage().read_bytes(decide.tuned.uri + "predictions-00000.parquet")
+        data = Storage().read_bytes(decide.challenger.uri + "predictions-00000.parquet")
         Storage().write_bytes(moved.uri + "predictions-00000.parquet", data[:-8] + bytes(8))
     if damage in ("changed", "gone"):
-        write_record(moved, decide.folder / "tuned.json")
+        write_record(moved, decide.folder / "challenger.json")
     else:
         files = [entry for entry in decide.base.files if entry.path != "baselines.parquet"]
         write_record(decide.base.model_copy(update={"files": tuple(files)}), decide.folder / "base.json")
     verdict = decide()
     assert not verdict.passed
     assert "records_readable" in verdict.reason
-    assert ("baselines" if damage == "no baselines" else "predictions of tuned") in verdict.reason
+    assert ("baselines" if damage == "no baselines" else "predictions of challenger") in verdict.reason
 
 
 @pytest.mark.parametrize(
@@ -277,8 +272,8 @@ def test_predictions_that_are_not_those_of_the_record_refuse(
 def test_a_task_is_what_is_asked_and_answered(decide: Gate, task: Task, passed: bool) -> None:
     write_record(MODEL.model_copy(update={"task": task}), decide.folder / "model.json")
     model = read_record(decide.folder / "model.json", ModelRecord)
-    tuned = decide.tuned.model_copy(update={"model_digest": model.digest})
-    write_record(tuned, decide.folder / "tuned.json")
+    challenger = decide.challenger.model_copy(update={"model_digest": model.digest})
+    write_record(challenger, decide.folder / "challenger.json")
     verdict = decide()
     assert verdict.passed is passed, verdict.reason
     if not passed:
@@ -287,7 +282,7 @@ def test_a_task_is_what_is_asked_and_answered(decide: Gate, task: Task, passed: 
 
 
 def test_a_figure_that_is_not_finite_missing_or_made_up_refuses(decide: Gate) -> None:
-    path = decide.folder / "tuned.json"
+    path = decide.folder / "challenger.json"
     good_one = json.loads(path.read_text())
     for figure, value in [("samples", "NaN"), ("category_accuracy", "Infinity"), ("price_mean_ape", None)]:
         document = json.loads(json.dumps(good_one))
@@ -299,7 +294,7 @@ def test_a_figure_that_is_not_finite_missing_or_made_up_refuses(decide: Gate) ->
         assert not verdict.passed
         assert figure in verdict.reason
     path.write_text(json.dumps(good_one | {"metrics": good_one["metrics"] | {"title_exact": 0.123456}}))
-    assert "figures_agree (title_exact of tuned is 0.123456 in the record" in decide("made-up").reason
+    assert "figures_agree (title_exact of challenger is 0.123456 in the record" in decide("made-up").reason
 
 
 def test_without_the_models_record_there_is_no_decision(decide: Gate) -> None:
@@ -312,7 +307,7 @@ def test_without_the_models_record_there_is_no_decision(decide: Gate) -> None:
 
 
 def test_the_base_itself_is_refused_as_the_model(decide: Gate) -> None:
-    write_record(decide.base, decide.folder / "tuned.json")
+    write_record(decide.base, decide.folder / "challenger.json")
     verdict = decide()
     assert not verdict.passed
     assert "evaluated_this_model" in verdict.reason
@@ -327,19 +322,13 @@ def test_wrong_limits_are_an_error_that_names_them(decide: Gate, limits: dict[st
 
 def test_values_cannot_break_out_of_the_report(decide: Gate) -> None:
     hostile = "<script>alert(1)</script> | [x](http://example.org) ![](http://example.org)\n# Passed"
-    (decide.folder / "tuned.json").write_text(json.dumps({"kind": hostile}))
+    (decide.folder / "challenger.json").write_text(json.dumps({"kind": hostile}))
     write_record(AbsentRecord(reason=hostile), decide.folder / "champion.json")
     assert not decide().passed
     assert "<script>" not in decide.report
     assert "](http" not in decide.report
     assert "\n# Passed" not in decide.report
     assert escape("a|b\nc") == "a\\|b c"
-
-
-def test_the_components_defaults_are_the_rules_defaults() -> None:
-    parameters = inspect.signature(gate.python_func).parameters
-    for name, field in Limits.model_fields.items():
-        assert parameters[name].default == field.default
 
 
 def test_evaluations_of_tests_are_like_real_ones() -> None:

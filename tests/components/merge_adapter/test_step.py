@@ -1,5 +1,4 @@
 import hashlib
-import inspect
 import json
 import os
 import random
@@ -18,10 +17,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from components.merge_adapter.component import merge_adapter
 from components.merge_adapter.lora import LoraAdapter
 from components.merge_adapter.merge import merge_folders
-from components.merge_adapter.parameters import MergeAdapterParameters
 from components.merge_adapter.step import merge_adapter_step
 from components.merge_adapter.verify import verify
 from fovea import tracking
@@ -267,7 +264,7 @@ class Inputs:
             model_record=self.folder / "model.json",
             artifact_root=self.root,
             run_id=run_id,
-            **parameters,
+            parameters=parameters,
         )
 
 
@@ -346,7 +343,7 @@ class Killer:
             "base_record": str(inputs.folder / "base.json"),
             "model_record": str(inputs.folder / "model.json"),
             "artifact_root": inputs.root,
-            "verify": False,
+            "parameters": {"verify_merge": False},
         }
 
     def run(self, run_id: str, seconds: float | None = None) -> int:
@@ -399,7 +396,7 @@ def test_without_tracking_the_training_run_is_still_known(
     inputs: Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert inputs.merge(verify=False).mlflow == inputs.adapter.mlflow
+    assert inputs.merge(verify_merge=False).mlflow == inputs.adapter.mlflow
 
 
 def test_another_base_is_refused_by_digest(inputs: Inputs) -> None:
@@ -421,10 +418,3 @@ def test_the_same_inputs_give_the_same_bytes(
         merge_folders(bases["float32"], adapters["plain"], tmp_path / name)
         digests.append(hashlib.sha256((tmp_path / name / "model.safetensors").read_bytes()).hexdigest())
     assert digests[0] == digests[1]
-
-
-def test_the_components_defaults_are_the_steps() -> None:
-    parameters = inspect.signature(merge_adapter.python_func).parameters
-    step = inspect.signature(merge_adapter_step).parameters
-    assert parameters["verify"].default is MergeAdapterParameters().verify
-    assert parameters["registered_model_name"].default == step["registered_model_name"].default

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from components.prepare_data.cleaning import clean_row, clean_text
-from components.prepare_data.parameters import PrepareParameters
+from components.prepare_data.parameters import PrepareDataParameters
 from components.prepare_data.prices import UnusableError
 from fovea.task import product_task
 
 TASK = product_task()
-PARAMETERS = PrepareParameters(source="table.csv")
+PARAMETERS = PrepareDataParameters(source="table.csv")
 GOOD = {
     "product_code": "80401",
     "title": "Check Scarf",
@@ -106,10 +106,10 @@ def test_the_currency_is_what_column_and_price_agree_on(
     assert row.currency == expected
 
 
-CONVERT = PrepareParameters(
+CONVERT = PrepareDataParameters(
     source="table.csv", currencies="convert", rate_column="to_eur", target_currency="EUR"
 )
-STATE = PrepareParameters(source="table.csv", currencies="state")
+STATE = PrepareDataParameters(source="table.csv", currencies="state")
 
 
 @pytest.mark.parametrize(
@@ -164,11 +164,11 @@ def test_the_answer_states_the_currency() -> None:
 )
 def test_settings_of_currencies_that_do_not_fit_together(wrong: dict[str, str]) -> None:
     with pytest.raises(ValidationError):
-        PrepareParameters.model_validate({"source": "table.csv", **wrong})
+        PrepareDataParameters.model_validate({"source": "table.csv", **wrong})
 
 
 def test_columns_are_mapped_to_the_fields() -> None:
-    parameters = PrepareParameters(
+    parameters = PrepareDataParameters(
         source="table.csv", title_column="name", category_column="kind", price_column="price"
     )
     raw = {**GOOD, "name": "Scarf", "kind": "SOFT", "price": Decimal("12.346")}

@@ -71,7 +71,7 @@ def served(folder: Path) -> Iterator[Feed]:
 
 def start(feed: Feed, root: str, folder: Path) -> "subprocess.Popen[str]":
     (folder / "platform.yaml").write_text("fetch_profiles: {local: {allowed_networks: [127.0.0.0/8]}}")
-    command = [sys.executable, "-m", "components.prepare_data", "--source", f"{feed.url}/products.csv"]
+    command = [sys.executable, "-m", "components", "prepare_data", "--source", f"{feed.url}/products.csv"]
     command += ["--artifact-root", root, "--fetch-profile", "local", "--longest-side", "224"]
     command += ["--min-rows", "5", "--concurrency", "4", "--dataset", str(folder / "dataset.json")]
     command += ["--report", str(folder / "report.html")]

@@ -3,7 +3,6 @@
 import csv
 import functools
 import hashlib
-import inspect
 import io
 import json
 import logging
@@ -21,13 +20,11 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
-import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from components.prepare_data.__main__ import main
+from components.__main__ import make_app
 from components.prepare_data.component import prepare_data
-from components.prepare_data.parameters import PrepareParameters
 from components.prepare_data.step import prepare_data_step
 from components.prepare_data.tokens import tokenizer_digest
 from fovea.errors import UserError
@@ -213,10 +210,10 @@ def test_the_shards_are_read_by_datasets_as_they_are(feed: Path, s3: str, tmp_pa
 
 
 def test_the_same_rows_give_the_same_bytes(feed: Path, s3: str) -> None:
-    first = prepare(f"{s3}/a", str(feed / "table.csv"), concurrency=1)
+    first = prepare(f"{s3}/a", str(feed / "table.csv"), fetch_concurrency=1)
     rows = [good_row(number) for number in range(30)]
     random.Random(0).shuffle(rows)  # noqa: S311 - no secret
-    other = prepare(f"{s3}/b", write_table(feed / "other.csv", rows), concurrency=16)
+    other = prepare(f"{s3}/b", write_table(feed / "other.csv", rows), fetch_concurrency=16)
     assert first.files == other.files
     assert first.digest == other.digest
 
@@ -447,7 +444,7 @@ ROWS = [good_row(number) for number in range(30)]
         ),
         (change(ROWS, imageurl="http://127.0.0.1/x.jpg"), {}, "Left out: picture_forbidden_address 30"),
         (ROWS, {"fetch_profile": "intranet"}, "intranet"),
-        (ROWS, {"test_fraction": 0.9}, "must leave something to train on"),
+        (ROWS, {"test_fraction": 0.9}, "must leave rows to train on"),
         (ROWS, {"longest_side": 5, "min_rows": 0}, "longest_side.*min_rows"),
         (ROWS, {"sources": 1}, "sources"),
     ],
@@ -504,7 +501,7 @@ def test_the_component_runs_the_step(feed: Path, s3: str, base: Path, tmp_path: 
             report=SimpleNamespace(path=str(report)),
             artifact_root=s3,
             run_id=run_id,
-            **(SMALL | {"source": str(feed / "table.csv")}),
+            parameters=SMALL | {"source": str(feed / "table.csv")},
         )
         record = read_record(target, DatasetRecord)
         assert record.run_id == "r1", "the second run reuses the first one's, report and all"
@@ -542,26 +539,25 @@ def test_what_does_not_fit_the_context_is_left_out_and_never_cut(
     assert record.tokens.longest <= 200
 
 
-def test_component_and_command_have_the_parameters_defaults() -> None:
-    expected = {
-        name: field.default for name, field in PrepareParameters.model_fields.items() if name != "source"
-    }
-    for function in (prepare_data.python_func, main):
-        signature = inspect.signature(function).parameters
-        assert {name: signature[name].default for name in expected} == expected
-
-
 def test_the_command(feed: Path, s3: str, tmp_path: Path) -> None:
-    app = typer.Typer()
-    app.command()(main)
     target = tmp_path / "dataset.json"
-    command = ["--artifact-root", s3, "--dataset", str(target), "--min-rows", "1", "--test-fraction", "0.2"]
+    command = [
+        "prepare_data",
+        "--artifact-root",
+        s3,
+        "--dataset",
+        str(target),
+        "--min-rows",
+        "1",
+        "--test-fraction",
+        "0.2",
+    ]
     command += ["--report", str(tmp_path / "report.html")]
-    done = CliRunner().invoke(app, [*command, "--source", str(feed / "table.csv")])
+    done = CliRunner().invoke(make_app(), [*command, "--source", str(feed / "table.csv")])
     assert done.exit_code == 0, done.output
     assert read_record(target, DatasetRecord).splits["test"].rows > 0
     assert (tmp_path / "report.html").stat().st_size < 5_000_000
-    failed = CliRunner().invoke(app, [*command, "--source", str(feed / "no.csv")])
+    failed = CliRunner().invoke(make_app(), [*command, "--source", str(feed / "no.csv")])
     assert failed.exit_code == 1
     assert failed.stderr.startswith("prepare_data: ")
     assert failed.stderr.count("\n") == 1

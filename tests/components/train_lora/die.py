@@ -67,7 +67,6 @@ def _train(
         adapter_record=folder / "adapter.json",
         artifact_root=root,
         run_id="killed",
-        experiment="tests",
         parameters=parameters,
     )
 

@@ -36,13 +36,14 @@ FEATURES = Features(
     }
 )
 QUICK = {
+    "experiment": "tests",
     "num_crops": 1,
-    "rank": 4,
-    "dropout": 0.0,
+    "lora_r": 4,
+    "lora_dropout": 0.0,
     "learning_rate": 0.01,
-    "epochs": 6.0,
-    "batch_size": 4,
-    "device_batch_size": 2,
+    "num_train_epochs": 6.0,
+    "train_batch_size": 4,
+    "per_device_train_batch_size": 2,
     "gradient_checkpointing": False,
     "precision": "float32",
     "answered_samples": 1,
@@ -121,7 +122,6 @@ class Inputs:
             adapter_record=self.folder / "adapter.json",
             artifact_root=root or self.root,
             run_id=run_id,
-            experiment="tests",
             parameters=QUICK | parameters,
         )
 

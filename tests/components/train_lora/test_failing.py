@@ -52,9 +52,10 @@ def test_out_of_memory_says_what_to_lower(inputs: Inputs, monkeypatch: pytest.Mo
 
     changed(monkeypatch, "training_step", run_out)
     said = (
-        r"memory ran out after step 1, with 2 examples of up to \d+ tokens at once; lower device_batch_size "
-        r"\(now 2; batch_size may stay\), or set gradient_checkpointing to true, or lower num_crops "
-        r"\(now 4\), or take a device with more memory"
+        r"memory ran out after step 1, with 2 examples of up to \d+ tokens at once; lower "
+        r"per_device_train_batch_size \(now 2; train_batch_size may stay\), "
+        r"or set gradient_checkpointing to true, or lower num_crops \(now 4\), "
+        r"or take a device with more memory"
     )
     with pytest.raises(UserError, match=said):
         inputs.train(num_crops=4)
@@ -100,11 +101,11 @@ def test_a_loss_that_explodes_ends_the_training(inputs: Inputs, monkeypatch: pyt
 
     changed(monkeypatch, "compute_loss", explode)
     with pytest.raises(UserError, match=r"exploded: .* at step 14, .* rows train\d.* raise warmup_ratio"):
-        inputs.train(max_steps=20, evaluation_steps=20)
+        inputs.train(max_steps=20, eval_steps=20)
 
 
 def test_a_training_that_gets_no_better_ends_early(inputs: Inputs) -> None:
-    record = inputs.train(learning_rate=0.0, evaluation_steps=1, early_stopping=2, answered_samples=0)
+    record = inputs.train(learning_rate=0.0, eval_steps=1, early_stopping_patience=2, answered_samples=0)
     # The first is the best so far; two more are not better.
     assert record.steps == 3
 
@@ -128,7 +129,7 @@ def test_the_best_adapter_is_kept(
         return output
 
     changed(monkeypatch, "evaluation_loop", judge)
-    kept = inputs.train(max_steps=3, keep=keep, evaluation_steps=1)
+    kept = inputs.train(max_steps=3, keep=keep, eval_steps=1)
     assert kept.steps == 3
     assert kept.validation_loss == (1.0 if keep == "best_loss" else seen[1][1])
     for name, weight in weights(kept).items():
@@ -178,14 +179,14 @@ def test_what_mlflow_did_not_take_in_between_is_there_at_the_end(
         usual(self, failed=failed)
 
     monkeypatch.setattr(tracking.Run, "finish", back)
-    record = inputs.train(epochs=5.0, evaluation_steps=5)
+    record = inputs.train(num_train_epochs=5.0, eval_steps=5)
     mlflow.set_tracking_uri(None)
     assert "MLflow could not log" in capfd.readouterr().out
     assert record.mlflow is not None
     client = MlflowClient(store)
     run = client.get_run(record.mlflow.run_id)
     assert run.info.status == "FINISHED"
-    assert run.data.params["rank"] == "4"
+    assert run.data.params["lora_r"] == "4"
     steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "loss")]
     assert steps == [10]
     losses = client.get_metric_history(run.info.run_id, "validation/loss")

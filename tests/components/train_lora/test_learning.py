@@ -22,7 +22,7 @@ from tests.tiny_model import write_tiny_model
 pytestmark = pytest.mark.prove
 
 Rows = list[dict[str, Any]]
-ENOUGH = {"rank": 16, "batch_size": 8, "device_batch_size": 8, "answered_samples": 0}
+ENOUGH = {"lora_r": 16, "train_batch_size": 8, "per_device_train_batch_size": 8, "answered_samples": 0}
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_eight_pictures_are_learnt_by_heart(s3: str, tmp_path: Path, model: Path
         for number, (colour, name) in enumerate(zip(colours, names, strict=True))
     ]
     inputs = Inputs(s3, tmp_path, model, {"train": rows, "validation": rows})
-    record = inputs.train(**ENOUGH, max_steps=60, evaluation_steps=60)
+    record = inputs.train(**ENOUGH, max_steps=60, eval_steps=60)
     assert record.validation_loss is not None
     assert record.validation_loss < 0.05
     assert right(model, record, rows) == 8
@@ -103,7 +103,7 @@ def test_only_names_that_go_with_pictures_are_told_of_others(
         for split, given in zip(("train", "validation"), labels, strict=True)
     ]
     inputs = Inputs(s3, tmp_path, model, {"train": rows[0], "validation": rows[1]})
-    record = inputs.train(**ENOUGH, max_steps=80, evaluation_steps=80)
+    record = inputs.train(**ENOUGH, max_steps=80, eval_steps=80)
     # By heart either way.
     assert right(model, record, rows[0]) == 8
     learnt, loss = right(model, record, rows[1]), record.validation_loss

@@ -78,7 +78,7 @@ def test_batches_of_like_length_are_padded_little() -> None:
     ("parts", "count"), [("decoder", 4), ("decoder+projector", 6), ("decoder+projector+tower", 6 + 23 * 6)]
 )
 def test_target_modules(parts: str, count: int) -> None:
-    parameters = TrainLoraParameters.model_validate({"target_modules": parts})
+    parameters = TrainLoraParameters.model_validate({"lora_target_modules": parts})
     names = target_modules(parameters, PUBLISHED)
     assert len(names) == count
     # The tower's last layer is never run: a matrix there would have no gradient.
@@ -90,7 +90,9 @@ def test_the_published_size_is_estimated_as_it_is_known() -> None:
     assert needed.weights == 8_293_242_880
     assert needed.trained == 25_165_824 * 16
     # Microsoft tells of 16 GB with flash attention, for a batch of one at 16 crops.
-    one = TrainLoraParameters(precision="bfloat16", num_crops=16, device_batch_size=1, batch_size=1)
+    one = TrainLoraParameters(
+        precision="bfloat16", num_crops=16, per_device_train_batch_size=1, train_batch_size=1
+    )
     assert 10e9 < estimate(PUBLISHED, one, [Extent(2580, 17)], "cuda").total < 20e9
 
 
@@ -101,11 +103,11 @@ def test_more_of_anything_takes_more_memory() -> None:
 
     usual = total()
     for changed in (
-        {"rank": 64},
-        {"device_batch_size": 8},
+        {"lora_r": 64},
+        {"per_device_train_batch_size": 8},
         {"gradient_checkpointing": False},
         {"precision": "float32"},
-        {"target_modules": "decoder+tower"},
+        {"lora_target_modules": "decoder+tower"},
     ):
         assert total(**changed) > usual, changed
 
@@ -114,7 +116,9 @@ def test_what_cannot_fit_is_refused_with_what_to_lower() -> None:
     parameters = TrainLoraParameters(precision="bfloat16", gradient_checkpointing=False)
     needed = estimate(PUBLISHED, parameters, EXTENTS, "cuda")
     check(needed, Room(80 * memory.GIB, "a large GPU"), parameters)
-    with pytest.raises(UserError, match=r"but a small GPU has 8.0 GiB free; lower device_batch_size \(now 4"):
+    with pytest.raises(
+        UserError, match=r"but a small GPU has 8.0 GiB free; lower per_device_train_batch_size \(now 4"
+    ):
         check(needed, Room(8 * memory.GIB, "a small GPU"), parameters)
     assert memory.room("cpu").free > 0
 
@@ -172,7 +176,7 @@ def test_the_report_shows_curves_and_answers_and_escapes_all(tmp_path: Path) -> 
         "right": 0.0,
     }
     page = tmp_path / "report.html"
-    write_report(page, left(tmp_path, [row]), run_id=evil, settings={"resume_from": evil})
+    write_report(page, left(tmp_path, [row]), run_id=evil, settings={"resume_from_checkpoint": evil})
     text = page.read_text()
     assert "<script" not in text
     assert text.count("&lt;script&gt;") >= 5
@@ -194,7 +198,7 @@ def test_lora_in_projector_and_tower_trains_everywhere(folder: Path) -> None:
     from components.train_lora.lora import with_lora
 
     parameters = TrainLoraParameters.model_validate(
-        {"target_modules": "decoder+projector+tower", "precision": "float32", "dropout": 0.0}
+        {"lora_target_modules": "decoder+projector+tower", "precision": "float32", "lora_dropout": 0.0}
     )
     model = with_lora(Phi3VForCausalLM.from_pretrained(folder), parameters)
     processor = Phi3VProcessor.from_pretrained(folder)

@@ -64,7 +64,7 @@ def train(
     **parameters: Any,
 ) -> tuple[list[float], dict[str, torch.Tensor], LoraTrainer]:
     """Train on the rows in order; return each step's loss, and the weights."""
-    quick = QUICK | {"num_crops": 4, "learning_rate": 1e-3, "epochs": 2.0, "answered_samples": 0}
+    quick = QUICK | {"num_crops": 4, "learning_rate": 1e-3, "num_train_epochs": 2.0, "answered_samples": 0}
     given = TrainLoraParameters.model_validate(quick | parameters)
     torch.manual_seed(0)
     model: Any = Phi3VForCausalLM.from_pretrained(folder, attn_implementation=attention)
@@ -79,7 +79,7 @@ def train(
         args=args,
         data_collator=AnswerCollator(processor, product_task(), given.num_crops),
         train_dataset=rows,
-        order=EpochOrder([1] * len(rows), given.batch_size, given.seed, grouped=False),
+        order=EpochOrder([1] * len(rows), given.train_batch_size, given.seed, grouped=False),
     )
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -112,8 +112,8 @@ def usual(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
         {"gradient_checkpointing": True},
         # Everything the plain twin does: logits everywhere, every crop slot, eager attention.
         {"twin": True},
-        {"device_batch_size": 4},
-        {"device_batch_size": 1},
+        {"per_device_train_batch_size": 4},
+        {"per_device_train_batch_size": 1},
     ],
     ids=lambda switched: next(iter(switched)),
 )
@@ -129,7 +129,7 @@ def test_a_switch_changes_neither_losses_nor_weights(
 def test_compiling_changes_neither_losses_nor_weights(folder: Path, tmp_path: Path) -> None:
     """By inductor, the Trainer's own choice; pictures of one size, since each new shape is compiled anew."""
     rows = table([(40, 40)]).select([0] * 4)
-    compiled = train(folder, tmp_path / "compiled", rows, compile=True)
+    compiled = train(folder, tmp_path / "compiled", rows, torch_compile=True)
     assert counters["stats"]["unique_graphs"] >= 1
     names = {name.replace("_orig_mod.", ""): weight for name, weight in compiled[1].items()}
     close((compiled[0], names, None), train(folder, tmp_path / "usual", rows))
@@ -177,7 +177,7 @@ def test_two_processes_equal_one_and_end_together(
     interrupted: bool,
 ) -> None:
     """With gloo. Told to end, they save one checkpoint and go on; to the same as an undisturbed one."""
-    parameters = {"epochs": 3.0, "learning_rate": 1e-3}
+    parameters = {"num_train_epochs": 3.0, "learning_rate": 1e-3}
     one = inputs.train("one", root=f"{inputs.root}/one", **parameters)
     assert one.steps == 12
 

@@ -10,7 +10,7 @@ import pytest
 
 from components.train_lora.checkpoints import Checkpoints, read_checkpoint
 from fovea.errors import UserError
-from fovea.records import AdapterRecord
+from fovea.records import AdapterRecord, StepInputs
 from fovea.storage import Storage
 from tests.components.train_lora.die import training
 from tests.components.train_lora.inputs import QUICK, Inputs
@@ -19,11 +19,11 @@ from tests.tiny_model import write_tiny_model
 LONG: dict[str, Any] = {
     # Everything that a checkpoint has to carry: dropout draws from the random state, evaluations look for the
     # best, and 5 steps of 2 batches make an epoch whose last step has one.
-    "epochs": 2.0,
-    "dropout": 0.2,
-    "batch_size": 4,
-    "device_batch_size": 2,
-    "evaluation_steps": 3,
+    "num_train_epochs": 2.0,
+    "lora_dropout": 0.2,
+    "train_batch_size": 4,
+    "per_device_train_batch_size": 2,
+    "eval_steps": 3,
     "keep": "best_loss",
     "checkpoint_minutes": 1e-9,
 }
@@ -104,16 +104,16 @@ def test_a_killed_training_goes_on_bit_for_bit(inputs: Inputs, capfd: pytest.Cap
 @pytest.mark.prove
 @pytest.mark.timeout(1800)
 def test_killed_at_ten_random_steps_bit_for_bit(inputs: Inputs) -> None:
-    undisturbed = inputs.train(root=f"{inputs.root}/undisturbed", **LONG | SELDOM | {"epochs": 4.0})
+    undisturbed = inputs.train(root=f"{inputs.root}/undisturbed", **LONG | SELDOM | {"num_train_epochs": 4.0})
     chosen = random.Random(5)  # noqa: S311
     for number in range(10):
         begun = max((int(Path(uri).name[:8]) for uri in records(inputs)), default=0)
         step = chosen.randint(begun + 1, begun + 3)
-        killed(inputs, min(step, 20), chosen.choice([signal.SIGKILL, signal.SIGTERM]), epochs=4.0)
+        killed(inputs, min(step, 20), chosen.choice([signal.SIGKILL, signal.SIGTERM]), num_train_epochs=4.0)
         if number == 4:
             # Not every kill comes right after a checkpoint.
-            killed(inputs, min(step + 2, 20), signal.SIGKILL, epochs=4.0, **SELDOM)
-    resumed = inputs.train("resumed", root=f"{inputs.root}/killed", **LONG | {"epochs": 4.0})
+            killed(inputs, min(step + 2, 20), signal.SIGKILL, num_train_epochs=4.0, **SELDOM)
+    resumed = inputs.train("resumed", root=f"{inputs.root}/killed", **LONG | {"num_train_epochs": 4.0})
     assert resumed.files == undisturbed.files
     assert told(resumed) == told(undisturbed)
 
@@ -122,16 +122,18 @@ def test_a_checkpoint_of_other_inputs_is_refused_with_the_difference(inputs: Inp
     killed(inputs, 3, signal.SIGKILL)
     uri = records(inputs)[-1]
     with pytest.raises(
-        UserError, match=r"other inputs: rank was 4 and is 8, alpha was 32.0 and is 16.0;"
+        UserError, match=r"other inputs: lora_r was 4 and is 8, lora_alpha was 32.0 and is 16.0;"
     ) as refused:
         inputs.train(
-            "other", root=f"{inputs.root}/killed", **LONG | {"resume_from": uri, "rank": 8, "alpha": 16.0}
+            "other",
+            root=f"{inputs.root}/killed",
+            **LONG | {"resume_from_checkpoint": uri, "lora_r": 8, "lora_alpha": 16.0},
         )
     assert "learning_rate" not in str(refused.value)
     assert inputs.report("failure", "other", root=f"{inputs.root}/killed")["kind"] == "user"
     # Found by its inputs alone, it is not found by others.
     record = read_checkpoint(Storage(), uri)
-    other = record.inputs.model_copy(update={"input_key": "1" * 64})
-    assert Checkpoints(Storage(), f"{inputs.root}/killed", other).newest(inputs.folder / "none") is None
+    elsewhere = StepInputs(**{**record.inputs.model_dump(), "version": 99})
+    assert Checkpoints(Storage(), f"{inputs.root}/killed", elsewhere).newest(inputs.folder / "none") is None
     with pytest.raises(UserError, match="no such object"):
-        inputs.train("none", **LONG | {"resume_from": f"{inputs.root}/none.json"})
+        inputs.train("none", **LONG | {"resume_from_checkpoint": f"{inputs.root}/none.json"})

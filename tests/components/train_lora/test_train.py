@@ -1,6 +1,5 @@
 """Training through S3 with a tiny model."""
 
-import inspect
 import json
 import subprocess
 import sys
@@ -11,8 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from components.train_lora.component import train_lora
-from components.train_lora.parameters import TrainLoraParameters
 from fovea.errors import UserError
 from fovea.records import AdapterRecord
 from fovea.storage import Storage
@@ -37,7 +34,7 @@ def inputs(s3: str, tmp_path: Path, model: Path, untracked: None) -> Inputs:
 
 def test_training_teaches_and_its_adapter_is_reused(inputs: Inputs) -> None:
     # Evaluated at the end alone.
-    once = {"evaluation_steps": 18}
+    once = {"eval_steps": 18}
     record = inputs.train(**once)
     assert AdapterRecord.from_json((inputs.folder / "adapter.json").read_text()) == record
     assert record.steps == 18
@@ -74,14 +71,14 @@ def test_the_same_seed_gives_the_same_bytes_wherever_it_runs(
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    one = inputs.train(epochs=1.0)
+    one = inputs.train(num_train_epochs=1.0)
     # Nothing is left behind, and the log shows what is trained on.
     assert not list(temporary.glob("fovea-*"))
     log = capfd.readouterr().out
     assert "trained on 'Product: Blue Boot, Category: SHOES, Full Price: 100.0<|end|>'" in log
     assert "What is shown in this image?" in log
     monkeypatch.setenv("FOVEA_CACHE", str(tmp_path / "another-cache"))
-    other = inputs.train("run-2", root=f"{inputs.root}/elsewhere", epochs=1.0)
+    other = inputs.train("run-2", root=f"{inputs.root}/elsewhere", num_train_epochs=1.0)
     assert other.uri != one.uri
     assert other.files == one.files
     config = json.loads((Storage().download(other) / "adapter_config.json").read_text())
@@ -109,36 +106,24 @@ def test_a_loss_that_is_not_finite_ends_the_training(
     save_file(state, broken / "model.safetensors", {"format": "pt"})
     inputs = Inputs(s3, tmp_path, broken, {"train": 12, "validation": 1})
     with pytest.raises(UserError, match="loss is nan at step"):
-        inputs.train(epochs=epochs)
+        inputs.train(num_train_epochs=epochs)
     assert not list(Storage().list(f"{s3}/index/"))
 
 
 def test_wrong_parameters_are_named_before_anything_is_read(inputs: Inputs) -> None:
     (inputs.folder / "dataset.json").unlink()
-    with pytest.raises(UserError, match=r"rank: .* greater than or equal to 1 .*batch_sise: "):
-        inputs.train(rank=0, batch_sise=4)
+    with pytest.raises(UserError, match=r"lora_r = 0: .* greater than or equal to 1; .*batch_sise = 4: "):
+        inputs.train(lora_r=0, batch_sise=4)
     assert "wrong parameters" in inputs.report("failure")["error"]
-    with pytest.raises(UserError, match="batch_size 4 must be a multiple of device_batch_size 3"):
-        inputs.train(device_batch_size=3)
-
-
-def test_component_command_and_parameters_agree() -> None:
-    fields = TrainLoraParameters.model_fields
-    component = inspect.signature(train_lora.python_func).parameters
-    own = {"dataset", "base", "adapter", "report", "artifact_root", "run_id", "experiment"}
-    assert {name: parameter.default for name, parameter in component.items() if name not in own} == {
-        name: field.default for name, field in fields.items()
-    }
-    assert all(field.description for field in fields.values())
-    from components.train_lora.__main__ import main
-
-    command = inspect.signature(main).parameters
-    assert set(command) == set(component)
+    with pytest.raises(
+        UserError, match="train_batch_size 4 must be a multiple of per_device_train_batch_size 3"
+    ):
+        inputs.train(per_device_train_batch_size=3)
 
 
 def test_help_does_not_wait_for_torch() -> None:
     found = subprocess.run(
-        [sys.executable, "-c", "import sys, components.train_lora.__main__; print('torch' in sys.modules)"],
+        [sys.executable, "-c", "import sys, components.__main__; print('torch' in sys.modules)"],
         capture_output=True,
         text=True,
         check=True,

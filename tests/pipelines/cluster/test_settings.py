@@ -11,9 +11,10 @@ import yaml
 from components.deploy.targets.cluster import API_KEYS, CREDENTIALS
 from fovea.errors import UserError
 from pipelines.cluster import settings
-from pipelines.cluster.settings import FIXED, MINIMAL, ClusterSettings, Placement, read_cluster_settings
+from pipelines.cluster.settings import FIXED, ClusterSettings, Placement, read_cluster_settings
 from pipelines.compile import compile_for_cluster, compile_resources, version_of
-from pipelines.settings import FinetuneParameters
+from pipelines.form import FLAT
+from pipelines.form import SETTINGS as SETTINGS_TEXT
 
 DIGEST = "sha256:" + "1" * 64
 IMAGE = f"registry.example:5000/team/fovea@{DIGEST}"
@@ -38,14 +39,14 @@ Document = dict[str, Any]
 
 
 @cache
-def compiled_text(minimal: bool = False) -> str:
-    return compile_for_cluster(SETTINGS, minimal=minimal)
+def compiled_text() -> str:
+    return compile_for_cluster(SETTINGS)
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["full", "minimal"])
-def compiled(request: pytest.FixtureRequest) -> tuple[Document, Document]:
+@pytest.fixture(scope="module")
+def compiled() -> tuple[Document, Document]:
     """The specification and the platform's part."""
-    text = compiled_text(request.param)
+    text = compiled_text()
     spec, platform = yaml.load_all(text, Loader=yaml.CSafeLoader)
     return spec, platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
 
@@ -201,18 +202,13 @@ def test_every_if_has_its_else(compiled: tuple[Document, Document]) -> None:
     assert {f"!({each})" for each in positive} == set(conditions) - positive
 
 
-def test_every_parameter_of_a_run_is_one_of_the_pipeline(compiled: tuple[Document, Document]) -> None:
+def test_the_form_has_the_settings_and_the_placement(compiled: tuple[Document, Document]) -> None:
     spec, _ = compiled
     inputs = spec["root"]["inputDefinitions"]["parameters"]
-    if spec["pipelineInfo"]["name"] == "fovea-finetune":
-        own = set(FinetuneParameters.model_fields) - set(FIXED)
-        assert set(inputs) == own | set(Placement.model_fields)
-    else:
-        assert set(inputs) == set(MINIMAL)
-        assert len(inputs) <= 12
+    assert set(inputs) == {*FLAT, SETTINGS_TEXT, *Placement.model_fields} - set(FIXED)
     assert {name for name, each in inputs.items() if not each.get("isOptional")} == {"base_model", "source"}
     assert inputs["artifact_root"]["defaultValue"] == "s3://models/fovea"
-    assert inputs["kserve"]["defaultValue"] == '{"gpus": 1}'
+    assert yaml.safe_load(inputs[SETTINGS_TEXT]["defaultValue"])["kserve"]["gpus"] == 1
     assert all(each["description"] for each in inputs.values())
     described = spec["pipelineInfo"]["description"]
     assert all(f"| `{name}` |" in described for name in inputs)
@@ -227,7 +223,7 @@ def test_the_description_is_a_table_with_the_choices(compiled: tuple[Document, D
 
 
 def test_the_same_settings_give_the_same_bytes() -> None:
-    assert compile_for_cluster(SETTINGS, minimal=True) == compiled_text(True)
+    assert compile_for_cluster(SETTINGS) == compiled_text()
 
 
 def test_a_task_whose_kind_nobody_has_said_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,14 +233,14 @@ def test_a_task_whose_kind_nobody_has_said_does_not_compile(monkeypatch: pytest.
 
 
 def test_custom_resources_hold_the_same_pipeline() -> None:
-    text = compile_resources(SETTINGS, namespace="shop", minimal=True)
+    text = compile_resources(SETTINGS, namespace="shop")
     pipeline, version = yaml.load_all(text, Loader=yaml.CSafeLoader)
-    spec, platform = yaml.load_all(compiled_text(True), Loader=yaml.CSafeLoader)
+    spec, platform = yaml.load_all(compiled_text(), Loader=yaml.CSafeLoader)
     assert (pipeline["kind"], version["kind"]) == ("Pipeline", "PipelineVersion")
-    name = "fovea-finetune-minimal"
+    name = "fovea-finetune"
     assert version["spec"]["pipelineName"] == pipeline["metadata"]["name"] == name
     # A version cannot be changed, so that another content is another version.
-    assert version["metadata"] == {"name": f"{name}-{version_of(compiled_text(True))}", "namespace": "shop"}
+    assert version["metadata"] == {"name": f"{name}-{version_of(compiled_text())}", "namespace": "shop"}
     assert version["spec"]["pipelineSpec"] == spec
     assert version["spec"]["platformSpec"] == platform
 

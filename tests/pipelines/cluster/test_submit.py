@@ -19,7 +19,7 @@ PARAMETERS = validate_settings(
         "base_model": "s3://models/fovea/base.json",
         "source": "s3://feeds/products.csv",
         "experiment": "shoes",
-        "epochs": 2,
+        "num_train_epochs": 2,
         "deploy_target": "kserve",
     }
 )
@@ -30,7 +30,7 @@ CLUSTER = ClusterSettings(
 )
 SUBMISSION = Submission(
     run_name="nightly",
-    parameters=PARAMETERS,
+    run=PARAMETERS,
     cluster=CLUSTER,
     placement=CLUSTER.placement,
     service_account="fovea-pipeline",
@@ -68,7 +68,7 @@ def test_a_run_of_this_very_pipeline(kfp: KfpServer) -> None:
     parameters = run["runtime_config"]["parameters"]
     inputs = next(yaml.safe_load_all(COMPILED))["root"]["inputDefinitions"]["parameters"]
     assert parameters.keys() == inputs.keys()
-    assert parameters["epochs"] == 2
+    assert parameters["num_train_epochs"] == 2
     # Text, since KFP reads nothing from a number here.
     assert parameters["gpus"] == "1"
     assert parameters["gpu_tolerations"] == [{"key": "gpu", "operator": "Exists"}]
@@ -170,10 +170,10 @@ def test_settings_stand_above_the_platforms(tmp_path: Path) -> None:
     )
     arguments = submission.arguments()
     assert (arguments["artifact_root"], arguments["experiment"]) == ("s3://models/fovea", "mine")
-    assert (arguments["gpus"], arguments["seed"]) == ("2", 7)
+    assert arguments["gpus"] == "2"
     assert arguments["gpu_node_selector"] == {"pool": "a100"}
     assert arguments["gpu_tolerations"] == [{"key": "gpu", "operator": "Exists"}]
-    assert arguments["kserve"] == '{"gpus": 0}'
+    assert yaml.safe_load(arguments["settings"]) == {"kserve": {"gpus": 0}, "seed": 7}
     assert "deploy_target" not in arguments
 
 

@@ -2,12 +2,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from fovea.errors import UserError
-from fovea.records import FileEntry, ModelRecord, now, read_record
+from fovea.records import FileEntry, ModelRecord, StepInputs, now, read_record
 from fovea.steps import Attempt, Failure, RunContext, run_step
 from fovea.storage import Storage, index_uri
 from fovea.task import Task, product_task
+from pipelines.form import FLAT
 from pipelines.lifecycle.preflight import preflight_step
 
 RULES = "rules: [{name: mine, metric: accuracy, at_least: 0.9}]"
@@ -36,12 +38,15 @@ def base(s3: str) -> ModelRecord:
 
 
 def values(s3: str, **others: object) -> dict[str, object]:
-    return {
+    """The pipeline's arguments: its own parameters, and the text with all others."""
+    given = {
         "artifact_root": s3,
         "base_model": index_uri(s3, "import_model", "0" * 64),
         "source": "https://example.org/products.csv",
         **others,
     }
+    flat = {name: given.pop(name) for name in FLAT if name in given}
+    return {**flat, "settings": yaml.safe_dump(given) if given else ""}
 
 
 def failure(s3: str) -> Failure:
@@ -64,7 +69,10 @@ def test_a_second_attempt_passes_too(s3: str, base: ModelRecord, tmp_path: Path)
     [
         ({"num_crops": 99}, "num_crops"),
         ({"learning_rate": float("nan")}, "learning_rate"),
-        ({"batch_size": 10, "device_batch_size": 4}, "multiple of device_batch_size"),
+        (
+            {"train_batch_size": 10, "per_device_train_batch_size": 4},
+            "multiple of per_device_train_batch_size",
+        ),
         ({"fetch_profile": "elsewhere"}, "'elsewhere' is not configured"),
         ({"base_model": "s3://nowhere/index/x.json"}, "no such bucket"),
         ({"gate_rules": RULES}, "unknown metric 'accuracy'; there are category_accuracy"),
@@ -107,12 +115,9 @@ def deploy(root: str, task: Task | None, monkeypatch: pytest.MonkeyPatch) -> Mod
 
     model = run_step(
         ModelRecord,
-        step="merge_adapter",
-        version=1,
-        context=RunContext(artifact_root=root, run_id="earlier"),
-        parameters={},
-        parents={},
-        work=work,
+        StepInputs(step="merge_adapter", version=1, parameters={}, parents={}),
+        RunContext(artifact_root=root, run_id="earlier"),
+        work,
     )
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example")
     champions = {("fovea", "champion"): model.uri}
@@ -127,15 +132,16 @@ def test_a_champion_of_another_task_ends_the_run_before_anything_is_prepared(
     with pytest.raises(UserError) as caught:
         preflight_step(values(s3, currencies="state"), run_id="r1", base_record=tmp_path / "base")
     assert str(caught.value) == (
-        "the champion of registered_model fovea answers another task than this run's: template 'Product: "
+        "the champion of registered_model_name fovea answers another task than this run's: "
+        "template 'Product: "
         "{product}, Category: {category}, Full Price: {full_price}' there, 'Product: {product}, Category: "
         "{category}, Full Price: {full_price} {currency}' here; field currency: none there, currency here. "
-        "Give this run another registered_model and another service_name"
+        "Give this run another registered_model_name and another service_name"
     )
     assert (failure(s3).task, failure(s3).kind) == ("preflight", "user")
     assert not (tmp_path / "base").exists()
     # What the message says to do does help.
-    others = {"currencies": "state", "registered_model": "stated"}
+    others = {"currencies": "state", "registered_model_name": "stated"}
     preflight_step(values(s3, **others), run_id="r1", base_record=tmp_path / "base")
 
 
@@ -153,7 +159,7 @@ def test_a_champion_whose_record_is_gone_is_told_before_the_training(
 ) -> None:
     model = deploy(s3, product_task(), monkeypatch)
     Storage().delete([index_uri(s3, model.step, model.input_key)])
-    with pytest.raises(UserError, match=r"champion of fovea cannot be compared with: .* take the alias"):
+    with pytest.raises(UserError, match=r"champion of fovea cannot be compared with: .* remove the alias"):
         preflight_step(values(s3), run_id="r1", base_record=tmp_path / "base")
 
 

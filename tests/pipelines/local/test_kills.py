@@ -19,7 +19,7 @@ MOMENTS = (
     "merge_adapter: ",
     "find_champion: ",
     "evaluate_base: ",
-    "evaluate_tuned: ",
+    "evaluate_challenger: ",
     "gate: ",
     "report_evaluation: ",
 )

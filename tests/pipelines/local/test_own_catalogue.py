@@ -42,7 +42,7 @@ NAMED = {
     "currency_column": "money",
     "image_column": "photo",
 }
-SUBJECTS = ("base", "champion", "tuned")
+SUBJECTS = ("base", "champion", "challenger")
 ANSWER = "Product: Red Bag, Category: BAGS, Full Price: 100.0"
 """What the tiny model says whatever it is shown: it cannot learn, so the gate asks little."""
 LENIENT = {
@@ -82,7 +82,7 @@ class Run:
         report = self.handed("report.html")
         self._call(prepare_data, base=base, dataset=dataset, report=report)
         self._call(train_lora, base=base, dataset=dataset, adapter=adapter, report=report)
-        model, name = self.handed("model"), self.settings["registered_model"]
+        model, name = self.handed("model"), self.settings["registered_model_name"]
         self._call(merge_adapter, base=base, adapter=adapter, model=model, registered_model_name=name)
 
     def judge(self) -> None:
@@ -109,7 +109,7 @@ class Run:
         verdict = self._call(
             deploy,
             model=self.handed("model"),
-            evaluation=self.handed("tuned-evaluation"),
+            evaluation=self.handed("challenger-evaluation"),
             dataset=self.handed("dataset"),
             decision=self.handed("decision"),
             deployment=self.handed("deployment"),
@@ -160,7 +160,7 @@ def test_a_table_with_other_columns_is_compared_with_the_champion_and_deployed(
 
     stated = begin("stated", source=own_table, currencies="state", **NAMED)
     with pytest.raises(
-        UserError, match=r"champion of registered_model fovea answers another task .* field cu"
+        UserError, match=r"champion of registered_model_name fovea answers another task .* field cu"
     ):
         stated.train()
     left = [uri.rpartition("/")[2] for uri in Storage().list(f"{s3}/runs/stated/")]
@@ -198,13 +198,13 @@ def test_whole_runs_on_an_own_table_after_one_on_the_sample(tmp_path: Path) -> N
     own = {**LENIENT, "source": write_table(tmp_path / "own", OWN_COLUMNS, first=0), **NAMED}
     alone = folder.run(**own)
     assert alone.returncode == 0, alone.stdout + alone.stderr
-    assert "names: experiment products, registered_model products, service_name products" in alone.stdout
+    assert "names: experiment products, registered_model_name products, service_name products" in alone.stdout
     assert folder.summary["endpoint"]["service"] == "products"
     assert "champion" not in folder.summary["models"]
     assert (deployments / "fovea.json").read_bytes() == samples_deployment
 
     # On request it is compared with the sample's champion, and takes its place.
-    names = {"registered_model": "fovea", "service_name": "fovea"}
+    names = {"registered_model_name": "fovea", "service_name": "fovea"}
     compared = folder.run(**own, **names)
     assert compared.returncode == 0, compared.stdout + compared.stderr
     assert folder.summary["models"]["champion"]["parse_rate"] == 1.0
@@ -215,7 +215,8 @@ def test_whole_runs_on_an_own_table_after_one_on_the_sample(tmp_path: Path) -> N
     stated = folder.run(**own, **names, currencies="state")
     assert stated.returncode == 1, stated.stdout + stated.stderr
     assert stated.stderr.startswith(
-        "failed in preflight: the champion of registered_model fovea answers another task than this run's: "
+        "failed in preflight: the champion of registered_model_name fovea answers another task than "
+        "this run's: "
     )
-    assert "Give this run another registered_model and another service_name" in stated.stderr
+    assert "Give this run another registered_model_name and another service_name" in stated.stderr
     assert folder.summary["steps"] == {}

@@ -35,14 +35,14 @@ def test_a_refused_run_says_why_and_deploys_nothing(
 
 def test_its_summary_holds_every_figure(folder: Folder, refused: "subprocess.CompletedProcess[str]") -> None:
     summary = folder.summary
-    for model in ("nearest_neighbour", "base", "tuned", "shuffled"):
+    for model in ("nearest_neighbour", "base", "challenger", "shuffled"):
         for figure in ("parse_rate", "title_exact", "category_accuracy", "price_median_ape"):
             assert 0 <= summary["models"][model][figure] <= 1
     assert summary["samples"] >= 5
     assert summary["gate"]["passed"] is False
     assert {rule["name"] for rule in summary["gate"]["rules"]} >= {"parse_rate", "price_error"}
     assert set(summary["digests"]) == {"dataset", "base", "model"}
-    steps = ["prepare_data", "train_lora", "merge_adapter", "evaluate_base", "evaluate_tuned", "gate"]
+    steps = ["prepare_data", "train_lora", "merge_adapter", "evaluate_base", "evaluate_challenger", "gate"]
     assert list(summary["steps"]) == steps
     assert not any(step["reused"] for step in summary["steps"].values())
     assert (folder.state / "last-run" / "report.html").stat().st_size > 10_000
@@ -68,7 +68,7 @@ def test_an_interrupted_run_leaves_no_process_behind(
     folder: Folder, refused: "subprocess.CompletedProcess[str]"
 ) -> None:
     with subprocess.Popen(
-        folder.command(epochs=1000),
+        folder.command(num_train_epochs=1000),
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

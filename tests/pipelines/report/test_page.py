@@ -42,7 +42,7 @@ def summary() -> Summary:
         finished_at=now(),
         settings={"source": HOSTILE},
         samples=304,
-        models={"base": metrics(0.05), "tuned": metrics(0.97), "shuffled": metrics(0.08)},
+        models={"base": metrics(0.05), "challenger": metrics(0.97), "shuffled": metrics(0.08)},
         gate=GateSummary(
             passed=False,
             reason=HOSTILE,

@@ -80,7 +80,9 @@ def test_what_it_shows(bucket: Bucket, tmp_path: Path) -> None:
     champion = evaluation(
         bucket, "champion", dataset, rows, made.right_but(rows, 2, category="CATEGORY 9", full_price=1.0)
     )
-    tuned = evaluation(bucket, "tuned", dataset, rows, made.right_but(rows, 10, product="Silk scarf"))
+    challenger = evaluation(
+        bucket, "challenger", dataset, rows, made.right_but(rows, 10, product="Silk scarf")
+    )
     rule = RuleResult(
         name="gain",
         description="More right categories than the champion",
@@ -97,21 +99,24 @@ def test_what_it_shows(bucket: Bucket, tmp_path: Path) -> None:
     )
     path = write_report(
         tmp_path / "reports" / "evaluation.html",
-        decision=made.decision("tuned", rule, passed=True),
+        decision=made.decision("challenger", rule, passed=True),
         base=base,
         champion=champion,
-        tuned=tuned,
+        challenger=challenger,
         dataset=dataset,
         storage=bucket.storage,
     )
     page = path.read_text()
     text = " ".join(html.unescape(re.sub(r"<[^>]*>", " ", page[page.index("<body>") :])).split())
     assert text.startswith("The model may be deployed passed all rules hold challenger ")
-    for digest in (tuned.model_digest, base.model_digest, champion.model_digest, dataset.digest):
+    for digest in (challenger.model_digest, base.model_digest, champion.model_digest, dataset.digest):
         assert digest.removeprefix("sha256:")[:12] in text
     compared = "+50.0 points surely > 0.0 points 40.0 – 60.0 100.0 % against 50.0 %"
     assert f"More right categories than the champion {compared}" in text
-    low, high = tuned.metrics.intervals["title_exact"].low, tuned.metrics.intervals["title_exact"].high
+    low, high = (
+        challenger.metrics.intervals["title_exact"].low,
+        challenger.metrics.intervals["title_exact"].high,
+    )
     assert f"90.0 % {100 * low:.1f} – {100 * high:.1f}" in text
     assert "majority category" in text
     assert "shuffled" in text
@@ -141,8 +146,8 @@ def test_pictures_are_those_of_their_rows(bucket: Bucket, tmp_path: Path) -> Non
                 **({"category": "CATEGORY 9"} if number == 8 else {}),
             },
         )
-    tuned = evaluation(bucket, "tuned", dataset, rows, answers)
-    page = report(tmp_path, bucket, dataset, tuned, tuned).read_text()
+    challenger = evaluation(bucket, "challenger", dataset, rows, answers)
+    page = report(tmp_path, bucket, dataset, challenger, challenger).read_text()
     worst = page[page.index('class="pictures worst"') : page.index('class="pictures best"')]
     names = re.findall(r"row <code>(.*?)</code>", worst)
     assert names[0] == "row-8"
@@ -159,7 +164,7 @@ def report(
     bucket: Bucket,
     dataset: DatasetRecord,
     base: EvaluationRecord,
-    tuned: EvaluationRecord,
+    challenger: EvaluationRecord,
     champion: EvaluationRecord | None = None,
     **more: Any,
 ) -> Path:
@@ -168,7 +173,7 @@ def report(
         **{"decision": None, **more},
         base=base,
         champion=champion,
-        tuned=tuned,
+        challenger=challenger,
         dataset=dataset,
         storage=bucket.storage,
     )
@@ -187,7 +192,7 @@ def test_nothing_in_it_is_markup_of_others(bucket: Bucket, tmp_path: Path) -> No
     dataset = made.save_dataset(bucket, rows)
     said = [made.answer(made.TASK, {**rows[-number].truth}, NASTY[number % 8]) for number in range(len(rows))]
     unreadable = [made.answer(made.TASK, None, NASTY[number % 8]) for number in range(len(rows))]
-    tuned = evaluation(bucket, "tuned", dataset, rows, said)
+    challenger = evaluation(bucket, "challenger", dataset, rows, said)
     base = evaluation(
         bucket, "base", dataset, rows, unreadable, baselines={NASTY[1]: [row.truth for row in rows]}
     )
@@ -201,7 +206,12 @@ def test_nothing_in_it_is_markup_of_others(bucket: Bucket, tmp_path: Path) -> No
         reason=NASTY[1],
     )
     path = report(
-        tmp_path, bucket, dataset, base, tuned, decision=made.decision("tuned", rule, reason=NASTY[2])
+        tmp_path,
+        bucket,
+        dataset,
+        base,
+        challenger,
+        decision=made.decision("challenger", rule, reason=NASTY[2]),
     )
     page = path.read_text()
     found = Elements(page)
@@ -223,8 +233,10 @@ def test_every_category_has_examples(bucket: Bucket, tmp_path: Path) -> None:
     rows = made.some_rows(200, categories=40)
     dataset = made.save_dataset(bucket, rows)
     base = evaluation(bucket, "base", dataset, rows, nothing(rows), resamples=5)
-    tuned = evaluation(bucket, "tuned", dataset, rows, made.right_but(rows, 3, full_price=1.0), resamples=5)
-    found = Elements(report(tmp_path, bucket, dataset, base, tuned).read_text())
+    challenger = evaluation(
+        bucket, "challenger", dataset, rows, made.right_but(rows, 3, full_price=1.0), resamples=5
+    )
+    found = Elements(report(tmp_path, bucket, dataset, base, challenger).read_text())
     options = [attrs["value"] for tag, attrs in found.tags if tag == "option"]
     assert options[-32:] == [str(number) for number in range(32)]
     assert all(found.classes(f"c{number}") for number in range(1, 32))
@@ -237,9 +249,11 @@ def test_it_is_never_larger_than_it_may_be(bucket: Bucket, tmp_path: Path) -> No
     rows = made.some_rows(200, categories=60, titles=[long + str(number) for number in range(7)])
     noise = made.jpeg(0, 256, noise=True)
     dataset = made.save_dataset(bucket, rows, dict.fromkeys(range(200), noise))
-    tuned = evaluation(bucket, "tuned", dataset, rows, made.right_but(rows, 2, full_price=1.0), resamples=2)
+    challenger = evaluation(
+        bucket, "challenger", dataset, rows, made.right_but(rows, 2, full_price=1.0), resamples=2
+    )
     base = evaluation(bucket, "base", dataset, rows, nothing(rows), resamples=0, calibrated=False)
-    path = report(tmp_path, bucket, dataset, base, tuned, base)
+    path = report(tmp_path, bucket, dataset, base, challenger, base)
     assert MAX_BYTES / 2 < path.stat().st_size <= MAX_BYTES
     assert path.read_text().count("picture not shown") > 10
 
@@ -251,8 +265,8 @@ def test_little_is_enough(bucket: Bucket, tmp_path: Path, count: int, readable: 
     rows = made.some_rows(count, categories=1)
     dataset = made.save_dataset(bucket, rows)
     answers = [made.answer(made.TASK, row.truth if readable else None) for row in rows]
-    tuned = evaluation(bucket, "tuned", dataset, rows, answers, calibrated=count == 30, resamples=0)
-    page = report(tmp_path, bucket, dataset, tuned, tuned).read_text()
+    challenger = evaluation(bucket, "challenger", dataset, rows, answers, calibrated=count == 30, resamples=0)
+    page = report(tmp_path, bucket, dataset, challenger, challenger).read_text()
     assert "The gate has not judged this model" in page
     assert ("No row has a mistake." if readable else "No row is all right.") in page
     assert "nan" not in page.lower().replace("nanny", "")
@@ -261,8 +275,8 @@ def test_little_is_enough(bucket: Bucket, tmp_path: Path, count: int, readable: 
 def test_what_was_told_before_there_were_slices_and_confidences(bucket: Bucket, tmp_path: Path) -> None:
     rows = made.some_rows(20)
     dataset = made.save_dataset(bucket, rows)
-    tuned = evaluation(bucket, "tuned", dataset, rows, made.right_but(rows, 3, full_price=1.0))
-    bare = tuned.model_copy(
+    challenger = evaluation(bucket, "challenger", dataset, rows, made.right_but(rows, 3, full_price=1.0))
+    bare = challenger.model_copy(
         update={"slices": {}, "calibration": None, "parsed": None, "shuffled": None, "confusion": None}
     )
     page = report(tmp_path, bucket, dataset, bare, bare).read_text()
@@ -274,8 +288,8 @@ def test_pictures_of_another_dataset_are_not_shown(bucket: Bucket, tmp_path: Pat
     rows = made.some_rows(10)
     dataset = made.save_dataset(bucket, rows)
     other = dataset.model_copy(update={"longest_side": 65})
-    tuned = evaluation(bucket, "tuned", dataset, rows, made.right_but(rows, 3, full_price=1.0))
-    page = report(tmp_path, bucket, other, tuned, tuned).read_text()
+    challenger = evaluation(bucket, "challenger", dataset, rows, made.right_but(rows, 3, full_price=1.0))
+    page = report(tmp_path, bucket, other, challenger, challenger).read_text()
     assert "this is not the dataset that was asked about" in page
     assert "base64," not in page
 
@@ -284,8 +298,8 @@ def test_a_champion_that_is_the_base_is_shown_once(bucket: Bucket, tmp_path: Pat
     rows = made.some_rows(10)
     dataset = made.save_dataset(bucket, rows)
     base = evaluation(bucket, "base", dataset, rows, nothing(rows))
-    tuned = evaluation(bucket, "tuned", dataset, rows, made.right_but(rows, 3, full_price=1.0))
-    assert "champion" not in report(tmp_path, bucket, dataset, base, tuned, base).read_text()
+    challenger = evaluation(bucket, "challenger", dataset, rows, made.right_but(rows, 3, full_price=1.0))
+    assert "champion" not in report(tmp_path, bucket, dataset, base, challenger, base).read_text()
 
 
 def test_predictions_that_are_gone_are_told(
@@ -294,8 +308,8 @@ def test_predictions_that_are_gone_are_told(
     monkeypatch.setenv("FOVEA_CACHE", str(tmp_path))
     rows = made.some_rows(4)
     dataset = made.save_dataset(bucket, rows)
-    tuned = evaluation(bucket, "tuned", dataset, rows, nothing(rows))
-    gone = tuned.model_copy(update={"uri": f"{bucket.root}/nowhere/"})
+    challenger = evaluation(bucket, "challenger", dataset, rows, nothing(rows))
+    gone = challenger.model_copy(update={"uri": f"{bucket.root}/nowhere/"})
     with pytest.raises(UserError, match="nowhere"):
         report(tmp_path, bucket, dataset, gone, gone)
 

@@ -39,7 +39,7 @@ def records(tmp_path: Path) -> dict[str, Path]:
     written = {
         "base": EVALUATION,
         "champion": AbsentRecord(reason="nothing is deployed yet"),
-        "tuned": EVALUATION,
+        "challenger": EVALUATION,
         "dataset": DATASET,
         "model": MODEL,
     }
@@ -78,7 +78,7 @@ def test_the_report_goes_where_people_look_for_it(
     monkeypatch.setattr(publish.tracking.Run, "of", lambda reference: Run())
     assert "Well done" in publish_report(records, tmp_path, s3)
     assert (given["decision"], given["champion"]) == (None, None)
-    assert given["tuned"] == EVALUATION
+    assert given["challenger"] == EVALUATION
     assert [path.name for path in logged] == ["evaluation.html"]
     write_record(EVALUATION, records["champion"])
     publish_report(records, tmp_path, s3)
@@ -98,7 +98,7 @@ def test_a_report_that_cannot_be_made_says_why_and_stops_nothing(
 
     monkeypatch.setattr(page, "write_report", write_report)
     if error is None:
-        records["tuned"].write_text("<script>alert(1)</script>")
+        records["challenger"].write_text("<script>alert(1)</script>")
     text = publish_report(records, tmp_path, s3)
     assert "There is no report" in text
     assert ("&lt;b&gt;a bug" if error else "not a record") in text

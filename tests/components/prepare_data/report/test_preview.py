@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from components.prepare_data.parameters import PrepareParameters
+from components.prepare_data.parameters import PrepareDataParameters
 from components.prepare_data.report.page import write_report
 from components.prepare_data.report.preview import SPEEDS, Preview, Training, look_at, tell
 from components.prepare_data.workspace import Workspace
@@ -113,7 +113,7 @@ def feed(tmp_path: Path) -> str:
 
 
 def test_a_table_is_looked_at_without_storing_anything(feed: str) -> None:
-    parameters = PrepareParameters(source=feed)
+    parameters = PrepareDataParameters(source=feed)
     with look_at(parameters, rows=10, epochs=1.0) as look:
         assert (look.preview.counts.read, look.preview.counts.kept, look.preview.rows) == (10, 8, 31)
         assert look.preview.kept == round(31 * 0.8)
@@ -136,19 +136,19 @@ def test_a_table_is_looked_at_without_storing_anything(feed: str) -> None:
 
 
 def test_all_rows_are_looked_at_where_there_are_no_more(feed: str) -> None:
-    with look_at(PrepareParameters(source=feed), rows=1000, epochs=1.0) as look:
+    with look_at(PrepareDataParameters(source=feed), rows=1000, epochs=1.0) as look:
         assert look.preview.counts.dropped == {
             "duplicate": 1,
             "full_price_missing": 1,
             "picture_not_found": 1,
         }
-    with look_at(PrepareParameters(source=feed, max_rows=5), rows=1000, epochs=1.0) as look:
+    with look_at(PrepareDataParameters(source=feed, max_rows=5), rows=1000, epochs=1.0) as look:
         assert (look.preview.counts.read, look.preview.rows) == (5, 5)
 
 
 def test_tokens_are_counted_with_a_models_tokenizer(feed: str, tmp_path: Path) -> None:
     write_tiny_model(tmp_path / "model")
-    parameters = PrepareParameters(source=feed, num_crops=1)
+    parameters = PrepareDataParameters(source=feed, num_crops=1)
     with look_at(parameters, rows=10, epochs=1.0, base_model=str(tmp_path / "model")) as look:
         assert look.preview.counted
         assert look.preview.tokens is not None
@@ -158,14 +158,14 @@ def test_tokens_are_counted_with_a_models_tokenizer(feed: str, tmp_path: Path) -
 def test_a_base_model_that_is_not_there_is_an_error(feed: str, tmp_path: Path) -> None:
     with (
         pytest.raises(UserError, match="no folder with a tokenizer"),
-        look_at(PrepareParameters(source=feed), rows=10, epochs=1.0, base_model=str(tmp_path)),
+        look_at(PrepareDataParameters(source=feed), rows=10, epochs=1.0, base_model=str(tmp_path)),
     ):
         pass
 
 
 def test_pictures_that_take_too_long_are_not_waited_for(feed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("components.prepare_data.report.preview._PICTURE_SECONDS", 0.0)
-    with look_at(PrepareParameters(source=feed), rows=30, epochs=1.0) as look:
+    with look_at(PrepareDataParameters(source=feed), rows=30, epochs=1.0) as look:
         # What was left out before, and none that only was not waited for.
         assert look.preview.counts.read < 30
         assert "full_price_missing" in look.preview.counts.dropped

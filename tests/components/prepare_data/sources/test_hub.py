@@ -19,7 +19,7 @@ from tests.components.prepare_data.hub_server import COMMIT, serve_dataset
 _PROGRAM = """
 import json, sys
 from components.prepare_data.sources.hub import open_dataset, read_file
-from components.prepare_data.parameters import PrepareParameters
+from components.prepare_data.parameters import PrepareDataParameters
 from components.prepare_data.cleaning import read_rows
 from components.prepare_data.workspace import Workspace
 from fovea.errors import UserError
@@ -34,7 +34,7 @@ for name, uri in json.loads(sys.argv[1]).items():
         found = open_dataset(uri)
         with Workspace(folder) as workspace:
             column = "image" if name == "pictures" else "imageurl"
-            parameters = PrepareParameters(source=uri, image_column=column)
+            parameters = PrepareDataParameters(source=uri, image_column=column)
             read_rows(found, workspace, parameters.task(), parameters)
             rows = workspace.db.execute(
                 'SELECT product, address, "values" FROM rows WHERE reason IS NULL ORDER BY number'
