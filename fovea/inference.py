@@ -1,9 +1,9 @@
 """Answers about pictures: batched greedy generation, and parsing. Evaluation and serving share it."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from PIL import Image
@@ -19,36 +19,16 @@ from fovea.errors import UserError
 from fovea.field_scores import field_scores
 from fovea.phi3v import Phi3VForCausalLM, Phi3VProcessor
 from fovea.phi3v.modeling import END_OF_ANSWER_IDS
-from fovea.task import FieldValue, Task, product_task
+from fovea.task import Answer, Task, product_task
 from fovea.task.task import TASK_FILE
 
 _ROUND_TOKENS = 256
 
-FinishReason = Literal["stop", "length"]
 Request = tuple[str, Sequence[Image.Image]]
 """A prompt and the pictures that its marks ``<|image_1|>``, ``<|image_2|>``, … show."""
 OnStep = Callable[[list[int]], Sequence[bool]]
 """Told the newest token of every row after each step of a batch, padding where a row has ended; says of every
 row whether to stop it there."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the model said, and what the task's parser makes of it.
-
-    ``completion_tokens`` counts the token that ended the answer; ``finish_reason`` is ``length`` where none
-    did. ``scores`` says how likely the model found each field (`fovea.field_scores`); it is None where the
-    answer could not be read. Answers that say the same are equal: scores differ in their last digits with
-    what else was in the batch.
-    """
-
-    text: str
-    fields: dict[str, FieldValue] | None
-    parse_error: str | None
-    prompt_tokens: int
-    completion_tokens: int
-    finish_reason: FinishReason
-    scores: dict[str, float] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from fovea.errors import UserError
 from fovea.evaluation.calibration import Calibration
 from fovea.task import Task
+from fovea.task.metrics import Unit
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
@@ -224,31 +225,22 @@ class Interval(_Model):
 
 
 class Metrics(_Model):
-    """How good answers are, by `fovea.evaluation.metrics`; over all rows, a failed parse counts as wrong.
+    """How good answers are; over all rows, an answer that could not be read counts as wrong.
 
-    Figures are fractions, but for ``price_mean_absolute_error``, which is in currency. A relative price error
-    is |predicted - true| / true; an answer without a price counts as 1.0 (100 %), and as an absolute error of
-    the whole price. ``intervals`` are by the figures' names.
+    ``figures`` are by the names of the task's metrics (`fovea.evaluation.metrics`): fractions, but for
+    amounts of money, which are in currency. ``intervals`` have the same names.
     """
 
     samples: int
     groups: int
     """Of products whose pictures look alike; what intervals are drawn from."""
-    parse_rate: float
-    title_exact: float
-    title_f1: float
-    category_accuracy: float
-    category_macro_f1: float
-    price_median_ape: float
-    price_mean_ape: float
-    price_within_10_percent: float
-    price_mean_absolute_error: float
+    figures: dict[str, float]
     intervals: dict[str, Interval] = {}
 
     @property
-    def figures(self) -> dict[str, float]:
-        """Counts and figures by name, without the intervals."""
-        return self.model_dump(exclude={"intervals"})
+    def parse_rate(self) -> float:
+        """The share of answers that can be read."""
+        return self.figures["parse_rate"]
 
 
 class Confusion(_Model):
@@ -278,10 +270,11 @@ class EvaluationRecord(Record):
     shuffled: Metrics | None
     """Over all rows, with the pictures shuffled among the product groups; None where there is only one."""
     slices: dict[str, dict[str, Metrics]] = {}
-    """Over the rows of a slice: by ``category`` and ``price_band``, then by its name."""
+    """Over the rows of a slice: by field, then by the slice's name."""
     baselines: dict[str, Metrics] = {}
     """What the trivial answers reach on the same rows; a base model's evaluation has them."""
-    confusion: Confusion | None = None
+    confusions: dict[str, Confusion] = {}
+    """By field of categories."""
     calibration: Calibration | None = None
     """Of the confidences, from the validation split; None where it was not asked for."""
 
@@ -300,6 +293,8 @@ class RuleResult(_Model):
     reason: str
     metric: str = ""
     """Empty for a condition, as are the next two."""
+    unit: Unit = "fraction"
+    """Of the metric."""
     slice: str = ""
     against: str = ""
     own: float | None = None

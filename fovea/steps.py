@@ -208,13 +208,3 @@ def configure_logging() -> None:
         if library in sys.modules:
             importlib.import_module(f"{library}.utils.logging").disable_progress_bar()
     logger.setLevel(logging.INFO)
-
-
-def plain_line(text: str, length: int = 1000) -> str:
-    """Return ``text`` on one line without quotes or backslashes, cut to ``length`` characters.
-
-    The line becomes a pipeline parameter, and KFP's local runner evaluates conditions on parameters as code.
-    """
-    line = " ".join(text.translate(str.maketrans("", "", "\"'`\\{}")).split())
-    line = "".join(character for character in line if character.isprintable())
-    return line if len(line) <= length else line[: length - 1] + "…"

@@ -30,8 +30,9 @@ from fovea.errors import UserError
 from fovea.parameters import parse_parameters
 from fovea.progress import Progress
 from fovea.records import ModelReference
-from fovea.steps import RunContext, StepReport, plain_line, reporting_failure
+from fovea.steps import RunContext, StepReport, reporting_failure
 from fovea.storage import Storage
+from fovea.text import plain_line
 
 __all__ = ["Verdict", "deploy", "deploy_step", "deployment_uri"]
 

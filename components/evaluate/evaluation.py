@@ -6,21 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.evaluate.baselines import nearest, shuffle_among_groups, trivial_answers
+from components.evaluate.baselines import nearest, shuffle_among_groups
 from components.evaluate.checkpoints import Parts
 from components.evaluate.parameters import EvaluateParameters
-from components.evaluate.predictions import answers_from, answers_table, write_predictions
 from components.evaluate.split import Split
 from fovea import tracking
+from fovea.evaluation.baselines import trivial_answers
 from fovea.evaluation.calibration import Calibration, fit_calibration
 from fovea.evaluation.intervals import measure
-from fovea.evaluation.metrics import confusion, slices, with_intervals
-from fovea.evaluation.outcomes import Fields, Outcomes, write_baselines
-from fovea.inference import Answer, Predictor
+from fovea.evaluation.metrics import confusions, metrics_of, slices, with_intervals
+from fovea.evaluation.outcomes import Outcomes, write_baselines
+from fovea.evaluation.text import figure_text
+from fovea.inference import Predictor
 from fovea.memory import reuse_freed_memory
+from fovea.predictions import Prediction, from_table, to_table, write_predictions
 from fovea.records import Confusion, DatasetRecord, GenerationParameters, ModelRecord
 from fovea.steps import Attempt
-from fovea.task import Task
+from fovea.task import Answer, Fields, Task
 
 logger = logging.getLogger("fovea")
 
@@ -59,7 +61,7 @@ class Evaluation:
         shown = shuffle_among_groups([row.product_group for row in split.rows])
         if shown is None:
             logger.warning("%s: there is one product group, and nothing to shuffle", attempt.task)
-        write_predictions(attempt.payload, task, split.rows, answers, shown, calibration)
+        write_predictions(attempt.payload, task, _predictions(split, answers, shown, calibration))
         own = self._measured(split, answers, shown) | {
             "baselines": {name: measure(outcomes) for name, outcomes in baselines.items()},
             "calibration": calibration,
@@ -82,7 +84,7 @@ class Evaluation:
         progress = self.attempt.progress(f"answering the {split.name} split")
         task, rows = self.dataset.task, split.rows
         kept = self.parts.load(split.name, [row.row_id for row in rows])
-        answers = [answer for table in kept for answer in answers_from(table, task)]
+        answers = [each.answer for table in kept for each in from_table(table, task)]
         if answers:
             logger.info("%s: %d of %d rows were answered before", self.attempt.task, len(answers), len(rows))
 
@@ -97,7 +99,8 @@ class Evaluation:
                 progress=report,
             )
             asked = rows[len(answers) : len(answers) + len(some)]
-            self.parts.save(answers_table(task, asked, some), split.name, len(answers))
+            made = [Prediction(row, answer) for row, answer in zip(asked, some, strict=True)]
+            self.parts.save(to_table(task, made), split.name, len(answers))
             answers += some
         return answers
 
@@ -152,7 +155,7 @@ class Evaluation:
                 kind: {name: measure(outcomes.take(mask)) for name, mask in masks.items()}
                 for kind, masks in slices(outcomes).items()
             },
-            "confusion": confusion(outcomes),
+            "confusions": confusions(outcomes),
         }
 
     def _track(self, own: Mapping[str, Any]) -> None:
@@ -162,15 +165,13 @@ class Evaluation:
             run = tracking.Run.of(self.model.mlflow)
             run.log_metrics(with_intervals(metrics), prefix=f"{self.split}/")
             run.log_metrics(shuffled.figures if shuffled else {}, prefix=f"{self.split}/shuffled/")
-            run.log_table(_columns(own["confusion"]), "confusion.json")
-        logger.info(
-            "%s: of %d rows %.1f %% can be read, %.1f %% have the right category, median price error %.1f %%",
-            attempt.task,
-            metrics.samples,
-            100 * metrics.parse_rate,
-            100 * metrics.category_accuracy,
-            100 * metrics.price_median_ape,
+            for field, confusion in own["confusions"].items():
+                run.log_table(_columns(confusion), f"confusion-{field}.json")
+        figures = ", ".join(
+            f"{metric.title} {figure_text(metrics.figures[name], metric.unit)}"
+            for name, metric in metrics_of(self.dataset.task).items()
         )
+        logger.info("%s: %d rows: %s", attempt.task, metrics.samples, figures)
 
 
 def _columns(confusion: Confusion) -> dict[str, list[str] | list[int]]:
@@ -194,3 +195,14 @@ def _outcomes(task: Task, split: Split, answers: Sequence[Fields | None]) -> Out
         [row.product_group for row in rows],
         [row.row_id for row in rows],
     )
+
+
+def _predictions(
+    split: Split, answers: Sequence[Answer], shown: Sequence[int] | None, calibration: Calibration | None
+) -> list[Prediction]:
+    """Return the answers with their rows, the confidences, and whose picture is shown instead."""
+    others = [split.rows[other].row_id for other in shown] if shown else [None] * len(answers)
+    return [
+        Prediction(row, answer, calibration.confidences(answer.scores) if calibration else {}, other)
+        for row, answer, other in zip(split.rows, answers, others, strict=True)
+    ]

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as parquet
@@ -11,17 +10,8 @@ from pyarrow import ArrowException
 
 from fovea.errors import UserError
 from fovea.images import PictureError, PictureLimits, decode_picture
-from fovea.task import FieldValue, Task
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row without its picture."""
-
-    row_id: str
-    product_id: str
-    product_group: str
-    truth: dict[str, FieldValue]
+from fovea.predictions import Row
+from fovea.task import Task
 
 
 class Split:

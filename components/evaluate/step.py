@@ -13,7 +13,7 @@ from components.evaluate.parameters import EvaluateParameters
 from fovea.devices import has_gpu
 from fovea.errors import UserError
 from fovea.evaluation.metrics import with_intervals
-from fovea.evaluation.outcomes import CHALLENGER, Roles
+from fovea.evaluation.outcomes import CHALLENGER
 from fovea.parameters import parse_parameters
 from fovea.records import (
     AbsentRecord,
@@ -30,7 +30,7 @@ from fovea.steps import Attempt, RunContext, reporting_failure, run_step
 from fovea.storage import Storage
 
 STEP = "evaluate"
-VERSION = 7
+VERSION = 8
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 
@@ -125,7 +125,6 @@ def _shaping(asked: EvaluateParameters, model: ModelRecord) -> dict[str, Any]:
 
 
 def _check(model: ModelRecord, dataset: DatasetRecord, subject: str, split: str) -> None:
-    Roles.of(dataset.task)
     for needed in (split, *(["train"] if model.base is None else [])):
         if needed not in dataset.splits:
             raise UserError(f"the dataset has no {needed!r} split; it has {sorted(dataset.splits)}")

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from components.gate.evidence import SHUFFLED, Evidence, RefusedError, finite, outcomes_of
-from components.gate.parameters import BASELINES
-from fovea.evaluation.metrics import METRICS, figure
+from fovea.evaluation.baselines import baselines_of
+from fovea.evaluation.metrics import figure, metrics_of
 from fovea.evaluation.outcomes import CHALLENGER
 from fovea.records import AbsentRecord, EvaluationRecord, RuleResult
 
@@ -82,10 +82,11 @@ def _differing(one: EvaluationRecord, other: EvaluationRecord) -> list[str]:
 
 def _disagreeing(evidence: Evidence) -> str:
     """Say which figure is missing, not finite, or not what its predictions come to."""
-    names = [CHALLENGER, SHUFFLED, "base", *(f"baseline:{name}" for name in BASELINES)]
-    if not isinstance(evidence.champion, AbsentRecord):
-        names.append("champion")
     try:
+        task = outcomes_of(evidence, CHALLENGER).task
+        names = [CHALLENGER, SHUFFLED, "base", *(f"baseline:{name}" for name in baselines_of(task))]
+        if not isinstance(evidence.champion, AbsentRecord):
+            names.append("champion")
         for name in names:
             _check_figures(evidence, name)
     except RefusedError as error:
@@ -95,9 +96,10 @@ def _disagreeing(evidence: Evidence) -> str:
 
 def _check_figures(evidence: Evidence, who: str) -> None:
     metrics, outcomes = evidence.metrics(who), outcomes_of(evidence, who)
-    for metric in METRICS:
+    for metric in metrics_of(outcomes.task):
         what = f"{metric} of {who}"
-        recorded, interval = getattr(metrics, metric, None), getattr(metrics, "intervals", {}).get(metric)
+        recorded = metrics.figures.get(metric) if metrics else None
+        interval = metrics.intervals.get(metric) if metrics else None
         if recorded is None or interval is None:
             raise RefusedError(f"{what if recorded is None else f'the interval of {what}'} is missing")
         found = figure(outcomes, metric)

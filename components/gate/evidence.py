@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from fovea.errors import UserError
-from fovea.evaluation.outcomes import BASELINES, CHALLENGER, Outcomes, read_baselines, read_outcomes
+from fovea.evaluation.outcomes import BASELINES, CHALLENGER, Outcomes, read_baselines
+from fovea.predictions import fetch_predictions
+from fovea.predictions import shuffled as shuffle
 from fovea.records import (
     AbsentRecord,
     EvaluationRecord,
@@ -18,15 +20,14 @@ from fovea.records import (
     read_optional_record,
     read_record,
 )
-from fovea.steps import plain_line
 from fovea.storage import Storage
 from fovea.task import Task
+from fovea.text import plain_line
 
 SHUFFLED = "shuffled"
 """The same, shown other products' pictures."""
 BASE_SHUFFLED = "base:shuffled"
 """The base, shown other products' pictures."""
-PREDICTIONS = "predictions-*.parquet"
 
 T = TypeVar("T")
 
@@ -145,7 +146,7 @@ class _Reading:
                 found[name] = self._predictions(record, task, name, shuffled=True)
         if base is not None:
             folder = self._read("baselines", lambda: self._storage.download(base, pattern=BASELINES))
-            read = folder and self._read("baselines", lambda: read_baselines(folder / BASELINES))
+            read = folder and self._read("baselines", lambda: read_baselines(folder / BASELINES, task))
             found |= {f"baseline:{name}": outcomes for name, outcomes in (read or {}).items()}
         return {name: outcomes for name, outcomes in found.items() if outcomes is not None}
 
@@ -158,17 +159,15 @@ class _Reading:
                     f"are of another task ({record.task_digest[:19]}) than the model's, {task.name} "
                     f"{task.version} ({task.digest[:19]})"
                 )
-            folder = self._storage.download(record, pattern=PREDICTIONS)
-            # Those that the record names, and whose digests were checked.
-            paths = [folder / entry.path for entry in record.files if entry.path.startswith("predictions-")]
-            return read_outcomes(paths, task, shuffled=shuffled)
+            predictions = fetch_predictions(self._storage, record, task)
+            return Outcomes.of_predictions(task, shuffle(predictions) if shuffled else predictions)
 
         return self._read(f"predictions of {name}", read)
 
     def _read(self, what: str, read: Callable[[], T]) -> T | None:
         try:
             return read()
-        except (UserError, ValueError) as error:  # ValueError: bytes that are no text
+        except (UserError, ValueError, KeyError) as error:  # ValueError: bytes that are not text
             self._complain(what, str(error))
             return None
 

@@ -5,12 +5,12 @@ The rules are a small YAML, validated before anything costs money:
     defaults: true            # the rules the gate has anyway; false leaves only its conditions and these
     rules:
       - name: bags            # of a default rule: takes its place
-        metric: category_accuracy
+        metric: category.accuracy
         slice: category=BAGS
         at_least: 0.85
       - name: cheap_prices
-        metric: price_median_ape
-        slice: price_band=1
+        metric: full_price.median_ape
+        slice: full_price=1      # the cheapest quarter
         against: champion
         margin: 0.02          # worse by less than this, surely; without it: surely better
 
@@ -24,20 +24,12 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from fovea.errors import UserError
-from fovea.evaluation.metrics import COUNTS, METRICS
+from fovea.evaluation.baselines import baselines_of
+from fovea.evaluation.metrics import COUNTS, RELIANCE, metrics_of
 from fovea.parameters import NOT_IN_RESULT, Parameters, parse_parameters
 from fovea.storage import Storage
+from fovea.task import Task
 
-RELIANCE = "picture_reliance"
-"""The fall in category accuracy when the model is shown other products' pictures."""
-FIGURES = (*METRICS, RELIANCE, *COUNTS)
-"""What a rule can ask for."""
-SLICES = ("category", "price_band")
-"""What a rule can be narrowed to."""
-BASELINES = ("majority_category", "category_median_price", "nearest_neighbour")
-"""The trivial answers that every evaluation of a base model holds."""
-OPPONENTS = ("base", "champion", *(f"baseline:{name}" for name in BASELINES))
-"""What a rule can compare the model with."""
 CONDITIONS = (
     "records_readable",
     "evaluated_this_model",
@@ -75,43 +67,20 @@ class RuleSpec(_Strict):
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,59}$")]
-    metric: str
-    """One of `FIGURES`."""
+    metric: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)?$", max_length=120)]
+    """A metric of the task, ``picture_reliance``, ``samples`` or ``groups``."""
     slice: str = ""
-    """``category=NAME`` or ``price_band=NUMBER``, 1 for the cheapest quarter; empty for all rows."""
+    """``FIELD=NAME`` or ``FIELD=NUMBER``, the slice's place from 1; empty for all rows."""
     at_least: float | None = None
     at_most: float | None = None
     against: str = ""
-    """One of `OPPONENTS`: the model must be surely better, the 95 % interval of its gain above 0."""
+    """``base``, ``champion`` or ``baseline:NAME``: the model must be surely better, the 95 % interval of its
+    gain above 0."""
     margin: Annotated[float, Field(ge=0)] = 0.0
     """With ``against``: the interval need only be above ``-margin``. In the metric's own unit."""
     min_samples: Annotated[int, Field(ge=1)] = 30
     """Rows that the rule must rest on."""
     description: Annotated[str, Field(max_length=200)] = ""
-
-    @field_validator("metric")
-    @classmethod
-    def _known_metric(cls, value: str) -> str:
-        if value not in FIGURES:
-            raise ValueError(f"unknown metric {value[:60]!r}; there are {_listed(FIGURES)}")
-        return value
-
-    @field_validator("slice")
-    @classmethod
-    def _known_slice(cls, value: str) -> str:
-        kind, _, name = value.partition("=")
-        if value and (kind not in SLICES or not name):
-            raise ValueError(
-                f"unknown slice {value[:60]!r}; there are {_listed(f'{kind}=…' for kind in SLICES)}"
-            )
-        return value
-
-    @field_validator("against")
-    @classmethod
-    def _known_opponent(cls, value: str) -> str:
-        if value and value not in OPPONENTS:
-            raise ValueError(f"unknown opponent {value[:60]!r}; there are {_listed(OPPONENTS)}")
-        return value
 
     @field_validator("name")
     @classmethod
@@ -127,8 +96,6 @@ class RuleSpec(_Strict):
             raise ValueError("give one of at_least, at_most and against")
         if self.margin and not self.against:
             raise ValueError("margin goes with against")
-        if self.against and self.metric not in METRICS:
-            raise ValueError(f"{self.metric} cannot be compared; use {_listed(METRICS)}")
         return self
 
     @property
@@ -161,10 +128,39 @@ class GateRules(_Strict):
             raise ValueError("without the default rules there must be others")
         return self
 
+    def check(self, task: Task) -> Self:
+        """Return these rules, if all that they name is of the task.
+
+        Raises:
+            UserError: names the first metric, slice or opponent that is not, and the choices.
+        """
+        metrics, opponents = metrics_of(task), opponents_of(task)
+        slices = [name for name, field in task.fields.items() if field.is_sliced]
+        for rule in self.rules:
+            field, _, name = rule.slice.partition("=")
+            if rule.metric not in (*metrics, RELIANCE, *COUNTS):
+                choices = _listed([*metrics, RELIANCE, *COUNTS])
+                raise UserError(f"{rule.name}: unknown metric {rule.metric!r}; there are {choices}")
+            if rule.slice and (field not in slices or not name):
+                choices = _listed([f"{each}=…" for each in slices])
+                raise UserError(f"{rule.name}: unknown slice {rule.slice[:60]!r}; there are {choices}")
+            if rule.against and rule.against not in opponents:
+                raise UserError(
+                    f"{rule.name}: unknown opponent {rule.against[:60]!r}; there are {_listed(opponents)}"
+                )
+            if rule.against and rule.metric not in metrics:
+                raise UserError(f"{rule.name}: {rule.metric} cannot be compared; use {_listed(metrics)}")
+        return self
+
     def with_defaults(self, defaults: tuple[RuleSpec, ...]) -> tuple[RuleSpec, ...]:
         """Return the rules to judge by: a default one makes way for one of its name."""
         named = {rule.name: rule for rule in (*(defaults if self.defaults else ()), *self.rules)}
         return tuple(named.values())
+
+
+def opponents_of(task: Task) -> tuple[str, ...]:
+    """Return what a rule can compare the model with."""
+    return ("base", "champion", *(f"baseline:{name}" for name in baselines_of(task)))
 
 
 def _check_rules(text: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from components.gate.evidence import gather
-from components.gate.parameters import GateParameters, read_rules
+from components.gate.parameters import GateParameters, RuleSpec, read_rules
 from components.gate.rules import Judgement, default_rules, judge, judge_base
 from fovea import tracking
 from fovea.evaluation.text import interval_text, rule_limit, rule_value
@@ -18,6 +18,7 @@ from fovea.parameters import parse_parameters
 from fovea.records import Decision, MlflowReference, RuleResult, StepInputs, write_record
 from fovea.steps import RunContext, reporting_failure, run_step
 from fovea.storage import Storage
+from fovea.task import Task
 
 STEP = "gate"
 VERSION = 3
@@ -65,7 +66,6 @@ def gate_step(
     context, storage = RunContext(artifact_root=artifact_root, run_id=run_id), Storage()
     with reporting_failure(STEP, context, storage):
         asked = parse_parameters(GateParameters, parameters)
-        rules = read_rules(asked.gate_rules, storage).with_defaults(default_rules(asked))
         evidence, model, records = gather(
             base=base_record,
             challenger=challenger_record,
@@ -73,6 +73,7 @@ def gate_step(
             model=model_record,
             storage=storage,
         )
+        rules = _rules(asked, model.task if model else None, storage)
         judgement, of_base = judge(evidence, rules), judge_base(evidence, rules)
         parents = {name: record.digest for name, record in records.items()}
         text = markdown(judgement, of_base, parents)
@@ -99,6 +100,12 @@ def gate_step(
             _track(model.mlflow, decision, text, [Path(decision_record), Path(report)])
     logger.info("gate: %s", judgement.reason)
     return Verdict(judgement.passed, judgement.reason)
+
+
+def _rules(asked: GateParameters, task: Task | None, storage: Storage) -> tuple[RuleSpec, ...]:
+    """Return the rules to judge by; without a task there are none, which refuses."""
+    given = read_rules(asked.gate_rules, storage)
+    return given.check(task).with_defaults(default_rules(asked, task)) if task else ()
 
 
 def _fields(judgement: Judgement, of_base: Judgement) -> dict[str, object]:
@@ -180,7 +187,7 @@ def _row(rule: RuleResult, base: RuleResult | None) -> str:
         escape(rule.name),
         escape(rule.description),
         rule_value(rule),
-        interval_text(rule.metric, rule.interval),
+        interval_text(rule.interval, rule.unit),
         rule_limit(rule),
         "" if rule.samples is None else str(rule.samples),
         f"{rule_value(base)} {_mark(base.passed)}" if base else "",

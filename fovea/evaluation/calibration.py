@@ -6,7 +6,7 @@ intercept))), where x is the score's log-odds (Platt's scaling; J. Platt 1999, w
 that no finite sample makes it certain). Two numbers a field, and rising, are what a few hundred rows can
 bear: isotonic steps fitted to as few say 0 or 1 at both ends.
 
-What right means is said in one place, `is_right`.
+What is right is said by the task, `fovea.task.Task.is_right`.
 """
 
 import hashlib
@@ -19,22 +19,17 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fovea.task import CurrencyField, FieldValue, PriceField, Task
+from fovea.task import Fields, Task
 
 MIN_ROWS = 50
 """Answers that a curve needs at least."""
 MIN_OF_EACH = 5
 """How many of them must be right, and how many wrong: without both nothing can be told apart."""
-PRICE_TOLERANCE = 0.1
-"""A price is right if it is off by no more than this share of the true one."""
 
 # Beyond, float32 does not tell a probability from 1, nor do a few hundred rows.
 _MOST_LOG_ODDS = 14.0
 _THRESHOLDS = 20
 _ROUNDING = 1e-9
-
-Fields = Mapping[str, FieldValue]
-Float = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 
 class _Model(BaseModel):
@@ -128,25 +123,6 @@ class Calibration(_Model):
         return threshold_for(self.fields[field].table, accuracy)
 
 
-def is_right(task: Task, field: str, truth: Fields, answer: Fields | None) -> bool:
-    """Return whether a field of an answer is right.
-
-    A text, a category and a currency are right if they are the true ones, letter by letter. A price is right
-    if it is within `PRICE_TOLERANCE` of the true one and, where the task states a currency, in that currency.
-    An answer that could not be read (None) is not.
-    """
-    if answer is None or field not in answer:
-        return False
-    if not isinstance(task.fields[field], PriceField):
-        return answer[field] == truth[field]
-    currencies = [name for name, kind in task.fields.items() if isinstance(kind, CurrencyField)]
-    if any(answer.get(name) != truth[name] for name in currencies):
-        return False
-    wanted, said = float(truth[field]), float(answer[field])
-    # 0.1 has no exact binary form: a price that is off by just 10 % counts as within.
-    return abs(said - wanted) <= (PRICE_TOLERANCE + _ROUNDING) * wanted
-
-
 def fit_calibration(
     task: Task,
     truths: Sequence[Fields],
@@ -172,7 +148,7 @@ def fit_calibration(
     fitted = {}
     for name in task.fields:
         known = [
-            (given[name], is_right(task, name, truth, answer))
+            (given[name], task.is_right(name, truth, answer))
             for truth, answer, given in rows
             if given is not None and name in given
         ]
@@ -248,45 +224,29 @@ def _fit(scores: Sequence[float], right: Sequence[bool], rows: int) -> FieldCali
 
 
 def _logistic(log_odds_of: Sequence[float], right: Sequence[bool]) -> tuple[float, float]:
-    """Return slope and intercept of the likeliest logistic curve, by Newton's method.
+    """Return slope and intercept of the likeliest logistic curve.
 
     The slope is 0 where x does not vary. The targets are Platt's, a little inside of 0 and 1, which keeps the
-    optimum finite for data that a threshold parts without error.
+    optimum finite for data that a threshold separates without error.
     """
-    x: Float = np.asarray(log_odds_of, dtype=np.float64)
-    truth = np.asarray(right, dtype=bool)
-    high, low = (truth.sum() + 1) / (truth.sum() + 2), 1 / ((~truth).sum() + 2)
-    target = np.where(truth, high, low)
+    # Imported here: it takes a second that only a fit needs.
+    from sklearn.linear_model import LogisticRegression
+
+    x, truth = np.asarray(log_odds_of, np.float64), np.asarray(right, bool)
     centre, scale = float(x.mean()), float(x.std())
     if scale < _ROUNDING:
         return 0.0, 0.0
-    design = np.stack([(x - centre) / scale, np.ones_like(x)], axis=1)
-    found = np.array([0.0, math.log(target.mean() / (1 - target.mean()))])
-    for _ in range(100):
-        probability = 1 / (1 + np.exp(-(design @ found)))
-        gradient = design.T @ (probability - target)
-        weights = np.maximum(probability * (1 - probability), 1e-12)
-        step = np.linalg.solve((design * weights[:, None]).T @ design + 1e-9 * np.eye(2), gradient)
-        found = _descend(design, target, found, step)
-        if np.abs(step).max() < 1e-10:
-            break
-    slope = float(found[0] / scale)
-    return slope, float(found[1] - slope * centre)
-
-
-def _descend(design: np.ndarray, target: Float, start: Float, step: Float) -> Float:
-    """Return the end of a Newton step, halved until the likelihood does not fall."""
-
-    def loss(at: Float) -> float:
-        z = design @ at
-        return float(np.sum(np.logaddexp(0, z) - target * z))
-
-    best = loss(start)
-    for halving in range(30):
-        end: Float = start - step / 2**halving
-        if loss(end) <= best:
-            return end
-    return start
+    high, low = (truth.sum() + 1) / (truth.sum() + 2), 1 / ((~truth).sum() + 2)
+    target = np.where(truth, high, low)
+    # A target between 0 and 1 is the row once as right and once as wrong, by weight.
+    model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-10, max_iter=1000)
+    model.fit(
+        np.tile((x - centre) / scale, 2)[:, None],
+        np.repeat([True, False], len(x)),
+        sample_weight=np.concatenate([target, 1 - target]),
+    )
+    slope = float(model.coef_[0, 0]) / scale
+    return slope, float(model.intercept_[0]) - slope * centre
 
 
 def _sigmoid(value: float) -> float:

@@ -11,8 +11,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from fovea.inference import Answer, OnStep, Sample
+from fovea.inference import OnStep, Sample
 from fovea.phi3v.modeling import END_OF_ANSWER_IDS
+from fovea.task import Answer
 from serving.middleware import metrics
 from serving.protocols.errors import RequestError
 

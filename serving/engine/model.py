@@ -12,7 +12,8 @@ from PIL import Image
 
 from fovea.evaluation.calibration import Calibration
 from fovea.images import PictureLimits
-from fovea.inference import Answer, Predictor, Sample
+from fovea.inference import Predictor, Sample
+from fovea.task import Answer
 from serving.engine.batching import Batcher, BatchLimits, OnToken
 from serving.engine.pictures import Picture, PictureFetcher, decode
 from serving.kserve_api import Model

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from fovea.evaluation.calibration import Calibration
-from fovea.inference import Answer
+from fovea.task import Answer
 from serving.protocols.errors import RequestError
 from serving.protocols.schemas import Confidences, FieldValues
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -12,8 +11,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from fovea.evaluation.calibration import Calibration
-from fovea.inference import Answer
-from fovea.task import PriceField
+from fovea.task import Answer
+from fovea.text import SPECIAL_TOKEN
 from serving.engine.model import Question, ServedModel
 from serving.engine.pictures import Picture
 from serving.protocols.answers import check_confidence, confidences, fields_of
@@ -42,7 +41,6 @@ from serving.protocols.schemas import (
 logger = logging.getLogger("serving")
 
 # Markers steer the model, so no text of a caller's may hold one.
-_MARKER = re.compile(r"<\|[^|<>]*\|>|</?s>")
 _MAX_TEXT = 8192
 _MAX_PICTURES = 16
 
@@ -135,7 +133,7 @@ def chat_prompt(messages: Sequence[ChatMessage], question: str) -> tuple[str, li
     for number, message in enumerate(messages):
         where = f"messages[{number}].content"
         urls, text = _parts(message, where)
-        if _MARKER.search(text) or len(text) > _MAX_TEXT:
+        if SPECIAL_TOKEN.search(text) or len(text) > _MAX_TEXT:
             raise RequestError(
                 f"{where}: text must have at most {_MAX_TEXT} characters and hold none of the model's "
                 "markers, such as <|end|>",
@@ -194,7 +192,7 @@ def _check_schema(schema: dict[str, Any], served: ServedModel) -> None:
             raise RequestError(
                 f"{where}: the task has no field {str(name)[:40]!r}; it has {', '.join(fields)}", param=where
             )
-        kind = "number" if isinstance(fields[name], PriceField) else "string"
+        kind = fields[name].json_type
         if isinstance(wanted, dict) and kind not in _types(wanted):
             raise RequestError(f"{where}: the field {name} is a {kind}", param=where)
 

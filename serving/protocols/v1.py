@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from fovea.inference import Answer
+from fovea.task import Answer
 from serving.engine.model import Question, ServedModel
 from serving.engine.pictures import Picture
 from serving.kserve_api import DataPlane, V1Endpoints

@@ -241,6 +241,7 @@ def last_run(place: State, service: str) -> None:
         settings={"service_name": service},
         samples=None,
         models={},
+        figures=(),
         gate=None,
         endpoint=None,
         steps={},

@@ -12,11 +12,10 @@ from components.deploy.rollback import roll_back
 from components.deploy.targets import rollout
 from components.deploy.targets.cluster import Cluster
 from components.deploy.targets.kserve import live_shares
-from fovea.inference import Answer
 from fovea.records import ModelRecord, StepInputs
 from fovea.steps import RunContext, run_step
 from fovea.storage import Storage
-from fovea.task import product_task
+from fovea.task import Answer, product_task
 from tests.cluster.conftest import QUICK, Place
 from tests.components.deploy.conftest import (  # noqa: F401 - fixtures
     World,

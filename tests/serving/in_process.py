@@ -12,7 +12,8 @@ from starlette.testclient import TestClient
 
 from fovea.evaluation.calibration import Calibration, FieldCalibration
 from fovea.fetch.profiles import FetchProfile
-from fovea.inference import Answer, OnStep, Predictor, Sample
+from fovea.inference import OnStep, Predictor, Sample
+from fovea.task import Answer
 from serving.application import build
 from serving.engine.batching import BatchLimits
 from serving.engine.model import PICTURE_LIMITS, KServeModel, ServedModel

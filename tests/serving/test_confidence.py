@@ -11,9 +11,8 @@ from starlette.testclient import TestClient
 
 from fovea.errors import UserError
 from fovea.evaluation.calibration import Calibration, FieldCalibration
-from fovea.inference import Answer
 from fovea.records import EvaluationRecord, GenerationParameters
-from fovea.task import Task, product_task
+from fovea.task import Answer, Task, product_task
 from serving.application import _calibration
 from serving.engine.loading import find_evaluation, locate_model
 from tests.serving.conftest import StartServer, encoded, picture

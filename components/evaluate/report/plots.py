@@ -9,10 +9,11 @@ import numpy as np
 
 from components.evaluate.report.rows import AnsweredRows, shown
 from fovea.evaluation.calibration import Calibration, Coverage, coverage_table
-from fovea.evaluation.metrics import UNREADABLE, confusion
-from fovea.evaluation.outcomes import Outcomes, Roles
+from fovea.evaluation.metrics import UNREADABLE, confusions, label
+from fovea.evaluation.outcomes import Outcomes
 from fovea.pages.charts import Histogram, amount, histogram
 from fovea.pages.plots import Axis, Plot, percent, plot
+from fovea.task.metrics import Array
 
 _MOST_DOTS = 3000
 _FARTHEST = 150.0
@@ -27,9 +28,10 @@ WANTED = (0.8, 0.9, 0.95, 0.99)
 
 
 @dataclass(frozen=True)
-class Prices:
-    """Answered prices beside the true ones."""
+class Amounts:
+    """Answered amounts of a field beside the true ones."""
 
+    name: str
     scatter: Plot | None
     errors: Histogram | None
     shares: Plot
@@ -39,26 +41,26 @@ class Prices:
     missing: int
 
 
-def prices(models: Mapping[str, AnsweredRows], baselines: Mapping[str, Outcomes]) -> Prices:
-    """Return what became of the prices.
+def amounts(field: str, models: Mapping[str, AnsweredRows], baselines: Mapping[str, Outcomes]) -> Amounts:
+    """Return what became of the amounts of a field.
 
     Args:
+        field: The field.
         models: Their answers by name; ``challenger`` is the one to look at.
         baselines: The outcomes of trivial answers by name.
     """
     answered = models["challenger"]
-    roles = Roles.of(answered.task)
     known = []
-    for row in answered.rows:
-        answer, truth = answered.answer(row), answered.truth(row)
-        same = roles.currency is None or (answer or {}).get(roles.currency) == truth[roles.currency]
-        if answer is not None and same:
-            known.append((float(truth[roles.price]), float(answer[roles.price])))
+    for each in answered.rows:
+        answer = answered.task.comparable(each.row.truth, each.answer.fields)[field]
+        if answer is not None:
+            known.append((float(each.row.truth[field]), float(answer)))
     outcomes = {name: rows.outcomes for name, rows in models.items()} | dict(baselines)
-    return Prices(
+    return Amounts(
+        label(field),
         _scatter(known),
         _errors(known),
-        _shares(outcomes),
+        _shares({name: each.fields[field]["ape"] for name, each in outcomes.items()}),
         len(known),
         len(answered.rows) - len(known),
     )
@@ -97,12 +99,12 @@ def _errors(known: Sequence[tuple[float, float]]) -> Histogram | None:
     return histogram({"within 10 %": np.array(near), "further off": np.array(far)}, _ERROR_EDGES)
 
 
-def _shares(outcomes: Mapping[str, Outcomes]) -> Plot:
+def _shares(errors: Mapping[str, Array]) -> Plot:
     """Return the cumulative distributions of relative errors, from 0 to 100 %."""
     places = np.linspace(0, 1, 101)
     lines = {}
-    for name, each in outcomes.items():
-        ordered = np.sort(each.price_ape)
+    for name, each in errors.items():
+        ordered = np.sort(each)
         shares = np.searchsorted(ordered, places + 1e-9, side="right") / len(ordered)
         lines[name] = list(zip(places.tolist(), shares.tolist(), strict=True))
     said = "; ".join(
@@ -126,6 +128,7 @@ class MatrixCell:
 class Matrix:
     """Which category was answered for which: rows are the truth, columns the answers."""
 
+    field: str
     names: tuple[str, ...]
     columns: tuple[str, ...]
     cells: tuple[tuple[MatrixCell, ...], ...]
@@ -134,16 +137,17 @@ class Matrix:
     """The most frequent mistakes: truth, answer, how often, and of how many rows."""
 
 
-def matrix(outcomes: Outcomes) -> Matrix:
+def matrix(field: str, outcomes: Outcomes) -> Matrix:
     """Return the most frequent categories against what was answered; all others are one."""
-    counted = confusion(outcomes)
+    counted, columns_of = confusions(outcomes)[field], outcomes.fields[field]
     rows = [(name, row) for name, row in zip(counted.categories, counted.rows, strict=True) if any(row)]
     columns = [place for place in range(len(counted.categories)) if any(row[place] for row in counted.rows)]
-    truths, answers = outcomes.category_truth.tolist(), outcomes.category_answer.tolist()
+    truths, answers = columns_of["truth"].tolist(), columns_of["answer"].tolist()
     every = Counter(truths)
     wrong = Counter(pair for pair in zip(truths, answers, strict=True) if pair[0] != pair[1])
     most = sorted(wrong.items(), key=lambda each: (-each[1], each[0]))[:_MOST_CONFUSIONS]
     return Matrix(
+        label(field),
         tuple(shown(name, 40) for name, _ in rows),
         tuple(shown(counted.categories[place], 40) for place in columns),
         tuple(

@@ -14,7 +14,7 @@ from PIL import Image
 from components.deploy.step import deploy_step
 from fovea.evaluation.calibration import Calibration, FieldCalibration
 from fovea.images import PictureLimits, decode_picture, encode_jpeg
-from fovea.inference import Answer, Predictor
+from fovea.inference import Predictor
 from fovea.records import (
     DatasetRecord,
     Decision,
@@ -27,7 +27,7 @@ from fovea.records import (
     write_record,
 )
 from fovea.steps import RunContext, run_step
-from fovea.task import FieldValue, product_task
+from fovea.task import Answer, FieldValue, product_task
 from tests.own_bucket import own_bucket
 from tests.some_records import some_metrics
 from tests.tiny_model import write_tiny_model

@@ -18,11 +18,10 @@ from components.deploy.parameters import Deployment
 from components.deploy.step import deployment_uri
 from components.deploy.targets.local import LocalServer, ServerError
 from fovea.errors import UserError
-from fovea.inference import Answer
 from fovea.records import ModelReference
 from fovea.steps import RunContext, StepReport
 from fovea.storage import Storage, index_uri
-from fovea.task import Task, product_task
+from fovea.task import Answer, Task, product_task
 from tests.components.deploy.conftest import ROWS, TRUTH, World, decide, evaluate
 
 REPOSITORY = Path(__file__).resolve().parents[3]

@@ -5,6 +5,8 @@ import unicodedata
 from decimal import Decimal
 from typing import Literal, NamedTuple
 
+from fovea.errors import UnusableError
+
 DecimalMark = Literal["", ".", ","]
 
 _MISSING = {"", "-", "--", "n/a", "na", "nan", "none", "null", "tbd"}
@@ -66,14 +68,6 @@ _RATE = re.compile(r"\d{1,9}(\.\d{1,12})?|\.\d{1,12}", re.ASCII)
 _TOO_MUCH = Decimal(10) ** 12
 # Thousands in groups of three, or as in India: 1,39,000.
 _GROUPED = re.compile(r"\d{1,3}(?:([., '])\d{3})(?:\1\d{3})*|\d{1,2}(?:,\d{2})+,\d{3}", re.ASCII)
-
-
-class UnusableError(Exception):
-    """A row, or a value of it, cannot be used; ``reason`` is a word or a few, joined by underscores."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 class Price(NamedTuple):
