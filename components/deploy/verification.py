@@ -71,21 +71,6 @@ class Verification:
     example: Example | None = None
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How it went with a service.
-
-    Args:
-        verification: of the new model.
-        kind: first, unchanged, canary or recreate; dry_run where nothing was changed.
-        manifest: what was applied last, to come back to.
-    """
-
-    verification: Verification
-    kind: str = ""
-    manifest: dict[str, Any] | None = None
-
-
 def load_probes(
     storage: Storage, dataset: DatasetRecord, evaluation: EvaluationRecord, count: int
 ) -> list[Probe]:

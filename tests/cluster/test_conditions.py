@@ -18,7 +18,7 @@ from components.deploy.kserve_parameters import KServeParameters
 from components.deploy.targets.cluster import Cluster, ClusterError, ConflictError
 from components.deploy.targets.lease import LeaseLostError
 from components.deploy.targets.manifest import canary_entry, inference_service, predictor
-from components.deploy.verification import Outcome
+from components.deploy.targets.target import RolloutOutcome
 from tests.cluster.conftest import QUICK, SERVICE, Place, digest
 
 MANIFEST = Path(__file__).resolve().parents[2] / "manifests" / "base" / "deployer.yaml"
@@ -184,7 +184,7 @@ def test_two_deployments_do_not_interleave_and_the_older_loses(place: Place) -> 
     assert place.deploy("a").verification.passed
     place.behave("b", start="never_ready")
     older = place.rollout("b", lease=place.lease("older", age=60), start_seconds=600.0)
-    ended: list[Outcome] = []
+    ended: list[RolloutOutcome] = []
 
     def run() -> None:
         with older.lease.held():

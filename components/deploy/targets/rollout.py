@@ -35,7 +35,8 @@ from components.deploy.targets.manifest import (
     template_of,
 )
 from components.deploy.targets.pods import Observation, Problem, observe
-from components.deploy.verification import Outcome, Verification
+from components.deploy.targets.target import RolloutOutcome
+from components.deploy.verification import Verification
 
 logger = logging.getLogger("fovea")
 
@@ -108,7 +109,7 @@ class Rollout:
         self._restoring = False
         self._verification = Verification(False, "was not asked")
 
-    def run(self) -> Outcome:
+    def run(self) -> RolloutOutcome:
         """Roll out; a refusal is an outcome, after which the previous state is there again."""
         steps: Mapping[State, Callable[[], State]] = {
             State.PLAN: self._plan,
@@ -129,14 +130,16 @@ class Rollout:
         except LeaseLostError as error:
             # What another deployment has taken over is not this one's to restore.
             restored = "" if error.is_taken else self._restore()
-            return Outcome(Verification(False, f"{error}{restored}"), self.kind)
+            return RolloutOutcome(Verification(False, f"{error}{restored}"), self.kind)
         except (RefusedError, ClusterError) as error:
-            return Outcome(Verification(False, f"{error}{self._restore()}"), self.kind)
+            return RolloutOutcome(Verification(False, f"{error}{self._restore()}"), self.kind)
         except BaseException:
             # Also where the process is told to end: a half-done rollout is nobody's then.
             self._restore()
             raise
-        return Outcome(self._verification, self.kind, self._manifest(self.stable))
+        return RolloutOutcome(
+            self._verification, self.kind, self.cluster.namespace, self._manifest(self.stable)
+        )
 
     # The states
 
