@@ -163,7 +163,7 @@ def _words(cluster: Cluster, pod: str, container: Document) -> str:
 
 
 def _last_event(cluster: Cluster, pod: Document, reasons: Sequence[str]) -> str:
-    events = cluster.list("events", fieldSelector=f"involvedObject.uid={pod['metadata']['uid']}")
+    events = cluster.list("events", field_selector=f"involvedObject.uid={pod['metadata']['uid']}")
     told = [each for each in events if each.get("reason") in reasons]
     told.sort(key=lambda each: each.get("lastTimestamp") or each.get("eventTime") or "")
     return str(told[-1].get("message", "")) if told else ""
@@ -227,13 +227,13 @@ def _pods(cluster: Cluster, deployment: Document, template: str) -> list[Documen
     selector = ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
     sets = [
         each
-        for each in cluster.list("replicasets", labelSelector=selector)
+        for each in cluster.list("replicasets", label_selector=selector)
         if _owner(each) == deployment["metadata"]["uid"] and _is_of(each["spec"]["template"], template)
     ]
     if not sets:
         return []
     newest = max(sets, key=_revision)["metadata"]["uid"]
-    return [each for each in cluster.list("pods", labelSelector=selector) if _owner(each) == newest]
+    return [each for each in cluster.list("pods", label_selector=selector) if _owner(each) == newest]
 
 
 def _is_of(pod_template: Mapping[str, Any], template: str) -> bool:
