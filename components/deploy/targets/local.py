@@ -29,7 +29,7 @@ _REPORT_SECONDS = 5.0
 
 
 class ServerError(Exception):
-    """The server did not start; the message is one line for people."""
+    """The server did not start; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class LocalServer:
         However this process ends, the server ends too: it watches a pipe that only this process holds open.
 
         Raises:
-            ServerError: it does not answer within ``timeout`` seconds; the message ends with its last words.
+            ServerError: it does not answer within ``timeout`` seconds; the message ends with its last line.
         """
         with tempfile.TemporaryDirectory(prefix="fovea-deploy-") as name:
             folder = Path(name)
@@ -170,7 +170,7 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
     except subprocess.TimeoutExpired:
         logger.warning("deploy: the model server did not end within %.0f s and is killed", _STOP_SECONDS)
     finally:
-        # Also where a second Ctrl-C cuts the waiting short; a process that has ended is left alone.
+        # Also where a second Ctrl-C interrupts the wait. On a process that has ended, this does nothing.
         process.kill()
         process.wait()
         if process.stdin is not None:
