@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 from components.deploy.parameters import Example
 from fovea.errors import UserError
 from fovea.evaluation.calibration import Calibration
+from fovea.predictions import fetch_predictions
 from fovea.records import DatasetRecord, EvaluationRecord
 from fovea.storage import Storage
-from fovea.task import FieldValue, Task
+from fovea.task import Answer, FieldValue, Task
 
 PREDICT_PATH = "/v1/models/{name}:predict"
 CHAT_PATH = "/openai/v1/chat/completions"
@@ -79,21 +80,18 @@ def load_probes(
     Raises:
         UserError: a picture that was evaluated is not in the dataset, or none was.
     """
-    folder = storage.download(evaluation, pattern="predictions-*.parquet")
-    files = sorted(folder.glob("predictions-*.parquet"))
-    predictions = pq.read_table(files).slice(0, count).to_pylist()
-    texts: dict[str, str] = {row["row_id"]: row["text"] for row in predictions}
-    likelihoods = {row["row_id"]: _likelihood(row) for row in predictions}
+    predictions = fetch_predictions(storage, evaluation, dataset.task)[:count]
+    answers = {each.row.row_id: each.answer for each in predictions}
     shards = storage.download(dataset, pattern=f"{evaluation.split}-*.parquet")
     names = list(dataset.task.fields)
     rows = pq.read_table(
         sorted(shards.glob(f"{evaluation.split}-*.parquet")),
         columns=["row_id", "image", *names],
-        filters=[("row_id", "in", list(texts))],
+        filters=[("row_id", "in", list(answers))],
     ).to_pylist()
     found = {row["row_id"]: row for row in rows}
-    missing = [row_id for row_id in texts if row_id not in found]
-    if missing or not texts:
+    missing = [row_id for row_id in answers if row_id not in found]
+    if missing or not answers:
         raise UserError(
             f"{evaluation.uri}: "
             + (f"row {missing[0]} is not in the dataset" if missing else "holds no prediction")
@@ -103,17 +101,19 @@ def load_probes(
         Probe(
             row_id=row_id,
             picture=found[row_id]["image"]["bytes"],
-            text=text,
+            text=answer.text,
             truth={name: found[row_id][name] for name in names},
-            likelihood=likelihoods[row_id],
+            likelihood=_likelihood(answer),
         )
-        for row_id, text in texts.items()
+        for row_id, answer in answers.items()
     ]
 
 
-def _likelihood(prediction: dict[str, Any]) -> float | None:
-    scores = [value for name, value in prediction.items() if name.startswith("score_")]
-    return None if any(score is None for score in scores) else math.exp(sum(scores))
+def _likelihood(answer: Answer) -> float | None:
+    """Return the probability of the answer's fields; None where one has no score."""
+    if answer.fields is None or answer.scores is None or answer.scores.keys() != answer.fields.keys():
+        return None
+    return math.exp(sum(answer.scores.values()))
 
 
 def most_that_differ(likelihoods: Iterable[float | None]) -> int:
