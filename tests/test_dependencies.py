@@ -16,7 +16,7 @@ MAKEFILE = (REPOSITORY / "Makefile").read_text()
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 OWN: dict[str, tuple[str, ...]] = dict.fromkeys(("fovea", "sample"), ())
 OWN |= dict.fromkeys(("cli", "components", "pipelines", "serving"), ("platform",))
-OWN |= dict.fromkeys(("benchmarks", "tests"), ("platform", "dev"))
+OWN |= dict.fromkeys(("benchmarks", "tests", "tools"), ("platform", "dev"))
 """The packages here, and the groups of dependencies that each may use."""
 
 
