@@ -1,4 +1,4 @@
-"""The table of a run's figures, and how values are written, in the terminal and in the report alike."""
+"""The table of a run's metrics and the formatting of its values, for the terminal and the report."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ COLUMNS = {
     "challenger": "challenger",
     "shuffled": "shuffled",
 }
-"""The models of the table, by the summary's name for them; one that is not there has no column."""
+"""The models of the table, by the summary's names; a missing model has no column."""
 
 ROWS = {
     "parse_rate": "answers that can be read",
@@ -20,7 +20,7 @@ ROWS = {
     "category_accuracy": "category right",
     "price_median_ape": "median price error",
 }
-"""The figures of the table, by their name in `Metrics`."""
+"""The metrics of the table, by their names in `Metrics`."""
 
 
 def columns(models: Mapping[str, Metrics]) -> dict[str, str]:
@@ -29,7 +29,7 @@ def columns(models: Mapping[str, Metrics]) -> dict[str, str]:
 
 
 def metric(metrics: Metrics | None, name: str) -> str:
-    """Return one of the table's figures as text."""
+    """Return one of the table's metrics as text."""
     return figure_text(name, None if metrics is None else getattr(metrics, name))
 
 
