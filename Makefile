@@ -43,11 +43,12 @@ run: $(STAMP) ## the whole pipeline on this machine, from pictures to an answeri
 
 test: lint unit ## lint, types, import layers and tests
 
-lint: $(STAMP) ## lint, types and import layers
+lint: $(STAMP) ## lint, types, import layers and wording
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/prose.py
 
 # One worker more than a small machine's cores: tests wait for servers and a cluster.
 unit: $(STAMP) ## the tests alone

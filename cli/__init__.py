@@ -1,1 +1,1 @@
-"""The `fovea` command: a module for each subcommand."""
+"""The `fovea` command, with one module for each subcommand."""

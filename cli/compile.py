@@ -1,4 +1,4 @@
-"""`fovea compile`: the pipeline as the YAML that Kubeflow Pipelines takes."""
+"""`fovea compile`: write the pipeline as YAML for Kubeflow Pipelines."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,19 +11,19 @@ def compile_command(
     cluster: Annotated[
         Path | None,
         typer.Option(
-            help="What the platform decides: image, GPUs, resources, Secrets.",
+            help="The platform's settings: image, GPUs, resources, Secrets.",
             metavar="FILE",
             envvar="FOVEA_CLUSTER",
         ),
     ] = None,
     kubernetes: Annotated[
-        bool, typer.Option("--kubernetes", help="As KFP's custom resources, to be applied from a repository.")
+        bool, typer.Option("--kubernetes", help="Write KFP's custom resources, for GitOps.")
     ] = False,
-    namespace: Annotated[str, typer.Option(help="Of the custom resources.")] = "",
+    namespace: Annotated[str, typer.Option(help="Namespace of the custom resources.")] = "",
 ) -> None:
     """Compile the pipeline to a file that can be uploaded to Kubeflow Pipelines.
 
-    Without --cluster it is the pipeline of a run on one machine, whose tasks ask for nothing.
+    Without --cluster the pipeline is the one for a single machine, whose tasks request no resources.
 
     Example: fovea compile --cluster cluster.yaml --out fovea-finetune.yaml
 
@@ -34,10 +34,10 @@ def compile_command(
     from pipelines.compile import compile_for_cluster, compile_pipeline, compile_resources
 
     if namespace and not kubernetes:
-        raise UserError("--namespace is of the custom resources; give --kubernetes, too")
+        raise UserError("--namespace applies to custom resources; give --kubernetes")
     if cluster is None:
         if kubernetes:
-            raise UserError("--kubernetes is of a cluster's pipeline; give --cluster, too")
+            raise UserError("--kubernetes writes the pipeline of a cluster; give --cluster")
         text = compile_pipeline()
     elif kubernetes:
         text = compile_resources(read_cluster_settings(cluster), namespace=namespace)

@@ -1,4 +1,4 @@
-"""`fovea import-model`: bring a base model into S3."""
+"""`fovea import-model`: import a base model into S3."""
 
 from typing import Annotated
 
@@ -9,13 +9,13 @@ def import_model_command(
     source: Annotated[str, typer.Argument(help="A folder, or owner/name@commit on the hub.")],
     to: Annotated[str, typer.Option(help="The artifact root that runs use: s3://bucket/prefix.")],
 ) -> None:
-    """Bring a Phi-3-Vision checkpoint into S3, and print its record's URI: a run's base_model.
+    """Import a Phi-3-Vision checkpoint into S3 and print the URI of its record, for the setting base_model.
 
-    Names, shapes and types of all tensors are checked, the digests of what comes from a hub, too.
-    Python files and auto_map are left out. What is in S3 already is not uploaded again.
+    Names, shapes and types of all tensors are checked, and the digests of files from a hub. Python files
+    and auto_map are removed. Files that are already in S3 are not uploaded again.
 
-    S3 is found as AWS's own tools find it (AWS_ENDPOINT_URL_S3, AWS_ACCESS_KEY_ID, …), the hub as
-    huggingface_hub does (HF_ENDPOINT, HF_TOKEN).
+    S3 is configured as for AWS's tools (AWS_ENDPOINT_URL_S3, AWS_ACCESS_KEY_ID, …), the hub as for
+    huggingface_hub (HF_ENDPOINT, HF_TOKEN).
 
     Example: fovea import-model ./Phi-3-vision-128k-instruct --to s3://models/fovea
     """

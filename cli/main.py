@@ -1,4 +1,4 @@
-"""The `fovea` command: what its subcommands have in common."""
+"""The `fovea` command: shared options, errors and the list of subcommands."""
 
 import errno
 import sys
@@ -22,7 +22,7 @@ from fovea import __version__
 from fovea.errors import UserError
 
 INTERRUPTED = 130
-"""The exit status after Ctrl-C, as shells give it."""
+"""The exit status after Ctrl-C, as in shells."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,8 +30,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Fine-tune Phi-3-Vision on pictures of products and put the result into production.",
-    epilog="Begin with: fovea doctor, then fovea run",
+    help="Fine-tune Phi-3-Vision on product pictures and deploy the result.",
+    epilog="Start with: fovea doctor, then fovea run",
 )
 
 
@@ -47,7 +47,7 @@ def _options(
         bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Take what stands before the subcommand."""
+    """Handle the options before the subcommand."""
 
 
 app.command("run")(run)
@@ -65,7 +65,7 @@ app.command("sample-model")(sample_model)
 
 
 def main() -> None:
-    """Run the command line; what the user can mend is one line on standard error, without a traceback."""
+    """Run the command line; print errors that the user can fix as one line, without a traceback."""
     try:
         app(prog_name="fovea")
     except UserError as error:
@@ -73,7 +73,7 @@ def main() -> None:
         sys.exit(1)
     except SystemExit as end:
         if end.code == INTERRUPTED:
-            typer.secho("interrupted: everything that was started has ended", err=True)
+            typer.secho("interrupted: all processes of the run have stopped", err=True)
         raise
     except OSError as error:
         if error.errno is None:

@@ -1,4 +1,4 @@
-"""`fovea preview`: what a table's first rows would become, and what a run on all of it would take."""
+"""`fovea preview`: show what a run would make of a table, from its first rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _SHOWN = 10
 
 @dataclass(frozen=True)
 class _Chosen:
-    """What a person chose, checked."""
+    """The validated choices of the user."""
 
     prepare: "PrepareDataParameters"
     base_model: str
@@ -29,24 +29,22 @@ class _Chosen:
 
 
 def preview(
-    source: Annotated[
-        str | None, typer.Argument(help="The table; the setting source, if it is not given here.")
-    ] = None,
+    source: Annotated[str | None, typer.Argument(help="The table; by default the setting source.")] = None,
     settings: Annotated[
         Path | None, typer.Option(help="A YAML file of settings, as for fovea run.", metavar="FILE")
     ] = None,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="One setting; may be repeated.", metavar="NAME=VALUE")
+        list[str] | None, typer.Option("--set", help="One setting; can be repeated.", metavar="NAME=VALUE")
     ] = None,
-    rows: Annotated[int, typer.Option(help="How many rows to look at.", min=1, max=10_000)] = 100,
+    rows: Annotated[int, typer.Option(help="The number of rows to read.", min=1, max=10_000)] = 100,
     tokens_per_second: Annotated[
-        float | None, typer.Option(help="What your device trains, to reckon its hours.", min=1e-9)
+        float | None, typer.Option(help="The training rate of your device, to estimate hours.", min=1e-9)
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write it as a page with pictures, too.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write the preview as a page with pictures.")] = None,
 ) -> None:
-    """Look at a table before a run: what its columns are taken for, what is left out, how long it takes.
+    """Preview a table: the use of its columns, the dropped rows, examples, and the training time of a run.
 
-    Nothing is stored but the page that is asked for.
+    Nothing is stored except the page of --html.
 
     Example: fovea preview products.csv
 
@@ -86,7 +84,7 @@ def preview(
 
 
 def _chosen(source: str | None, settings: Path | None, overrides: Sequence[str]) -> _Chosen:
-    """Check the settings as a run would; what only a run needs has a stand-in."""
+    """Validate the settings as a run would, with placeholders for those that only a run needs."""
     from components.prepare_data.parameters import PrepareDataParameters
     from fovea.errors import UserError
     from pipelines.settings import read_overrides, read_settings, validate_settings
@@ -94,7 +92,7 @@ def _chosen(source: str | None, settings: Path | None, overrides: Sequence[str])
     given = {**(read_settings(settings) if settings else {}), **read_overrides(overrides)}
     given |= {"source": source} if source else {}
     if not given.get("source"):
-        raise UserError("there is no table to look at; name one: fovea preview products.csv")
+        raise UserError("no table is given; name one: fovea preview products.csv")
     base_model = str(given.get("base_model") or "")
     stand_ins = {"artifact_root": "s3://preview", "base_model": "s3://preview/base.json"}
     run = validate_settings({**given, **stand_ins})
@@ -110,11 +108,11 @@ def _print(console: "Console", location: str, preview: "Preview", examples: "Seq
     title = f"{counts.kept:,} of {counts.read:,} rows that were looked at could be trained on"
     console.print(Text.assemble((title, "bold"), f"\n{shown(location)}"), soft_wrap=True)
     uses = [(use.use, use.column, " · ".join(use.examples) or "nothing") for use in preview.columns]
-    _print_table(console, "What the columns are taken for", uses)
+    _print_table(console, "Use of the columns", uses)
     left_out = [(f"{x.rows:,}", f"{x.about}: {x.explanation}", x.example) for x in preview.left_out]
-    _print_table(console, "What is left out, with an example", left_out)
+    _print_table(console, "Dropped rows, with an example", left_out)
     if examples:
-        console.print("\n[bold]What would be learned[/bold]")
+        console.print("\n[bold]Training examples[/bold]")
         _print_examples(console, examples)
     _print_estimate(console, preview)
 
@@ -127,7 +125,7 @@ def _print_table(console: "Console", title: str, rows: Sequence[tuple[str, ...]]
         return
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for row in rows:
-        # Text, since a table may hold what rich takes for markup.
+        # Text, because a table may contain rich's markup.
         table.add_row("", *map(Text, row))
     console.print(f"\n[bold]{title}[/bold]")
     console.print(table)
@@ -137,10 +135,10 @@ def _print_estimate(console: "Console", preview: "Preview") -> None:
     rows = "of those, " if preview.rows is None else f"{preview.rows:,} rows in the table; "
     lines = [f"{rows}{preview.kept:,} kept, {preview.training_rows:,} to train on, {preview.epochs:g} times"]
     if preview.tokens:
-        how = "" if preview.counted else "; the text's share is a guess, which base_model would replace"
+        how = "" if preview.counted else "; text tokens are estimated, set base_model to count them"
         least, most = preview.tokens.least, preview.tokens.most
-        lines.append(f"{preview.tokens.median:,.0f} tokens an example ({least:,.0f} to {most:,.0f}{how})")
-    console.print("\n[bold]What a run would come to, if the rest is alike[/bold]")
+        lines.append(f"{preview.tokens.median:,.0f} tokens per example ({least:,.0f} to {most:,.0f}{how})")
+    console.print("\n[bold]Estimate for the whole table[/bold]")
     for line in lines:
         console.print(f"  {line}", markup=False, soft_wrap=True)
     trainings = [
@@ -155,7 +153,7 @@ def _print_estimate(console: "Console", preview: "Preview") -> None:
 
 
 def _print_examples(console: "Console", examples: "Sequence[Example]") -> None:
-    """Print what is to be said about pictures; where the terminal shows colours, below each picture."""
+    """Print the target texts of pictures, with the pictures if the terminal supports colours."""
     from rich.columns import Columns
     from rich.console import Group
     from rich.text import Text
@@ -172,7 +170,7 @@ def _print_examples(console: "Console", examples: "Sequence[Example]") -> None:
 
 
 def _coloured(picture: "Image.Image") -> "Text":
-    """Return a picture as half blocks: two pixels, one above the other, in each character."""
+    """Return a picture as half blocks: each character shows two pixels, one above the other."""
     from rich.text import Text
 
     small = picture.copy()

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Show = Callable[[str, int, int], None]
-"""Takes what is being done, how much is done, and how much there is."""
+"""Function that takes the name of a stage, the amount done, and the total."""
 
 
 @contextmanager
 def showing_progress() -> Iterator[Show]:
-    """Give a function that shows how far each stage of a command has come, on standard error."""
+    """Yield a function that shows the progress of each stage of a command on standard error."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, TaskID, TimeRemainingColumn
     from rich.progress import Progress as Bars

@@ -1,4 +1,4 @@
-"""`fovea run`: the whole pipeline on this machine."""
+"""`fovea run`: run the whole pipeline on this machine."""
 
 import logging
 import sys
@@ -20,22 +20,22 @@ def run(
         Path | None, typer.Option(help="A YAML file of settings, lines of 'name: value'.", metavar="FILE")
     ] = None,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="One setting; may be repeated.", metavar="NAME=VALUE")
+        list[str] | None, typer.Option("--set", help="One setting; can be repeated.", metavar="NAME=VALUE")
     ] = None,
-    state: Annotated[Path, typer.Option(help="The folder that everything is kept in.", metavar="DIR")] = Path(
+    state: Annotated[Path, typer.Option(help="The folder for all state of runs.", metavar="DIR")] = Path(
         ".fovea"
     ),
     sample_rows: Annotated[int, typer.Option(help="Rows of the sample catalogue.", min=40)] = 3040,
-    sample_seed: Annotated[int, typer.Option(help="Another seed, another sample catalogue.", min=0)] = 0,
+    sample_seed: Annotated[int, typer.Option(help="Seed of the sample catalogue.", min=0)] = 0,
 ) -> None:
-    """Run the whole pipeline on this machine: from pictures to a model that answers.
+    """Run the whole pipeline on this machine: from pictures to a verified model server.
 
-    It needs no cluster, no GPU and no account. A sample catalogue and a small sample model are made the first
-    time, unless the settings name a source and a base_model of your own; what did not change is used again.
+    It needs no cluster, GPU or account. Unless the settings name a source and a base_model, the first run
+    creates a sample catalogue and a small sample model. Unchanged results are reused.
 
-    With a source of your own, the service, the registered model and the experiment are named after the table
-    (products for products.csv), and the sample's stay as they are. Settings choose other names: service_name,
-    registered_model_name and experiment.
+    With a source, the service, the registered model and the experiment are named after the table
+    (products for products.csv), and those of the sample stay unchanged. To choose other names, set
+    service_name, registered_model_name and experiment.
 
     Example: fovea run
 
@@ -78,7 +78,7 @@ def run(
     if summary.state == "not_deployed" or _is_deployed_already(summary):
         console.print(f"\nnothing was deployed: {summary.reason.removeprefix('refused: ')}", markup=False)
         if _is_deployed_already(summary):
-            console.print("make serve starts the service as it stands")
+            console.print("make serve starts the current service")
         return
     if summary.state != "succeeded":
         where = f" in {summary.task}" if summary.task else ""
@@ -89,13 +89,13 @@ def run(
 
 
 def _is_deployed_already(summary: "Summary") -> bool:
-    """Return whether the gate had nothing against the model but that it is the champion: a run once more."""
+    """Return whether the gate refused only because the model is the champion, as in a repeated run."""
     refused = [rule.name for rule in summary.gate.rules if not rule.passed] if summary.gate else []
     return summary.state == "refused" and refused == ["differs_from_champion"]
 
 
 class _Lines(logging.Handler):
-    """Prints lines of progress, each with the time since the start; log records of ours become such lines."""
+    """Prints lines of progress with the time since the start; it also handles this project's log records."""
 
     def __init__(self, console: "Console") -> None:
         super().__init__()
@@ -121,7 +121,7 @@ def _print_summary(console: "Console", summary: "Summary", place: "State") -> No
     if summary.endpoint:
         _print_endpoint(console, summary)
     _print_steps(console, summary)
-    console.print("\n[bold]Where it is[/bold]")
+    console.print("\n[bold]Files[/bold]")
     for what, path in (
         ("report", place.last_run / "report.html"),
         ("evaluation", place.last_run / "evaluation.html"),
@@ -170,7 +170,7 @@ def _print_gate(console: "Console", summary: "Summary") -> None:
             rule_limit(rule),
         )
     console.print(table)
-    of_base = "let the base pass: they ask for nothing" if gate.base_passed else "refuse the base"
+    of_base = "let the base pass, so they have no effect" if gate.base_passed else "refuse the base"
     console.print(f"The same rules {of_base}: {gate.base_reason.removeprefix('refused: ')}", markup=False)
 
 
@@ -183,7 +183,7 @@ def _print_endpoint(console: "Console", summary: "Summary") -> None:
     console.print(f"\n[bold]The service {endpoint.service}[/bold]")
     console.print(f"  POST {endpoint.predict_path}\n  POST {endpoint.chat_path}", markup=False)
     console.print(
-        f"  asked about {endpoint.probes} held-out pictures over both, {endpoint.agreed} as in the evaluation"
+        f"  {endpoint.probes} held-out pictures over both protocols, {endpoint.agreed} as in the evaluation"
     )
     answer = endpoint.answer or {}
     for name, truth in endpoint.truth.items():
@@ -194,7 +194,7 @@ def _print_endpoint(console: "Console", summary: "Summary") -> None:
 def _print_steps(console: "Console", summary: "Summary") -> None:
     from pipelines.report.text import duration
 
-    console.print(f"\n[bold]The steps[/bold], {duration(summary.seconds)} in all")
+    console.print(f"\n[bold]The steps[/bold], {duration(summary.seconds)} in total")
     for name, step in summary.steps.items():
         reused = "  reused" if step.reused else ""
         console.print(f"  {name:18}{duration(step.seconds):>10}{reused}", markup=False)
@@ -202,14 +202,14 @@ def _print_steps(console: "Console", summary: "Summary") -> None:
 
 def _print_next(console: "Console", place: "State") -> None:
     commands = _near(Path(sys.executable).parent)
-    console.print("\n[bold]What next[/bold]")
+    console.print("\n[bold]Next steps[/bold]")
     for command, what in (
         ("make serve", "starts the service on port 8080; in another terminal:"),
-        (f"{commands}/fovea predict {_near(place.last_run / 'held-out.jpg')}", "asks it about that picture"),
+        (f"{commands}/fovea predict {_near(place.last_run / 'held-out.jpg')}", "sends it that picture"),
         (f"{commands}/mlflow ui --backend-store-uri sqlite:///{place.mlflow}", "shows the experiments"),
     ):
         console.print(f"  {command}\n      {what}", markup=False)
-    console.print("The page to try it with, while make serve runs: http://127.0.0.1:8080/", markup=False)
+    console.print("A page to try it, while make serve runs: http://127.0.0.1:8080/", markup=False)
 
 
 def _near(path: Path) -> Path:

@@ -7,13 +7,11 @@ import typer
 
 
 def sample_data(
-    out: Annotated[Path, typer.Option(help="The folder to write; reused if it holds the same catalogue.")],
-    rows: Annotated[int, typer.Option(help="Rows of products.csv, from 40.")] = 3040,
-    seed: Annotated[
-        int, typer.Option(help="Another seed, another catalogue; the same seed, the same bytes.")
-    ] = 0,
+    out: Annotated[Path, typer.Option(help="The folder to write; reused if it has the same catalogue.")],
+    rows: Annotated[int, typer.Option(help="Rows of products.csv, at least 40.")] = 3040,
+    seed: Annotated[int, typer.Option(help="Seed of the catalogue; the same seed gives the same bytes.")] = 0,
 ) -> None:
-    """Write a catalogue of drawn products: pictures, a CSV, and what is wrong with which rows.
+    """Write a catalogue of drawn products: pictures, a CSV, and the list of its deliberate flaws.
 
     Example: fovea sample-data --out catalogue --rows 500 --seed 7
     """
@@ -24,4 +22,4 @@ def sample_data(
         summary = write_catalogue(out, rows, seed, lambda done, total: show("drawing products", done, total))
     print(f"{'Reused' if summary.reused else 'Wrote'} the sample catalogue in {out}")
     print(f"  products.csv  {summary.rows:,} rows of {summary.products:,} products, seed {summary.seed}")
-    print(f"  flaws.json    what is wrong with some rows; {summary.usable:,} products are usable")
+    print(f"  flaws.json    the flaws of some rows; {summary.usable:,} products are usable")

@@ -7,18 +7,16 @@ import typer
 
 
 def sample_model(
-    out: Annotated[Path, typer.Option(help="The model's folder; reused if it holds the same model.")],
+    out: Annotated[Path, typer.Option(help="The model's folder; reused if it has the same model.")],
     train: Annotated[
-        bool, typer.Option("--train", help="Train it from scratch instead of taking the one that ships.")
+        bool, typer.Option("--train", help="Train it from scratch instead of copying the shipped model.")
     ] = False,
-    seed: Annotated[
-        int | None, typer.Option(help="With --train: seed of the training; another seed, another model.")
-    ] = None,
+    seed: Annotated[int | None, typer.Option(help="With --train: seed of the training.")] = None,
 ) -> None:
-    """Write a small Phi-3-Vision that can see and write, and knows nothing of any catalogue.
+    """Write a small Phi-3-Vision that can see and write but does not know any catalogue.
 
-    The model ships with the project, trained. With --train it is trained again by the same recipe, in
-    about six minutes on two cores.
+    The trained model ships with the project. --train trains it again with the same recipe, in about six
+    minutes on two cores.
 
     Example: fovea sample-model --out model
 
@@ -27,7 +25,7 @@ def sample_model(
     from sample.model import unpack_sample_model
 
     if seed is not None and not train:
-        raise typer.BadParameter("needs --train: the model that ships has seed 0", param_hint="--seed")
+        raise typer.BadParameter("needs --train: the shipped model has seed 0", param_hint="--seed")
     reused = _train(out, seed or 0) if train else unpack_sample_model(out)
     print(f"{'Reused' if reused else 'Wrote'} the sample model in {out}")
     print(f"  fine-tune it: fovea run --set base_model={out}")
@@ -42,7 +40,7 @@ def _train(out: Path, seed: int) -> bool:
 
     if out.exists():
         raise UserError(f"{out}: exists; remove it, or choose another folder with --out")
-    # Imported here: torch takes seconds that a wrong --out need not wait for.
+    # Imported here: importing torch takes seconds, and a wrong --out should fail first.
     from sample.training import Recipe, write_sample_model
 
     with TemporaryDirectory(prefix="fovea-sample-model-") as name, showing_progress() as show:

@@ -20,7 +20,7 @@ OWN: dict[str, tuple[str, ...]] = {
     "sample": (),
 }
 OWN |= dict.fromkeys(("cli", "components", "pipelines", "serving"), ("platform",))
-OWN |= dict.fromkeys(("benchmarks", "tests"), ("platform", "dev"))
+OWN |= dict.fromkeys(("benchmarks", "tests", "tools"), ("platform", "dev"))
 """The packages here, and the groups of dependencies that each may use."""
 
 

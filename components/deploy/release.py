@@ -67,7 +67,7 @@ class Release:
 
     @property
     def record_uris(self) -> dict[str, str]:
-        """Where the records lie in the index, by name."""
+        """URIs of the records in the index, by name."""
         records: Mapping[str, Record] = {name: getattr(self, name) for name in _TYPES}
         return {
             name: index_uri(self.artifact_root, record.step, record.input_key)

@@ -1,1 +1,1 @@
-"""The tasks around every run's steps: preflight before them, and the outcome after them."""
+"""The tasks before and after the steps of every run: preflight, require and report_outcome."""

@@ -1,4 +1,4 @@
-"""The KFP contracts of the tasks around a run: preflight, require and report_outcome."""
+"""The KFP components of the tasks around a run: preflight, require and report_outcome."""
 
 from typing import NamedTuple
 
@@ -41,7 +41,7 @@ def preflight(
     Args:
         base: Record of the base model.
         run_id: The run's ID.
-        artifact_root: s3://bucket/prefix that payloads and records lie under.
+        artifact_root: s3://bucket/prefix of payloads and records.
         base_model: Setting of the same name, as are the next ones.
         source: Setting.
         experiment: Setting.
@@ -62,7 +62,7 @@ def preflight(
         evaluate: Parameters of evaluate.
         gate: Parameters of the gate.
         deploy: Parameters of deploy.
-        on_refusal: What a refusal of the gate does to the run.
+        on_refusal: Whether a refusal of the gate fails the run.
     """
     arguments = {name: value for name, value in locals().items() if name not in ("base", "run_id")}
     from fovea.steps import configure_logging
@@ -74,12 +74,12 @@ def preflight(
 
 @dsl.component(base_image=IMAGE, packages_to_install=[], install_kfp_package=False)
 def require(passed: bool, reason: str, artifact_root: str, run_id: str, on_refusal: str = "fail") -> None:
-    """Fail the run where a step refused to go on, or let it end there.
+    """Fail the run if a step refused, or finish it without a deployment.
 
     Args:
-        passed: Whether the run goes on.
+        passed: Whether the run continues.
         reason: Why it does not; the run's error.
-        artifact_root: s3://bucket/prefix that payloads and records lie under.
+        artifact_root: s3://bucket/prefix of payloads and records.
         run_id: The run's ID.
         on_refusal: fail, or end: the run then succeeds without a deployment, and its outcome says so.
     """
@@ -94,11 +94,11 @@ def require(passed: bool, reason: str, artifact_root: str, run_id: str, on_refus
 
 @dsl.component(base_image=IMAGE, packages_to_install=[], install_kfp_package=False)
 def report_outcome(status: dsl.PipelineTaskFinalStatus, artifact_root: str, run_id: str) -> None:
-    """Say how the run ended and why.
+    """Report how the run finished and why.
 
     Args:
-        status: What KFP says of the run's tasks.
-        artifact_root: s3://bucket/prefix that payloads and records lie under.
+        status: KFP's status of the run's tasks.
+        artifact_root: s3://bucket/prefix of payloads and records.
         run_id: The run's ID.
     """
     from fovea.steps import configure_logging

@@ -1,4 +1,4 @@
-"""How a run ends: a step that refused fails it, and the last task of every run says how it ended and why."""
+"""The outcome of a run: fail it after a refusal, and report how it finished and why."""
 
 import logging
 from datetime import datetime
@@ -14,9 +14,9 @@ from fovea.storage import Storage
 logger = logging.getLogger("fovea")
 
 REQUIRE = "require"
-"""The task that ``failure.json`` names when a run was refused rather than broken."""
+"""The task in ``failure.json`` if a run was refused rather than broken."""
 REFUSAL = "refusal.json"
-"""Lies under the prefix of a run that ended, as was asked, without a deployment; holds the reason."""
+"""Document with the reason, under the prefix of a run that finished without a deployment as configured."""
 
 _SILENT = (
     "a task ended without saying why: it ran out of memory, was evicted, or never found a node; "
@@ -25,7 +25,7 @@ _SILENT = (
 
 
 class Refusal(BaseModel):
-    """Why a run ended without a deployment."""
+    """Why a run finished without a deployment."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,7 +40,7 @@ def require_step(
     run_id: str,
     on_refusal: str = "fail",
 ) -> None:
-    """Do nothing where ``passed``; else write ``reason`` down and fail the run, or let it end.
+    """Do nothing if ``passed``; otherwise record ``reason`` and fail the run, or let it finish.
 
     Raises:
         UserError: ``passed`` is False and ``on_refusal`` is not ``end``; its message is ``reason``.
@@ -56,20 +56,20 @@ def require_step(
 
 
 class Outcome(BaseModel):
-    """How a run ended; kept as ``runs/{run_id}/outcome.json``."""
+    """How a run finished; stored as ``runs/{run_id}/outcome.json``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     state: Literal["succeeded", "not_deployed", "refused", "failed", "cancelled"]
-    """``not_deployed``: the gate refused the model, and the run was asked to end then rather than to fail."""
+    """``not_deployed``: the gate refused the model, and the run was configured not to fail then."""
     task: str
-    """The task the run ended at; empty for one that succeeded, or where no task said so."""
+    """The task in which the run stopped; empty if it succeeded, or if no task reported it."""
     reason: str
     finished_at: datetime
 
 
 def report_outcome_step(*, state: str, artifact_root: str, run_id: str) -> Outcome:
-    """Write ``outcome.json`` from KFP's final state and what the tasks left behind, and log it."""
+    """Write ``outcome.json`` from KFP's final state and the tasks' documents, and log it."""
     context = RunContext(artifact_root=artifact_root, run_id=run_id)
     storage = Storage()
     outcome = _outcome(state, _failure(storage, context), _refusal(storage, context))
@@ -94,7 +94,7 @@ def _outcome(state: str, failure: Failure | None, refusal: Refusal | None) -> Ou
     if state == "SUCCEEDED" and refusal is not None:
         return Outcome(state="not_deployed", task="", reason=refusal.reason, finished_at=now())
     if state == "SUCCEEDED":
-        # A failure that is there all the same was an attempt's whose retry succeeded.
+        # A failure document of a successful run is from an attempt whose retry succeeded.
         return Outcome(state="succeeded", task="", reason="every step succeeded", finished_at=now())
     if state in {"CANCELLED", "CANCELED"}:
         return Outcome(state="cancelled", task="", reason="somebody ended the run", finished_at=now())

@@ -1,4 +1,4 @@
-"""Check what a run leans on before anything costs money."""
+"""Check the settings and services of a run before anything costs money."""
 
 import logging
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ logger = logging.getLogger("fovea")
 
 
 class Checked(NamedTuple):
-    """What preflight returns: each component's parameters, and what a refusal of the gate does."""
+    """What preflight returns: each component's parameters, and the effect of a refusal."""
 
     prepare_data: dict[str, Any]
     train_lora: dict[str, Any]
@@ -42,7 +42,7 @@ def preflight_step(arguments: Mapping[str, Any], *, run_id: str, base_record: st
         base_record: Where the base model's record goes.
 
     Raises:
-        UserError: the first thing that is wrong.
+        UserError: the first problem.
     """
     context = RunContext(artifact_root=str(arguments.get("artifact_root", "")), run_id=run_id)
     storage = Storage()
@@ -66,19 +66,19 @@ def preflight_step(arguments: Mapping[str, Any], *, run_id: str, base_record: st
 
 
 def _check_storage(storage: Storage, context: RunContext) -> None:
-    """Write, read and list under the run's own prefix, which every later task does."""
+    """Write, read and list under the run's prefix, as every later task does."""
     uri = context.run_uri("started.json")
     content = b"{}\n"
-    # On the condition that records are committed on, which a policy may refuse where it allows plain writes.
+    # Conditional like the commit of records, which a policy may refuse although it allows plain writes.
     storage.write_bytes(uri, content, only_if_absent=True)
     if storage.read_bytes(uri) != content:
-        raise UserError(f"{uri}: S3 returns something else than was written; check what stands before it")
+        raise UserError(f"{uri}: S3 does not return what was written; check any proxy in front of it")
     if uri not in storage.list(context.run_uri("")):
         raise UserError(f"{context.run_uri('')}: what was just written is not listed; check s3:ListBucket")
 
 
 def _check_champion(storage: Storage, settings: RunSettings) -> None:
-    """Refuse to begin a run whose model could not be compared with the champion."""
+    """Refuse a run whose model could not be compared with the champion."""
     champion = find_champion(storage, settings.registered_model_name)
     if isinstance(champion, AbsentRecord) or champion.task is None:
         return

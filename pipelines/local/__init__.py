@@ -1,1 +1,1 @@
-"""A run on this machine: its state, its S3 server, its processes and its log."""
+"""A run on this machine: its state folder, S3 server, processes and log."""

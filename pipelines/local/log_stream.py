@@ -1,7 +1,7 @@
-"""What kfp.local prints, made readable: what each task says, and why one failed.
+"""Reads the output of kfp.local: shows the lines of each task, and finds the reason of a failure.
 
-kfp.local mixes its own log, its executor's, and the tasks' output, indented, with tracebacks in between. All
-of it goes to a log file; a person sees the tasks' own lines.
+kfp.local mixes its own log, its executor's log, and the indented output of the tasks, including tracebacks.
+All of it is written to a log file; the user sees only the tasks' own lines.
 """
 
 import re
@@ -22,7 +22,7 @@ _SILENCE_SECONDS = 5.0
 
 @dataclass
 class Stream:
-    """Reads the output line by line, and remembers what kfp's own error does not tell."""
+    """Reads the output line by line, and stores what kfp's error does not include."""
 
     show: Callable[[str], None]
     log: TextIO
@@ -31,7 +31,7 @@ class Stream:
     error: str = ""
     """The last line of that task's traceback, without the exception's type."""
     silence: float = _SILENCE_SECONDS
-    """A task that has said nothing for this many seconds is said to be at work; ever less often, then."""
+    """A task without output is reported as running after this many seconds, and then less and less often."""
     _task: str = ""
     _raised: str = ""
     _started: float = 0.0
@@ -54,7 +54,7 @@ class Stream:
 
     def _read(self, line: str) -> None:
         if started := _STARTED.match(line):
-            # kfp numbers what the graph has twice: evaluate-2.
+            # kfp numbers the second use of a component in the graph: evaluate-2.
             self._task, self._raised = re.sub(r"-\d+$", "", started[1]).replace("-", "_"), ""
             self._started = self._spoke = time.monotonic()
             self._patience = self.silence
@@ -68,7 +68,7 @@ class Stream:
             self._raised = raised[2] or raised[1]
         elif spoken := _SPOKEN.match(line):
             self._spoke, self._patience = time.monotonic(), self.silence
-            # A step that the graph has twice names itself more precisely than kfp does.
+            # A component that is used twice logs a more precise name than kfp's.
             name = spoken[1].partition(":")[0]
             self._task = name if name.startswith(self._task) else self._task
             self.show(spoken[1])

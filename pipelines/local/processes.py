@@ -1,4 +1,4 @@
-"""Processes that are started here end here, with all they have started."""
+"""Child processes that are stopped together with all of their descendants."""
 
 import os
 import signal
@@ -17,9 +17,9 @@ _GRACE_SECONDS = 15.0
 def ending_with_block(
     command: Sequence[str], environment: dict[str, str]
 ) -> Iterator["subprocess.Popen[str]"]:
-    """Start a process whose output is read line by line; after the block neither it nor any child is left.
+    """Start a process and read its output by line; after the block it and all its descendants have stopped.
 
-    It gets a session of its own, so that Ctrl-C in the terminal reaches this process alone, and a pipe as its
+    It gets a new session, so that only this process receives Ctrl-C from the terminal, and a pipe as its
     standard input, which closes if this process dies.
     """
     with subprocess.Popen(  # noqa: S603
@@ -42,7 +42,7 @@ def ending_with_block(
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, and Ctrl-C also where a shell had it ignored."""
+    """Make SIGTERM and SIGHUP interrupt the block like Ctrl-C, and Ctrl-C also if a shell had it ignored."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -52,7 +52,7 @@ def interruptible() -> Iterator[None]:
 
 
 def _undisturbed() -> AbstractContextManager[None]:
-    """Put signals off that would cut the tidying up short; it takes seconds at most."""
+    """Postpone signals that would interrupt the cleanup, which takes seconds at most."""
     return _handling(signal.SIG_IGN)
 
 
@@ -68,9 +68,9 @@ def _handling(handler: Callable[[int, FrameType | None], None] | signal.Handlers
 
 
 def end_family(pid: int) -> None:
-    """Ask a process and everything it started to end, and end by force what has not within seconds.
+    """Terminate a process and its descendants, and kill those that are still running after some seconds.
 
-    The process must have begun a session: what has lost its parent is known by that.
+    The process must have started a session, which identifies orphaned descendants.
     """
     asked: set[psutil.Process] = set()
     deadline = time.monotonic() + _GRACE_SECONDS
@@ -86,7 +86,7 @@ def end_family(pid: int) -> None:
 
 
 def _family(pid: int, known: set[psutil.Process]) -> set[psutil.Process]:
-    """Return the living members of the session that ``pid`` began, those ``known``, and their children."""
+    """Return the living members of the session of ``pid``, those in ``known``, and their children."""
     members = set(known)
     for process in psutil.process_iter():
         try:

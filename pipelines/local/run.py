@@ -1,6 +1,6 @@
-"""The whole pipeline on this machine: sample data and model, S3 and MLflow beside them, kfp.local above.
+"""Run the whole pipeline on this machine with kfp.local, an S3 server, MLflow, and sample data and model.
 
-Nothing but Python is needed. Everything is kept in one folder, and what is there is used again.
+It needs only Python. All state is in one folder and is reused.
 """
 
 import json
@@ -47,7 +47,7 @@ Show = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Sample:
-    """Which sample catalogue to run on, where the settings name no source of their own."""
+    """The sample catalogue to use if the settings name no source."""
 
     rows: int = 3040
     seed: int = 0
@@ -55,7 +55,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class LocalRun:
-    """A run that has ended, while its S3 server still answers."""
+    """A finished run, while its S3 server is still running."""
 
     run_id: str
     outcome: Outcome
@@ -66,27 +66,27 @@ class LocalRun:
 
 @contextmanager
 def run_locally(values: Mapping[str, Any], sample: Sample, state: State, show: Show) -> Iterator[LocalRun]:
-    """Run the compiled pipeline, and give its outcome while what it wrote can be read.
+    """Run the compiled pipeline, and yield its outcome while its S3 server is still running.
 
     Args:
-        values: Settings as they were given. Without a ``source`` the sample catalogue is made and served;
-            without a ``base_model`` the sample model is made. A ``base_model`` may be a local folder.
-        sample: Which sample catalogue.
+        values: The given settings. Without a ``source`` the sample catalogue is created and served;
+            without a ``base_model`` the sample model is created. A ``base_model`` can be a local folder.
+        sample: The sample catalogue to create.
         state: A claimed state folder.
         show: Takes the lines of progress.
 
     Raises:
-        UserError: settings are wrong, or something that the run needs is not there.
+        UserError: settings are wrong, or a requirement of the run is missing.
     """
     started = time.monotonic()
     _validate_before_work(values)
-    # What is left of an earlier run must not be taken for this one's.
+    # Files of an earlier run must not be mistaken for this one's.
     shutil.rmtree(state.last_run, ignore_errors=True)
     state.last_run.mkdir()
     with ExitStack() as stack:
         source = values.get("source") or _serve_sample(stack, sample, state, show)
         base = values.get("base_model") or str(_sample_model(state, show))
-        # To this server a folder is a bucket.
+        # rclone serves each folder as a bucket.
         (state.s3 / split_uri(ARTIFACT_ROOT)[0]).mkdir(parents=True, exist_ok=True)
         server = stack.enter_context(serve_s3(state.s3, state.last_run / "s3.log"))
         storage = _storage(server)
@@ -115,11 +115,9 @@ def run_locally(values: Mapping[str, Any], sample: Sample, state: State, show: S
 
 
 def _validate_before_work(values: Mapping[str, Any]) -> None:
-    """Find wrong settings before minutes go into the sample; an example stands in for what comes later."""
+    """Validate the settings before the sample is created, with example values for those that follow later."""
     if "artifact_root" in values:
-        raise UserError(
-            f"artifact_root: leave it out, a local run keeps everything in its own {ARTIFACT_ROOT}"
-        )
+        raise UserError(f"artifact_root: remove it, a local run always uses {ARTIFACT_ROOT}")
     base, source = str(values.get("base_model") or ""), str(values.get("source") or "")
     if base and not base.startswith("s3://") and not Path(base).is_dir():
         raise UserError(
@@ -139,7 +137,7 @@ def _validate_before_work(values: Mapping[str, Any]) -> None:
 
 
 def _serve_sample(stack: ExitStack, sample: Sample, state: State, show: Show) -> str:
-    """Make the sample catalogue where it is not there, serve it, and return its table's URL."""
+    """Create the sample catalogue if it does not exist, serve it, and return its table's URL."""
     folder = state.sample / f"catalogue-v{CATALOGUE_VERSION}-{sample.rows}-{sample.seed}"
     started = time.monotonic()
     progress = Progress(logger, "sample catalogue: pictures")
@@ -155,22 +153,22 @@ def _serve_sample(stack: ExitStack, sample: Sample, state: State, show: Show) ->
 
 
 def _catalogue_port(state: State, show: Show) -> int:
-    """Return the port that the catalogue was served at before, if it is free.
+    """Return the port that the catalogue was last served at, if it is free.
 
-    The pictures' URLs hold it, so the same port means the same table, and a dataset that can be used again.
+    The port is part of the pictures' URLs: the same port gives the same table, so the dataset is reused.
     """
     kept = state.catalogue_port.read_text().strip() if state.catalogue_port.exists() else ""
     before = int(kept) if kept.isdecimal() else 0
     port = before if before and is_free(before) else free_port()
     if before and port != before:
-        show(f"sample catalogue: port {before} is taken by now, so it is served at {port} and fetched anew")
+        show(f"sample catalogue: port {before} is taken, so it is served at {port} and fetched again")
     write_whole(state.catalogue_port, f"{port}\n")
     return port
 
 
 def _sample_model(state: State, show: Show) -> Path:
-    """Write the sample model where it is not there, and return its folder."""
-    # Another version of the model has another folder.
+    """Write the sample model if it does not exist, and return its folder."""
+    # Each version of the model has its own folder.
     folder = state.sample / f"model-{weights_digest()[:12]}"
     reused = unpack_sample_model(folder)
     show(f"sample model: {'reused' if reused else 'written to'} {folder}")
@@ -178,7 +176,7 @@ def _sample_model(state: State, show: Show) -> Path:
 
 
 def _storage(server: EmbeddedS3) -> Storage:
-    """Return S3 as this process sees it; its own environment stays as it is."""
+    """Return the storage of the embedded server, without changing this process's environment."""
     client = s3_client(
         endpoint_url=server.endpoint_url,
         aws_access_key_id=server.access_key,
@@ -190,7 +188,7 @@ def _storage(server: EmbeddedS3) -> Storage:
 
 
 def _base_model(given: str, storage: Storage, show: Show) -> str:
-    """Return the URI of the base model's record; a local folder is brought into S3 first."""
+    """Return the URI of the base model's record; import a local folder first."""
     if given.startswith("s3://"):
         return given
     record = import_model(Path(given), RunContext(artifact_root=ARTIFACT_ROOT, run_id="local"), storage)
@@ -211,7 +209,7 @@ def _run_pipeline(settings: RunSettings, state: State, server: EmbeddedS3, show:
 
 
 def _environment(settings: RunSettings, state: State, server: EmbeddedS3) -> dict[str, str]:
-    """Return the tasks' environment: this one, with everything leading to this machine's own servers."""
+    """Return the tasks' environment: that of this process, with the addresses of this machine's servers."""
     is_sample = settings.fetch_profile == _FETCH_PROFILE
     own = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "MLFLOW_"))}
     local_hosts = ",".join(filter(None, [own.get("NO_PROXY") or own.get("no_proxy"), "127.0.0.1,localhost"]))
@@ -223,12 +221,12 @@ def _environment(settings: RunSettings, state: State, server: EmbeddedS3) -> dic
         **({"FOVEA_PLATFORM": str(state.platform)} if is_sample else {}),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(_REPOSITORY), own.get("PYTHONPATH")])),
         "PYTHONUNBUFFERED": "1",
-        # torch's threads wait for each other by spinning. Where another program takes a core, that made a
-        # training step take about six times as long; after 5,000 rounds they sleep instead. With fewer rounds
-        # a step takes longer on a quiet machine (docs/performance.md).
+        # torch's threads wait for each other in a spin loop. If another program used a core, a training step
+        # took about six times as long; after 5,000 iterations they sleep instead. With fewer iterations
+        # a step takes longer on an idle machine (docs/performance.md).
         "GOMP_SPINCOUNT": own.get("GOMP_SPINCOUNT", "5000"),
         "TMPDIR": str(state.temporary),
-        # Weights and tokenizers come from S3; only a dataset may be asked of the hub.
+        # Weights and tokenizers come from S3; only a dataset may come from the hub.
         **({} if settings.source.startswith("hf://") else {"HF_HUB_OFFLINE": "1"}),
         "NO_PROXY": local_hosts,
         "no_proxy": local_hosts,
@@ -241,7 +239,7 @@ def _run_ids(storage: Storage) -> set[str]:
 
 
 def _outcome(storage: Storage, run_id: str, stream: Stream) -> Outcome:
-    """Return how the run ended: by its own account, or where it could write none, by what was printed."""
+    """Return the outcome that the run wrote, or else one derived from its output."""
     uri = f"{ARTIFACT_ROOT}/runs/{run_id}/outcome.json"
     if run_id and storage.exists(uri):
         outcome = Outcome.model_validate_json(storage.read_bytes(uri))

@@ -1,4 +1,4 @@
-"""An S3 server on this machine: `rclone serve s3` over a plain folder, for runs without a cluster."""
+"""An S3 server on this machine: `rclone serve s3` on a plain folder."""
 
 import os
 import secrets
@@ -17,7 +17,7 @@ from fovea.errors import UserError
 
 _START_SECONDS = 20.0
 
-# Runs a command until it ends or standard input closes, as it does when the process at its other end is gone.
+# Runs a command until it exits or standard input closes, which happens when the parent process is gone.
 _END_WITH_STDIN = """
 exec 3<&0
 "$@" 3<&- &
@@ -29,14 +29,14 @@ wait "$server"
 
 @dataclass(frozen=True)
 class EmbeddedS3:
-    """Where the embedded server listens, and the credentials it takes."""
+    """The address of the embedded server, and its credentials."""
 
     endpoint_url: str
     access_key: str
     secret_key: str
 
     def environment(self) -> dict[str, str]:
-        """Return the variables that lead boto3, here and in child processes, to this server."""
+        """Return the environment variables that point boto3 to this server."""
         return {
             "AWS_ENDPOINT_URL_S3": self.endpoint_url,
             "AWS_ACCESS_KEY_ID": self.access_key,
@@ -47,7 +47,7 @@ class EmbeddedS3:
 
 
 def find_rclone() -> Path:
-    """Return the rclone to run: the one on PATH, else the one that was installed beside this Python.
+    """Return the rclone on PATH, or else the one that is installed next to this Python.
 
     Raises:
         UserError: there is none.
@@ -62,7 +62,7 @@ def find_rclone() -> Path:
 
 
 def free_port() -> int:
-    """Return a TCP port of the loopback interface that is free at this moment."""
+    """Return a TCP port of the loopback interface that is currently free."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
@@ -70,7 +70,7 @@ def free_port() -> int:
 
 
 def is_free(port: int) -> bool:
-    """Return whether a TCP port of the loopback interface is free at this moment."""
+    """Return whether a TCP port of the loopback interface is currently free."""
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -82,27 +82,27 @@ def is_free(port: int) -> bool:
 
 @contextmanager
 def serve_s3(folder: Path, log: Path | None = None) -> Iterator[EmbeddedS3]:
-    """Serve the subfolders of ``folder`` as buckets, with credentials made for this one run.
+    """Serve the subfolders of ``folder`` as buckets, with credentials generated for this run.
 
-    The server writes to ``log``, and ends with the block.
+    The server writes to ``log``, and stops with the block.
 
     Raises:
-        UserError: it does not start; the message ends with what it said.
+        UserError: it does not start; the message includes the last line of its log.
     """
     folder.mkdir(parents=True, exist_ok=True)
     log = log or folder.with_suffix(".log")
     server = EmbeddedS3(f"http://127.0.0.1:{free_port()}", "fovea", secrets.token_urlsafe(24))
     address = server.endpoint_url.removeprefix("http://")
     command = [str(find_rclone()), "serve", "s3", str(folder), "--addr", address]
-    # The keys go by environment: a command line is there for everybody to read.
+    # The keys are passed by environment, because every user can read a command line.
     environment = {
         **os.environ,
-        # Quoted, since rclone reads the variable as a line of CSV.
+        # Quoted, because rclone parses the variable as a line of CSV.
         "RCLONE_AUTH_KEY": f'"{server.access_key},{server.secret_key}"',
         "RCLONE_CONFIG": os.devnull,
     }
     with log.open("wb") as output:
-        # A session of its own: Ctrl-C must reach the pipeline first, which still has a failure to write down.
+        # A separate session: Ctrl-C must reach the pipeline first, which still has to record the failure.
         process = subprocess.Popen(  # noqa: S603
             ["/bin/sh", "-c", _END_WITH_STDIN, "sh", *command],
             env=environment,

@@ -1,4 +1,4 @@
-"""The folder a local run keeps everything in, and the lock that keeps a second run out of it."""
+"""The state folder of local runs, and the lock that prevents a second run."""
 
 import fcntl
 import hashlib
@@ -14,7 +14,7 @@ from fovea.errors import UserError
 
 _FREE_BYTES = 1 << 30
 _LONGEST_TEMPORARY = 70
-"""Worker processes put sockets in this folder, and a socket's path has 107 bytes at most."""
+"""Worker processes create sockets in this folder, and the path of a socket is limited to 107 bytes."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class State:
 
     @property
     def sample(self) -> Path:
-        """Sample catalogues and the sample model."""
+        """The sample catalogues and the sample model."""
         return self.root / "sample"
 
     @property
@@ -40,17 +40,17 @@ class State:
 
     @property
     def cache(self) -> Path:
-        """Payloads brought from S3, by digest; may be removed at any time."""
+        """Payloads downloaded from S3, by digest; can be removed at any time."""
         return self.root / "cache"
 
     @property
     def kfp(self) -> Path:
-        """What kfp.local keeps of each run: the records that tasks handed over."""
+        """The output of kfp.local for each run: the records passed between tasks."""
         return self.root / "kfp"
 
     @property
     def temporary(self) -> Path:
-        """Temporary files of the present run; emptied at its beginning and end."""
+        """Temporary files of the current run; emptied when it starts and stops."""
         folder = self.root / "tmp"
         if len(os.fsencode(folder)) <= _LONGEST_TEMPORARY:
             return folder
@@ -69,12 +69,12 @@ class State:
 
     @property
     def catalogue_port(self) -> Path:
-        """The port that the sample catalogue was last served at."""
+        """The port at which the sample catalogue was last served."""
         return self.root / "catalogue-port"
 
 
 def write_whole(path: Path, text: str) -> Path:
-    """Write a file that is there complete or not at all, whenever this process is killed."""
+    """Write a file atomically: it is complete or absent, even if this process is killed."""
     part = path.with_name(f".{path.name}.part")
     part.write_text(text)
     return part.replace(path)
@@ -82,7 +82,7 @@ def write_whole(path: Path, text: str) -> Path:
 
 @contextmanager
 def claim(root: Path) -> Iterator[State]:
-    """Make a state folder this process's own for the block, with an empty folder for temporary files.
+    """Lock a state folder for the block, with an empty folder for temporary files.
 
     Raises:
         UserError: another run uses it, it cannot be written, or the disk is nearly full.

@@ -1,6 +1,6 @@
-"""``python3`` of a local run's tasks: asks a server of `pipelines.local.task_server` to run the program.
+"""``python3`` for the tasks of a local run: passes the program to a server of `pipelines.local.task_server`.
 
-It is started for each task, so it imports a few modules of the standard library and nothing else.
+It starts once per task, so it imports only a few modules of the standard library.
 """
 
 import json
@@ -14,12 +14,12 @@ PYTHON = "FOVEA_PYTHON"
 
 
 def main(arguments: list[str]) -> int:
-    """Run ``python3 ARGUMENTS``, in a server where one is ready and else as usual; return its exit status."""
+    """Run ``python3 ARGUMENTS`` in a ready server, or as usual if there is none; return its exit status."""
     connection = _connect() if arguments[:1] == ["-m"] else None
     if connection is None:
         python = os.environ[PYTHON]
         os.execv(python, [python, *arguments])  # noqa: S606
-    # The program has this signal too; here it would only print a traceback.
+    # The program receives this signal too; here it would only print a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     with connection:
         request = {"arguments": arguments[1:], "environment": dict(os.environ), "folder": os.getcwd()}  # noqa: PTH109
@@ -35,7 +35,7 @@ def _connect() -> socket.socket | None:
     for path in filter(None, os.environ.get(SOCKETS, "").split(os.pathsep)):
         connection = socket.socket(socket.AF_UNIX)
         try:
-            # By its name alone: the whole path of a socket may be too long.
+            # By its name, because the full path of a socket may be too long.
             os.chdir(os.path.dirname(path))  # noqa: PTH120
             connection.connect(os.path.basename(path))  # noqa: PTH119
             return connection

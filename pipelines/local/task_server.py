@@ -1,12 +1,12 @@
-"""A server that forks Python programs from a process that has imported their libraries already.
+"""A server that forks Python programs from a process that has already imported their libraries.
 
 A task of a local run takes seconds to import MLflow, torch and transformers. `task_servers` starts a server
-that imports the small libraries, and gives an environment whose ``python3`` asks it to fork. Once a program
-has run for some seconds, there is real work to do: the server then forks a second one, which imports the
-large libraries too, and ``python3`` asks that one as soon as it is ready. Where none is ready, ``python3``
-is this Python as usual.
+that imports the small libraries, and returns an environment whose ``python3`` requests a fork from it. Once a
+program has run for some seconds, there is real work to do: the server then forks a second one, which also
+imports the large libraries, and ``python3`` uses that one when it is ready. If none is ready, ``python3`` is
+this Python.
 
-Each program is a process of its own, with the caller's arguments, environment, folder and standard streams.
+Each program runs in a separate process, with the caller's arguments, environment, folder and streams.
 """
 
 import atexit
@@ -53,7 +53,7 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class TaskServers:
-    """The servers of a run, and the environment whose ``python3`` asks the last one that is ready."""
+    """The servers of a run, and the environment whose ``python3`` uses the last one that is ready."""
 
     environment: dict[str, str]
     _first: "subprocess.Popen[bytes] | None" = None
@@ -69,10 +69,10 @@ class TaskServers:
 def task_servers(levels: Sequence[Sequence[str]] = (SMALL, LARGE)) -> Iterator[TaskServers]:
     """Start the first server.
 
-    There are none but on Linux: elsewhere, libraries do not survive a fork.
+    Only on Linux: elsewhere, libraries do not survive a fork.
 
     Args:
-        levels: The modules that the first server imports, and those that each further one imports besides.
+        levels: The modules that the first server imports, and those that each further one adds.
     """
     with tempfile.TemporaryDirectory(prefix="fovea-tasks-") as name:
         environment = _environment(Path(name), len(levels))
@@ -80,7 +80,7 @@ def task_servers(levels: Sequence[Sequence[str]] = (SMALL, LARGE)) -> Iterator[T
             yield TaskServers(environment)
             return
         command = [sys.executable, "-m", "pipelines.local.task_server", name, *map(",".join, levels)]
-        # As KFP sets it for its tasks: kfp then imports no client and no compiler.
+        # As KFP sets it for its tasks: kfp then imports neither client nor compiler.
         with subprocess.Popen(command, env={**os.environ, "_KFP_RUNTIME": "true"}) as server:  # noqa: S603
             try:
                 yield TaskServers(environment, server)
@@ -106,18 +106,18 @@ def _socket(folder: Path, level: int) -> Path:
 
 
 def serve(folder: Path, levels: Sequence[Sequence[str]]) -> None:
-    """Serve each level at a socket in ``folder``, the first in this process and the next in forks of it.
+    """Serve each level at a socket in ``folder``, the first in this process and the next in its forks.
 
-    Returns in the process of a program alone, with the caller's arguments, environment, folder and streams.
+    Returns only in the process of a program, with the caller's arguments, environment, folder and streams.
     """
-    # NumPy's and Arrow's threads are the only ones here, and both libraries prepare for a fork.
+    # Only NumPy and Arrow have threads here, and both libraries handle forks.
     warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
-    # Nobody waits for the processes that wait for programs.
+    # No process waits for these children, which wait for programs.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     for level, modules in enumerate(levels):
         for module in modules:
             importlib.import_module(module)
-        # A collection in a program would copy each page of this memory that it looks at.
+        # A garbage collection in a program would copy each page of this memory that it visits.
         gc.collect()
         gc.freeze()
         with _listen(_socket(folder, level)) as listener:
@@ -126,10 +126,10 @@ def serve(folder: Path, levels: Sequence[Sequence[str]]) -> None:
 
 
 def _fork_programs(listener: socket.socket, is_last: bool) -> bool:
-    """Fork a process for each program that is asked for.
+    """Fork a process for each requested program.
 
     Returns:
-        False in the process of a program, and True in the one that is to serve the next level.
+        False in the process of a program, and True in the one that serves the next level.
     """
     programs: list[int] = []
     while True:
@@ -153,14 +153,14 @@ def _fork_programs(listener: socket.socket, is_last: bool) -> bool:
 
 
 def _end_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends; programs that it forks are not affected."""
+    """Have the kernel kill this process when its parent exits; the programs it forks are not affected."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _listen(path: Path) -> socket.socket:
-    """Listen at ``path``, which appears once a client can connect."""
+    """Listen at ``path``, which appears when clients can connect."""
     listener, folder = socket.socket(socket.AF_UNIX), Path.cwd()
-    # By its name alone: the whole path of a socket may be too long.
+    # By its name, because the full path of a socket may be too long.
     os.chdir(path.parent)
     listener.bind(f"{path.name}.part")
     os.chdir(folder)
@@ -170,7 +170,7 @@ def _listen(path: Path) -> socket.socket:
 
 
 def _become_program(connection: socket.socket) -> None:
-    """Fork the program that is asked for, and return in it; this process tells the client how it ended."""
+    """Fork the requested program and return in it; this process sends its exit status to the client."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     request, streams = _receive(connection)
     program = os.fork()
@@ -192,20 +192,20 @@ def _become_program(connection: socket.socket) -> None:
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
     sys.argv = request["arguments"]
-    # Python looked at folder and PYTHONPATH when the server started.
+    # Python read the folder and PYTHONPATH when the server started.
     added = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     sys.path[:1] = [request["folder"], *(path for path in added if path and path not in sys.path)]
 
 
 def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """Return a client's request, and its three standard streams."""
+    """Return a client's request and its three standard streams."""
     _, streams, _, _ = socket.recv_fds(connection, 1, 3)
     with connection.makefile("rb") as file:
         return json.load(file), list(streams)
 
 
 def _run_program() -> int:
-    """Run the module that ``sys.argv`` names, and return its exit status as Python would."""
+    """Run the module named in ``sys.argv``, and return its exit status as Python would."""
     try:
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
     except SystemExit as exit_:
@@ -220,17 +220,17 @@ def _run_program() -> int:
 
 
 def main(folder: str, *levels: str) -> None:
-    """Serve in ``folder``; ends in the process of a program, once that has run."""
+    """Serve in ``folder``; in the process of a program, exit when it has run."""
     status: list[int] = []
 
     def leave() -> None:
-        # Not through the interpreter's own end, which touches, and so copies, all of the server's memory.
+        # Bypasses the interpreter's shutdown, which would touch, and so copy, all of the server's memory.
         if status:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status[0])
 
-    # The first to be registered is the last to be called, after those of the libraries and the program.
+    # Registered first, so called last, after the handlers of the libraries and the program.
     atexit.register(leave)
     _end_with_parent()
     serve(Path(folder), [level.split(",") for level in levels])

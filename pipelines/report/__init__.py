@@ -1,1 +1,1 @@
-"""What a run came to: its summary, as text and as a page."""
+"""The results of a run: its summary, as text and as a page."""

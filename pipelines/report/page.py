@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that needs nothing beside it."""
+"""The report of a run: one self-contained HTML file."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ _THUMBNAIL = 320
 
 @dataclass(frozen=True)
 class FieldComparison:
-    """A field of an answer beside the truth."""
+    """A field of an answer, with the truth."""
 
     name: str
     answer: FieldValue | None
@@ -34,7 +34,7 @@ class FieldComparison:
 
 @dataclass(frozen=True)
 class Example:
-    """A held-out picture, as a data URL, and what the challenger said about it."""
+    """A held-out picture, as a data URL, and the challenger's answer."""
 
     row_id: str
     picture: str
@@ -66,7 +66,7 @@ def write_report(
 def choose_examples(
     records: Mapping[str, Record], storage: Storage, cache: Path, count: int = 8
 ) -> tuple[list[Example], list[Example]]:
-    """Return the first held-out pictures with their answers, and those the challenger gets most wrong."""
+    """Return the first held-out pictures with their answers, and the challenger's worst mistakes."""
     dataset, evaluation = records.get("prepare_data"), records.get("evaluate_challenger")
     if not isinstance(dataset, DatasetRecord) or not isinstance(evaluation, EvaluationRecord):
         return [], []
@@ -85,7 +85,7 @@ def choose_examples(
 def save_picture(
     folder: Path, records: Mapping[str, Record], storage: Storage, cache: Path, row_id: str
 ) -> Path | None:
-    """Write a held-out picture to ``held-out.jpg`` in ``folder``, to ask about; None without one."""
+    """Write a held-out picture to ``held-out.jpg`` in ``folder``; None if there is none."""
     dataset, evaluation = records.get("prepare_data"), records.get("evaluate_challenger")
     if not isinstance(dataset, DatasetRecord) or not isinstance(evaluation, EvaluationRecord):
         return None
@@ -96,7 +96,7 @@ def save_picture(
 
 
 def save_evaluation(folder: Path, storage: Storage, artifact_root: str, run_id: str) -> Path | None:
-    """Write the run's report of the evaluation to ``evaluation.html`` in ``folder``; None without one."""
+    """Write the run's evaluation report to ``evaluation.html`` in ``folder``; None if there is none."""
     uri = join_uri(artifact_root, "runs", run_id, EVALUATION_REPORT)
     if not run_id or not storage.exists(uri):
         return None

@@ -1,4 +1,4 @@
-"""What a run came to, collected from the reports and records it left in S3."""
+"""The results of a run, collected from its reports and records in S3."""
 
 import json
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ STEPS = (
     "gate",
     "deploy",
 )
-"""The tasks that leave a report, in the order they run."""
+"""The tasks that write a report, in the order they run."""
 
 
 class _Model(BaseModel):
@@ -45,7 +45,7 @@ class _Model(BaseModel):
 
 
 class StepSummary(_Model):
-    """How long a step took, and whether an earlier result was used."""
+    """The duration of a step, and whether it reused an earlier result."""
 
     seconds: float
     reused: bool
@@ -66,12 +66,12 @@ class GateSummary(_Model):
     reason: str
     rules: tuple[RuleResult, ...]
     base_passed: bool
-    """Whether the same rules would let the base pass: then they ask for nothing."""
+    """Whether the same rules would let the base pass: then they have no effect."""
     base_reason: str
 
 
 class EndpointSummary(_Model):
-    """The service that was deployed, and what it said about a picture that was held out."""
+    """The deployed service, and its answer to a held-out picture."""
 
     service: str
     predict_path: str
@@ -84,20 +84,20 @@ class EndpointSummary(_Model):
 
 
 class Summary(_Model):
-    """A run in figures; written as ``summary.json``. Rates, accuracies and errors are fractions."""
+    """The metrics of a run, written as ``summary.json``. Rates, accuracies and errors are fractions."""
 
     run_id: str
     state: Literal["succeeded", "not_deployed", "refused", "failed", "cancelled"]
     task: str
-    """The task that a failed run ended at."""
+    """The task in which the run failed."""
     reason: str
     seconds: float
     finished_at: datetime
     settings: dict[str, Any]
     samples: int | None
-    """Rows of the held-out split that the figures rest on."""
+    """Rows of the held-out split that the metrics are computed from."""
     models: dict[str, Metrics]
-    """By ``base``, ``champion``, ``challenger``, ``shuffled`` (the challenger shown other products'
+    """By ``base``, ``champion``, ``challenger``, ``shuffled`` (the challenger with other products'
     pictures), and by the names of the trivial baselines.
     """
     figures: tuple[FigureTitle, ...]
@@ -111,13 +111,13 @@ class Summary(_Model):
     """URIs of the records of this run, by step."""
 
     def write(self, folder: Path) -> Path:
-        """Write ``summary.json`` into ``folder``; it appears complete or not at all."""
+        """Write ``summary.json`` into ``folder`` atomically."""
         text = json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False)
         return write_whole(folder / "summary.json", text + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> "Summary | None":
-        """Return the summary in ``folder``; None where no run ended, or another version wrote it."""
+        """Return the summary in ``folder``; None if no run has finished, or another version wrote it."""
         try:
             return cls.model_validate_json((folder / "summary.json").read_text())
         except (OSError, ValidationError):
@@ -132,7 +132,7 @@ def collect_summary(
     settings: Mapping[str, Any],
     seconds: float,
 ) -> tuple[Summary, dict[str, Record]]:
-    """Return a run's summary, and its records by step, as far as the run got."""
+    """Return a run's summary and its records by step, as far as the run got."""
     reports = _reports(storage, artifact_root, run_id) if run_id else {}
     records = {
         name: Record.from_json(storage.read_bytes(report.record_uri), source=report.record_uri)
@@ -163,7 +163,7 @@ def collect_summary(
 
 
 def _reports(storage: Storage, artifact_root: str, run_id: str) -> dict[str, StepReport]:
-    """Return the reports of the run's steps by task; other documents lie beside them."""
+    """Return the reports of the run's steps by task; the prefix also has other documents."""
     reports = {}
     for uri in storage.list(join_uri(artifact_root, "runs", run_id, "")):
         try:
@@ -225,7 +225,7 @@ def _digests(records: Mapping[str, Record]) -> dict[str, str]:
 
 
 def _endpoint(storage: Storage, report: StepReport | None) -> EndpointSummary | None:
-    """Return what this run deployed; None where it deployed nothing, whatever an earlier run did."""
+    """Return what this run deployed; None if it deployed nothing, regardless of earlier runs."""
     if report is None or not report.record_uri:
         return None
     deployment = Deployment.model_validate_json(storage.read_bytes(report.record_uri))

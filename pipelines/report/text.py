@@ -1,4 +1,4 @@
-"""The table of a run's figures, and how values are written, in the terminal and in the report alike."""
+"""The table of a run's metrics and the formatting of its values, for the terminal and the report."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ COLUMNS = {
     "challenger": "challenger",
     "shuffled": "shuffled",
 }
-"""The models of the table, by the summary's name for them; one that is not there has no column."""
+"""The models of the table, by the summary's names; a missing model has no column."""
 
 
 def columns(models: Mapping[str, Metrics]) -> dict[str, str]:

@@ -89,7 +89,7 @@ def test_compile_for_a_cluster(tmp_path: Path) -> None:
         (("--set", "num_crops=99"), "num_crops = '99': input should be less than or equal to 16"),
         (("--set", "source=missing.csv"), "source: there is no file or folder missing.csv"),
         (("--set", "base_model=missing"), "base_model: there is no folder missing"),
-        (("--set", "artifact_root=s3://mine"), "artifact_root: leave it out"),
+        (("--set", "artifact_root=s3://mine"), "artifact_root: remove it"),
         (("--settings", "missing.yaml"), "missing.yaml: cannot be read (No such file or directory)"),
         (("--state", "/dev/null/state"), "/dev/null/state: cannot be written"),
     ],

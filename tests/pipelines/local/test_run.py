@@ -82,7 +82,7 @@ def test_an_interrupted_run_leaves_no_process_behind(
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert said == "interrupted: everything that was started has ended\n"
+    assert said == "interrupted: all processes of the run have stopped\n"
     assert time.monotonic() - interrupted < 30
     assert folder.processes() == []
     assert not (folder.state / "tmp").exists()
