@@ -76,7 +76,7 @@ def shuffle_among_groups(groups: Sequence[str], seed: int = 0) -> list[int] | No
 
     Args:
         groups: The product group of each row.
-        seed: Of the arrangement.
+        seed: Seed of the arrangement.
 
     Returns:
         Row numbers, or None where there are not two groups to exchange pictures.

@@ -1,4 +1,4 @@
-"""The work of evaluate: ask the model about every picture of a split, and measure what it answers."""
+"""The work of evaluate: generate an answer to every picture of a split, and compute the metrics."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -27,14 +27,14 @@ from fovea.task import Answer, Fields, Task
 logger = logging.getLogger("fovea")
 
 _TRAINING, _VALIDATION = "train", "validation"
-# Pictures in memory at once, in batches: enough to put those of like length together. As many rows at most
-# are lost where an evaluation is killed.
+# Batches of pictures in memory: enough to group those of similar length. An evaluation that is killed loses
+# these rows at most.
 _BATCHES_AHEAD = 4
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation: of which model, on what, and how."""
+    """One evaluation of a model on a dataset."""
 
     attempt: Attempt
     model: ModelRecord
@@ -80,7 +80,7 @@ class Evaluation:
         return folder
 
     def _answer(self, predictor: Predictor, split: Split) -> list[Answer]:
-        """Return the answers to the rows of a split, some of which an earlier attempt may have got."""
+        """Return the answers to the rows of a split; those of an earlier attempt are reused."""
         progress = self.attempt.progress(f"answering the {split.name} split")
         task, rows = self.dataset.task, split.rows
         kept = self.parts.load(split.name, [row.row_id for row in rows])
@@ -120,7 +120,7 @@ class Evaluation:
         return calibration
 
     def _baselines(self, predictor: Predictor, data: Path, split: Split) -> Mapping[str, Outcomes]:
-        """Return what comes of each row under each baseline, and write it down."""
+        """Return the outcomes of each baseline, and write them to the payload."""
         task = self.dataset.task
         training = Split(data, _TRAINING, task)
         pictured = Split(data, _TRAINING, task, self.asked.neighbour_samples)
@@ -139,8 +139,8 @@ class Evaluation:
         task = self.dataset.task
         fields = [answer.fields for answer in answers]
         outcomes = _outcomes(task, split, fields)
-        # The question is the same for every row and generation is greedy, so what the model says of another
-        # product's picture is what it said of that picture when it came to it.
+        # The question is the same for every row and generation is greedy, so the answer to another product's
+        # picture is the one already generated for that picture.
         shuffled = _outcomes(task, split, [fields[other] for other in shown]) if shown else None
         return {
             "model_digest": self.model.digest,
@@ -175,7 +175,7 @@ class Evaluation:
 
 
 def _columns(confusion: Confusion) -> dict[str, list[str] | list[int]]:
-    """Return the matrix as a table of which category was answered with which, and in how many rows."""
+    """Return the matrix as a table: truth, answer and number of rows."""
     names = confusion.categories
     pairs = [(row, column) for row in range(len(names)) for column in range(len(names))]
     found = [(row, column) for row, column in pairs if confusion.rows[row][column]]

@@ -1,6 +1,6 @@
 """The step: from a model and a dataset to the record of an evaluation.
 
-It imports nothing heavy: an evaluation that exists is found again in a second, without torch.
+It imports no torch: an existing evaluation is found in a second.
 """
 
 import re
@@ -47,11 +47,11 @@ def evaluate_step(
     split: str = "test",
     num_crops: int = 0,
 ) -> EvaluationRecord | AbsentRecord:
-    """Evaluate a model on a split of a dataset; an evaluation of the same inputs that exists is reused.
+    """Evaluate a model on a split of a dataset; an existing evaluation of the same inputs is reused.
 
     Args:
-        model_record: File with the ModelRecord, or with the AbsentRecord that says why there is no model:
-            then that is what is written and returned.
+        model_record: File with the ModelRecord, or with an AbsentRecord, which is then written and
+            returned.
         dataset_record: File with the DatasetRecord, whose task is asked.
         evaluation_record: Where the EvaluationRecord goes.
         artifact_root: ``s3://bucket/prefix`` of payloads and records.

@@ -1,10 +1,10 @@
-"""What the gate asks for: the limits of its default rules, and further rules as people write them.
+"""Parameters of the gate: the limits of its default rules, and additional rules as YAML.
 
-The rules are a small YAML, validated before anything costs money:
+The YAML is validated before the run uses a GPU:
 
-    defaults: true            # the rules the gate has anyway; false leaves only its conditions and these
+    defaults: true            # keep the default rules; false leaves only the conditions and these
     rules:
-      - name: bags            # of a default rule: takes its place
+      - name: bags            # a rule with a default rule's name replaces it
         metric: category.accuracy
         slice: category=BAGS
         at_least: 0.85
@@ -12,9 +12,9 @@ The rules are a small YAML, validated before anything costs money:
         metric: full_price.median_ape
         slice: full_price=1      # the cheapest quarter
         against: champion
-        margin: 0.02          # worse by less than this, surely; without it: surely better
+        margin: 0.02          # worse by less than this; without it: better. At 95 %
 
-`preflight` reads them, and the gate judges by them.
+`preflight` checks the rules, and the gate applies them.
 """
 
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ CONDITIONS = (
     "comparable",
     "figures_agree",
 )
-"""What holds for every judgement, whatever the rules say; no rule can have such a name."""
+"""The conditions of every judgement; no rule can have one of these names."""
 
 _MOST_CHARACTERS = 64 * 1024
 _MOST_RULES = 200
@@ -61,9 +61,9 @@ class _Strict(BaseModel):
 
 
 class RuleSpec(_Strict):
-    """A figure of the model, against a limit or against somebody else's on the same rows.
+    """A rule on a figure of the model: a limit, or a comparison on the same rows.
 
-    One of ``at_least``, ``at_most`` and ``against`` says which.
+    Exactly one of ``at_least``, ``at_most`` and ``against`` is set.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,59}$")]
@@ -74,12 +74,11 @@ class RuleSpec(_Strict):
     at_least: float | None = None
     at_most: float | None = None
     against: str = ""
-    """``base``, ``champion`` or ``baseline:NAME``: the model must be surely better, the 95 % interval of its
-    gain above 0."""
+    """``base``, ``champion`` or ``baseline:NAME``: the 95 % interval of the gain over it must be above 0."""
     margin: Annotated[float, Field(ge=0)] = 0.0
-    """With ``against``: the interval need only be above ``-margin``. In the metric's own unit."""
+    """With ``against``: the interval must be above ``-margin`` instead. In the metric's unit."""
     min_samples: Annotated[int, Field(ge=1)] = 30
-    """Rows that the rule must rest on."""
+    """The fewest rows that the figure is computed on."""
     description: Annotated[str, Field(max_length=200)] = ""
 
     @field_validator("name")
@@ -100,21 +99,21 @@ class RuleSpec(_Strict):
 
     @property
     def comparison(self) -> Literal[">=", "<=", ">"]:
-        """How the value must stand to the limit; of a comparison, the lower end of the gain."""
+        """How the value compares with the limit; for ``against``, the lower end of the gain."""
         if self.against:
             return ">"
         return "<=" if self.at_most is not None else ">="
 
     @property
     def limit(self) -> float:
-        """What the value must reach; of a comparison, what the gain must surely be above."""
+        """The limit of the value; for ``against``, of the lower end of the gain."""
         if self.against:
             return 0.0 - self.margin
         return self.at_least if self.at_least is not None else self.at_most or 0.0
 
 
 class GateRules(_Strict):
-    """Rules beside, or instead of, those that the gate has by default."""
+    """Additional rules, with or without the gate's default rules."""
 
     defaults: bool = True
     rules: Annotated[tuple[RuleSpec, ...], Field(max_length=_MOST_RULES)] = ()
@@ -129,10 +128,10 @@ class GateRules(_Strict):
         return self
 
     def check(self, task: Task) -> Self:
-        """Return these rules, if all that they name is of the task.
+        """Return these rules after checking that the task has everything they name.
 
         Raises:
-            UserError: names the first metric, slice or opponent that is not, and the choices.
+            UserError: names the first unknown metric, slice or opponent, and the choices.
         """
         metrics, opponents = metrics_of(task), opponents_of(task)
         slices = [name for name, field in task.fields.items() if field.is_sliced]
@@ -153,18 +152,18 @@ class GateRules(_Strict):
         return self
 
     def with_defaults(self, defaults: tuple[RuleSpec, ...]) -> tuple[RuleSpec, ...]:
-        """Return the rules to judge by: a default one makes way for one of its name."""
+        """Return the rules to apply; a rule replaces the default rule of the same name."""
         named = {rule.name: rule for rule in (*(defaults if self.defaults else ()), *self.rules)}
         return tuple(named.values())
 
 
 def opponents_of(task: Task) -> tuple[str, ...]:
-    """Return what a rule can compare the model with."""
+    """Return the names that a rule can compare the model with."""
     return ("base", "champion", *(f"baseline:{name}" for name in baselines_of(task)))
 
 
 def _check_rules(text: str) -> str:
-    """Refuse rules that cannot be read; what lies in S3 is read by preflight."""
+    """Refuse rules that cannot be read; preflight reads those in S3."""
     if not text.startswith("s3://"):
         try:
             read_rules(text)
@@ -174,10 +173,10 @@ def _check_rules(text: str) -> str:
 
 
 class GateParameters(Parameters):
-    """What a model must reach by default. Accuracies, rates and errors are fractions."""
+    """Limits of the default rules. Accuracies, rates and errors are fractions."""
 
     min_samples: int = Field(default=200, ge=1)
-    """Rows of the split that the figures must rest on."""
+    """Rows that the model must be evaluated on, at least."""
     min_parse_rate: float = Field(default=0.98, ge=0, le=1)
     """Share of answers that can be read, at least."""
     min_category_accuracy: float = Field(default=0.90, ge=0, le=1)
@@ -187,19 +186,18 @@ class GateParameters(Parameters):
     min_picture_reliance: float = Field(default=0.30, ge=0, le=1)
     """Fall in category accuracy when the model is shown other products' pictures, at least."""
     champion_margin: float = Field(default=0.03, ge=0, le=1)
-    """By how much the model may at worst be behind the champion, as a fraction."""
+    """How far the model may be behind the champion, as a fraction."""
     gate_rules: Annotated[
         str, NOT_IN_RESULT, Field(max_length=_MOST_CHARACTERS), AfterValidator(_check_rules)
     ] = ""
-    """Further rules, as YAML or the s3:// URI of one. The rules read from it are part of the input key."""
+    """Additional rules as YAML, or the s3:// URI of such a document."""
 
 
 def read_rules(given: str, storage: Storage | None = None) -> GateRules:
-    """Return the rules that a parameter gives: YAML, or the ``s3://…`` URI of one; empty for the defaults.
+    """Return the rules of a parameter: YAML, or its ``s3://…`` URI; empty for the defaults.
 
     Raises:
-        UserError: there is no such document, or it holds something that is not known: the message names the
-            choices.
+        UserError: there is no such document, or it has unknown keys; the message names the choices.
     """
     if not given.strip():
         return GateRules()
@@ -213,7 +211,7 @@ def parse_rules(text: str, source: str) -> GateRules:
     """Read rules from YAML.
 
     Raises:
-        UserError: it is no YAML of rules; ``source`` says in the message where it came from.
+        UserError: the text is not YAML of rules; ``source`` names it in the message.
     """
     if len(text) > _MOST_CHARACTERS:
         raise UserError(f"{source}: has {len(text)} characters, at most {_MOST_CHARACTERS} are allowed")
@@ -233,7 +231,7 @@ def parse_rules(text: str, source: str) -> GateRules:
 
 
 def _check_plain(text: str, source: str) -> None:
-    """Refuse what costs more than it looks like: references stand for gigabytes, depth for minutes."""
+    """Refuse documents that are expensive to read: references (gigabytes) and deep nesting (minutes)."""
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):

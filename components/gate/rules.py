@@ -1,7 +1,7 @@
-"""The gate's rules applied to what is known of a model. Pure: no files, no network.
+"""The gate's rules, applied to the evidence on a model. Pure functions: no files, no network.
 
-Whatever is missing, not finite or not comparable refuses. Every rule is looked at, also after one has failed,
-and the verdict does not depend on their order.
+Anything missing, not finite or not comparable refuses. All rules are evaluated, also after one has
+failed, and the verdict does not depend on their order.
 """
 
 import operator
@@ -46,18 +46,18 @@ _COMPARE: Mapping[str, Callable[[float, float], bool]] = {
 
 @dataclass(frozen=True)
 class MetricRule:
-    """A rule on a figure, as people write it."""
+    """A rule on a figure."""
 
     spec: RuleSpec
     resamples: int = RESAMPLES
 
     @property
     def name(self) -> str:
-        """Its name, which a refusal names."""
+        """The rule's name."""
         return self.spec.name
 
     def apply(self, evidence: Evidence) -> RuleResult:
-        """Return what the rule says. What is missing, not finite or on too few rows refuses."""
+        """Return the rule's result. A figure that is missing, not finite or on too few rows refuses."""
         try:
             found = self._against(evidence) if self.spec.against else self._absolute(evidence)
         except RefusedError as error:
@@ -125,7 +125,7 @@ class MetricRule:
         return unit_of(outcomes.task, self.spec.metric) if outcomes is not None else "fraction"
 
     def _rows(self, evidence: Evidence) -> tuple[int, Mask | None]:
-        """Return how many rows the rule rests on, and which; None for all."""
+        """Return how many rows the figure is computed on, and which; None for all."""
         outcomes = outcomes_of(evidence, CHALLENGER)
         mask = _mask(outcomes, self.spec.slice) if self.spec.slice else None
         rows = len(outcomes) if mask is None else int(mask.sum())
@@ -152,7 +152,7 @@ class MetricRule:
         return found
 
     def _inputs(self, evidence: Evidence) -> dict[str, str]:
-        """Return the digests of the evaluations that the rule looks at."""
+        """Return the digests of the evaluations that the rule reads."""
         names = {CHALLENGER, *([self.spec.against] if self.spec.against else [])}
         records = {
             name.partition(":")[0].replace("baseline", "base"): evidence.record(name) for name in names
@@ -163,11 +163,11 @@ class MetricRule:
 Rule = CheckRule | MetricRule
 
 
-# How many failed rules a reason names; the decision holds them all.
+# Failed rules that a reason names; the decision has them all.
 _NAMED = 4
 
 
-# So that a figure that just fails is not written as its limit.
+# Enough that a figure that just fails is not printed as its limit.
 _DIGITS = 2
 
 
@@ -183,7 +183,7 @@ def _figure(evidence: Evidence, who: str, metric: str, mask: Mask | None) -> flo
 
 
 def _taken(evidence: Evidence, who: str, mask: Mask | None) -> Outcomes:
-    """Return what came of the rows of a slice, in the order of the model's; None for all rows."""
+    """Return the outcomes of a slice's rows, in the challenger's order; None for all rows."""
     mine, its = outcomes_of(evidence, CHALLENGER), outcomes_of(evidence, who)
     try:
         aligned = its.aligned_with(mine)
@@ -271,7 +271,7 @@ def _rule(name: str, description: str, metric: str, **limit: Any) -> RuleSpec:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict, why, and what each rule said."""
+    """A verdict, its reason, and each rule's result."""
 
     passed: bool
     reason: str
@@ -285,7 +285,7 @@ def judge(
     checks: Sequence[CheckRule] = CHECKS,
     resamples: int = RESAMPLES,
 ) -> Judgement:
-    """Judge a model by every condition and rule; it passes if there are rules and all of them hold."""
+    """Judge a model by all conditions and rules. It passes if there are rules and all of them hold."""
     applied: list[Rule] = [*checks, *(MetricRule(spec, resamples) for spec in rules)]
     results = tuple(rule.apply(evidence) for rule in applied)
     failed = [_failure(result) for result in results if not result.passed]
@@ -299,15 +299,15 @@ def judge(
 
 
 def _failure(result: RuleResult) -> str:
-    """Return a failed rule's name and reason; a reason that begins with the name says both."""
+    """Return a failed rule's name and reason, without repeating the name."""
     says_it = result.reason.startswith(f"{result.name} ")
     return result.reason if says_it else f"{result.name} ({result.reason})"
 
 
 def judge_base(evidence: Evidence, rules: Sequence[RuleSpec], resamples: int = RESAMPLES) -> Judgement:
-    """Judge the base as if it were to be deployed: rules that do not refuse it ask for nothing.
+    """Judge the base as if it were to be deployed. If it passes, the rules require nothing of a model.
 
-    Those that compare with the base or the champion are left out: they say nothing of what is asked.
+    Comparisons with the base and the champion are left out.
     """
     kept = [spec for spec in rules if spec.against not in ("base", "champion")]
     base = evidence.base

@@ -1,6 +1,6 @@
-"""The step: read the evaluations, judge, and write the decision down wherever people look for it.
+"""The gate's step: read the evaluations, judge, and record the decision in S3, MLflow and the KFP UI.
 
-Its Markdown is for the KFP UI and MLflow; every value from a record is escaped there.
+In the Markdown for KFP and MLflow, every value from a record is escaped.
 """
 
 import html
@@ -27,7 +27,7 @@ logger = logging.getLogger("fovea")
 
 
 class Verdict(NamedTuple):
-    """What the pipeline goes on with."""
+    """The outputs of the task."""
 
     passed: bool
     reason: str
@@ -57,7 +57,7 @@ def gate_step(
             since there is then no model to decide on.
         report: Where the decision goes as Markdown.
         artifact_root: ``s3://bucket/prefix`` of payloads and records.
-        run_id: The run, which is part of the decision's input key: every run decides for itself.
+        run_id: The run, which is part of the input key: a decision is never reused.
         parameters: Fields of `GateParameters`.
 
     Raises:
@@ -103,7 +103,7 @@ def gate_step(
 
 
 def _rules(asked: GateParameters, task: Task | None, storage: Storage) -> tuple[RuleSpec, ...]:
-    """Return the rules to judge by; without a task there are none, which refuses."""
+    """Return the rules to apply; without a task there are none, and the gate refuses."""
     given = read_rules(asked.gate_rules, storage)
     return given.check(task).with_defaults(default_rules(asked, task)) if task else ()
 
@@ -119,7 +119,7 @@ def _fields(judgement: Judgement, of_base: Judgement) -> dict[str, object]:
 
 
 def _track(reference: MlflowReference | None, decision: Decision, text: str, files: list[Path]) -> None:
-    """Write the decision down in MLflow: on the model's version, and as files of its run."""
+    """Record the decision in MLflow: on the model's version, and as files of its run."""
     tracking.tag_model_version(reference, _tags(decision), description=text)
     run = tracking.Run.of(reference)
     for path in files:
@@ -151,7 +151,7 @@ _MARKDOWN = str.maketrans({character: f"\\{character}" for character in "\\`*_{}
 
 
 def escape(text: str) -> str:
-    """Return ``text`` as Markdown that shows it literally, on one line and within a table's cell."""
+    """Return ``text`` escaped for Markdown, on one line."""
     return html.escape(" ".join(text.split()).translate(_MARKDOWN), quote=False)
 
 

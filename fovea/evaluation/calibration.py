@@ -1,12 +1,12 @@
-"""Confidence: from a field's score to the probability that it is right, as it was found on held-out rows.
+"""Calibration: the probability that a field is right, from its score, fitted on held-out rows.
 
-A score (`fovea.field_scores`) ranks answers, but networks are surer than they are right. So on the validation
-split, whose truths are known, a logistic curve is fitted for each field: P(right) = 1 / (1 + exp(-(slope x +
+A score (`fovea.field_scores`) ranks answers, but networks are overconfident. On the validation split, a
+logistic curve is fitted for each field: P(right) = 1 / (1 + exp(-(slope x +
 intercept))), where x is the score's log-odds (Platt's scaling; J. Platt 1999, with his smoothed targets, so
-that no finite sample makes it certain). Two numbers a field, and rising, are what a few hundred rows can
-bear: isotonic steps fitted to as few say 0 or 1 at both ends.
+that no finite sample makes it certain). Two parameters a field are what a few hundred rows can support:
+isotonic regression on so few rows gives 0 or 1 at both ends.
 
-What is right is said by the task, `fovea.task.Task.is_right`.
+`fovea.task.Task.is_right` defines what is right.
 """
 
 import hashlib
@@ -22,11 +22,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from fovea.task import Fields, Task
 
 MIN_ROWS = 50
-"""Answers that a curve needs at least."""
+"""The fewest answers that a curve is fitted on."""
 MIN_OF_EACH = 5
-"""How many of them must be right, and how many wrong: without both nothing can be told apart."""
+"""The fewest of them that must be right, and that must be wrong."""
 
-# Beyond, float32 does not tell a probability from 1, nor do a few hundred rows.
+# Beyond it, float32 and a few hundred rows cannot distinguish a probability from 1.
 _MOST_LOG_ODDS = 14.0
 _THRESHOLDS = 20
 _ROUNDING = 1e-9
@@ -37,7 +37,7 @@ class _Model(BaseModel):
 
 
 class Coverage(_Model):
-    """What is left, and how much of it is right, where answers below a confidence are set aside."""
+    """Coverage and accuracy of the answers whose confidence is at least ``threshold``."""
 
     threshold: float = Field(ge=0, le=1)
     coverage: float = Field(ge=0, le=1)
@@ -45,9 +45,9 @@ class Coverage(_Model):
     accuracy: float = Field(ge=0, le=1)
     """Share of those that are right."""
     expected: float = Field(ge=0, le=1)
-    """Their mean confidence, which is the accuracy that the curve promises; it rises with the threshold."""
+    """Their mean confidence, which is the accuracy to expect; it rises with the threshold."""
     rows: int = Field(ge=1)
-    """How many they are."""
+    """The number of those rows."""
 
 
 class FieldCalibration(_Model):
@@ -56,7 +56,7 @@ class FieldCalibration(_Model):
     slope: float | None = Field(default=None, gt=0)
     intercept: float | None = None
     rows: int = Field(ge=0)
-    """Answers with a score that it was fitted on."""
+    """Answers with a score that the curve was fitted on."""
     right: int = Field(ge=0)
     reason: str = ""
     """Why there is no curve; empty where there is one."""
@@ -77,7 +77,7 @@ class FieldCalibration(_Model):
 
 
 class Calibration(_Model):
-    """What a model's scores mean, field by field. Belongs to one model, task and way of generating."""
+    """The calibration of a model's scores, by field. It belongs to one model, task and generation."""
 
     schema_version: Literal[1] = 1
     fields: dict[str, FieldCalibration]
@@ -116,9 +116,9 @@ class Calibration(_Model):
         return {name: field.confidence(known.get(name)) for name, field in self.fields.items()}
 
     def threshold_for(self, field: str, accuracy: float) -> Coverage | None:
-        """Return the lowest confidence from which on ``field`` is to be right as often as wanted.
+        """Return the lowest confidence at which ``field`` is expected to have the wanted accuracy.
 
-        None where no confidence is enough, or the field has no curve.
+        None where no confidence suffices, or the field has no curve.
         """
         return threshold_for(self.fields[field].table, accuracy)
 
@@ -129,13 +129,13 @@ def fit_calibration(
     answers: Sequence[Fields | None],
     scores: Sequence[Mapping[str, float] | None],
 ) -> Calibration:
-    """Fit the curves on rows that the model was neither trained nor is judged on.
+    """Fit the curves on rows that the model is neither trained nor evaluated on.
 
     Args:
-        task: Whose fields they are.
-        truths: Of the rows.
-        answers: To the rows; None is one that could not be read.
-        scores: Of the answers' fields (``Answer.scores``).
+        task: The task.
+        truths: The truths of the rows.
+        answers: The answers to the rows; None for one that could not be read.
+        scores: The scores of the answers' fields (``Answer.scores``).
 
     Returns:
         A curve for each field, or why it has none: fewer than `MIN_ROWS` answers with a score, fewer than
@@ -162,9 +162,9 @@ def coverage_table(
     """Return accuracy against coverage, by rising threshold.
 
     Args:
-        confidences: Of all rows; None where there is none, so that the row is never covered.
+        confidences: The confidence of each row; a row with None is never covered.
         right: Whether the rows' answers are right.
-        most: At so many thresholds, spread evenly over the rows.
+        most: The number of thresholds, spread evenly over the rows.
 
     Raises:
         ValueError: the sequences differ in length.
@@ -172,7 +172,7 @@ def coverage_table(
     pairs = zip(confidences, right, strict=True)
     known = sorted((each, is_so) for each, is_so in pairs if each is not None)
     values = [each for each, _ in known]
-    # From a confidence on: rows of the same confidence are taken or left together.
+    # Rows of the same confidence are on the same side of a threshold.
     places = {bisect_left(values, values[len(values) * step // most]) for step in range(most) if values}
     table = []
     for place in sorted(places):
@@ -192,13 +192,13 @@ def coverage_table(
 def threshold_for(table: Sequence[Coverage], accuracy: float) -> Coverage | None:
     """Return the row of the lowest threshold whose ``expected`` accuracy reaches ``accuracy``, or None.
 
-    Not the observed one: with few rows it goes up and down, and the highest is the luckiest.
+    The observed accuracy is not used: with few rows it fluctuates, and its maximum is chance.
     """
     return next((row for row in table if row.expected >= accuracy), None)
 
 
 def log_odds(score: float) -> float:
-    """Return log(p / (1 - p)) of a score log(p), kept within what a model's figures can tell."""
+    """Return log(p / (1 - p)) of a score log(p), clipped to what is numerically meaningful."""
     if score >= 0:
         return _MOST_LOG_ODDS
     return max(-_MOST_LOG_ODDS, min(_MOST_LOG_ODDS, score - math.log(-math.expm1(score))))
@@ -217,7 +217,7 @@ def _fit(scores: Sequence[float], right: Sequence[bool], rows: int) -> FieldCali
         return FieldCalibration(**counts, reason="answers that it found likelier were not right more often")
     curve = FieldCalibration(slope=slope, intercept=intercept, **counts)
     confidences: list[float | None] = [curve.confidence(score) for score in scores]
-    # Rows without an answer are rows, too, that no threshold covers.
+    # Rows without a readable answer count, and no threshold covers them.
     missing = rows - len(scores)
     table = coverage_table(confidences + [None] * missing, [*right, *[False] * missing])
     return curve.model_copy(update={"table": table})

@@ -18,12 +18,12 @@ from fovea.task import Task
 from fovea.task.fields import OTHER
 
 WORST, BEST = 12, 8
-"""So many of all rows are shown …"""
+"""Examples shown of all rows."""
 WORST_OF_CATEGORY, BEST_OF_CATEGORY = 4, 2
-"""… and of each category."""
+"""Examples shown of each category."""
 _SIDE = 256
 _UNREADABLE_SHARE = 4
-"""Of the worst, one in so many may be an answer that could not be read: they all look alike."""
+"""Of the worst, one in this many may be an unreadable answer: they all look alike."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Example:
     picture: str | None
     category: int
     overall: bool
-    """Whether it is among those of all rows; else it is shown for its category only."""
+    """Whether it is an example of all rows, or of its category only."""
     title: str
     truth: tuple[tuple[str, str], ...]
     said: tuple[Said, ...]
@@ -68,7 +68,7 @@ class Example:
 
 @dataclass(frozen=True)
 class CategoryChoice:
-    """A category to choose in the filter, numbered from 1."""
+    """A choice of the category filter, numbered from 1."""
 
     number: int
     name: str
@@ -81,7 +81,7 @@ class CategoryChoice:
 
 @dataclass(frozen=True)
 class Gallery:
-    """The examples, and what they can be narrowed to."""
+    """The examples, and the choices of the filter."""
 
     worst: tuple[Example, ...]
     best: tuple[Example, ...]
@@ -102,10 +102,10 @@ def choose(
     """Return the worst and the best answers of the challenger with their pictures.
 
     Args:
-        models: The answers by model; ``challenger`` is the one that is looked at.
+        models: The answers by model; the examples are the ``challenger``'s.
         dataset: Its shards hold the pictures.
         challenger: The challenger's evaluation, which names the split.
-        storage: Where the shards lie.
+        storage: S3, which has the shards.
         budget: Bytes that all pictures may take, as text; examples of all rows come first.
 
     Raises:

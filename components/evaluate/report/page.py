@@ -1,4 +1,4 @@
-"""The report of an evaluation: the verdict, a model beside its opponents, and what it says of pictures."""
+"""The report of an evaluation: the verdict, a model compared with others, and examples with pictures."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ from fovea.task.fields import OTHER
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 MAX_BYTES = 5_000_000
-"""No report is larger, whatever the model answered."""
+"""The largest size of a report."""
 
 _PICTURE_BYTES = 3_000_000
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Who is compared: a model or a trivial answer. ``kind`` is its colour."""
+    """A model or a trivial baseline in a comparison. ``kind`` is its colour."""
 
     name: str
     kind: str
@@ -37,7 +37,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure as text, its interval, and whether no other model's is better."""
+    """A figure as text, its interval, and whether it is the best."""
 
     text: str
     interval: str
@@ -80,7 +80,7 @@ class Rule:
 
     passed: bool
     is_condition: bool
-    """Whether it holds or not, rather than asks for a figure."""
+    """Whether it is a condition rather than a limit on a figure."""
     description: str
     reason: str
     value: str
@@ -91,7 +91,7 @@ class Rule:
 
     @property
     def held(self) -> bool:
-        """Whether it holds without a figure, and so is nothing to look at."""
+        """Whether it holds and has no figure to show."""
         return self.passed and (self.is_condition or self.value == UNKNOWN)
 
 
@@ -109,12 +109,12 @@ def write_report(
 
     Args:
         path: The file to write.
-        decision: The gate's verdict on the model; None where it has not judged.
+        decision: The gate's verdict on the model; None without one.
         base: The evaluation of the model it was tuned from, which has the trivial baselines.
-        champion: That of the model that answers in production; None where there is none.
-        challenger: That of the model itself.
-        dataset: What all were asked about.
-        storage: Where predictions and pictures lie.
+        champion: The champion's evaluation; None without one.
+        challenger: The model's evaluation.
+        dataset: The dataset of all evaluations.
+        storage: S3, which has predictions and pictures.
 
     Returns:
         ``path``.
@@ -211,7 +211,7 @@ class _Report:
         return found
 
     def _headlines(self) -> Iterator[tuple[str, str, str, list[str]]]:
-        """Yield figures of the challenger, each with what the champion and the best trivial answer reach."""
+        """Yield figures of the challenger, each with the champion's and the best baseline's."""
         subjects = self._subjects()
         trivial = [subject for subject in subjects if subject.trivial]
         for name in headlines(self._dataset.task):
@@ -263,7 +263,7 @@ class _Report:
             yield rows, list(columns), [("Rows", counts), *body]
 
     def _slices(self) -> Iterator[tuple[str, str, str, list[str], list[SliceTable]]]:
-        """Yield of each sliced field its name, title and order, the models, and a table for each figure."""
+        """Yield each sliced field's name, title and order, the models, and a table for each figure."""
         models = {name: record for name, record in self._models.items() if record is not None}
         for field in self._challenger.slices:
             ordered = self._dataset.task.fields[field].is_amount
@@ -357,17 +357,17 @@ def _mark(axis: Axis, kind: str, metric: TaskMetric, metrics: Metrics, who: str)
 
 
 def _without_verdict(reason: str) -> str:
-    """Return the gate's reason without the verdict that it begins with, as that stands beside it."""
+    """Return the gate's reason without the verdict at its start, which is shown next to it."""
     return reason.removeprefix("passed: ").removeprefix("refused: ")
 
 
 def _short(digest: str) -> str:
-    """Return the beginning of a digest, enough to tell it from others."""
+    """Return the start of a digest, enough to distinguish it."""
     return digest.removeprefix("sha256:")[:12]
 
 
 def written(rule: RuleResult) -> Rule:
-    """Return a rule as people read it: figures as percentages, differences in points."""
+    """Return a rule as text: figures as percentages, differences in points."""
     compared = ""
     if rule.own is not None and rule.compared is not None:
         own, other = (figure_text(value, rule.unit) for value in (rule.own, rule.compared))

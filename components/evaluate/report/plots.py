@@ -1,4 +1,4 @@
-"""What the report of an evaluation draws from single rows: prices, confusions, and how sure answers are."""
+"""Plots of an evaluation's report: amounts, confusion matrices and calibration."""
 
 import math
 from collections import Counter
@@ -17,36 +17,36 @@ from fovea.task.metrics import Array
 
 _MOST_DOTS = 3000
 _FARTHEST = 150.0
-"""Answers that are off by more per cent are shown as off by so much."""
+"""Larger errors, in per cent, are shown as this one."""
 _ERROR_EDGES = np.arange(-100.0, _FARTHEST + 20, 10)
 _WITHIN = 0.1 + 1e-9
 _MOST_CONFUSIONS = 12
 _BINS = 10
 _BIN_ROWS = 10
 WANTED = (0.8, 0.9, 0.95, 0.99)
-"""Accuracies that thresholds are told for."""
+"""Accuracies that thresholds are shown for."""
 
 
 @dataclass(frozen=True)
 class Amounts:
-    """Answered amounts of a field beside the true ones."""
+    """Answered and true amounts of a field."""
 
     name: str
     scatter: Plot | None
     errors: Histogram | None
     shares: Plot
-    """For each model, the share of rows whose price is off by so much at most."""
+    """For each model, the cumulative distribution of relative errors."""
     compared: int
     """Answers with a price in the right currency."""
     missing: int
 
 
 def amounts(field: str, models: Mapping[str, AnsweredRows], baselines: Mapping[str, Outcomes]) -> Amounts:
-    """Return what became of the amounts of a field.
+    """Return the plots of a field's amounts.
 
     Args:
         field: The field.
-        models: Their answers by name; ``challenger`` is the one to look at.
+        models: The answers by model; scatter plot and histogram are the ``challenger``'s.
         baselines: The outcomes of trivial answers by name.
     """
     answered = models["challenger"]
@@ -72,7 +72,7 @@ def _scatter(known: Sequence[tuple[float, float]]) -> Plot | None:
     every = [price for pair in known for price in pair]
     low, high = min(every), max(every)
     axis = Axis.powers(low * 0.9, high * 1.1)
-    # Evenly over the rows, which are in no order of price.
+    # Spread evenly over the rows, which are not ordered by price.
     some = known[:: -(-len(known) // _MOST_DOTS)]
     near = [pair for pair in some if _is_near(*pair)]
     far = [pair for pair in some if not _is_near(*pair)]
@@ -117,7 +117,7 @@ def _shares(errors: Mapping[str, Array]) -> Plot:
 
 @dataclass(frozen=True)
 class MatrixCell:
-    """How often a category was answered for another: ``shade`` is its share of the row, 0 to 100."""
+    """A cell of a confusion matrix; ``shade`` is its share of the row, 0 to 100."""
 
     count: int
     shade: float
@@ -126,7 +126,7 @@ class MatrixCell:
 
 @dataclass(frozen=True)
 class Matrix:
-    """Which category was answered for which: rows are the truth, columns the answers."""
+    """A confusion matrix: rows are the truth, columns the answers."""
 
     field: str
     names: tuple[str, ...]
@@ -138,7 +138,7 @@ class Matrix:
 
 
 def matrix(field: str, outcomes: Outcomes) -> Matrix:
-    """Return the most frequent categories against what was answered; all others are one."""
+    """Return the confusion matrix of the most frequent categories; all others are one."""
     counted, columns_of = confusions(outcomes)[field], outcomes.fields[field]
     rows = [(name, row) for name, row in zip(counted.categories, counted.rows, strict=True) if any(row)]
     columns = [place for place in range(len(counted.categories)) if any(row[place] for row in counted.rows)]
@@ -167,24 +167,24 @@ def matrix(field: str, outcomes: Outcomes) -> Matrix:
 
 @dataclass(frozen=True)
 class Threshold:
-    """From which confidence on answers are as often right as wanted, and how many of them there are here."""
+    """The confidence at which answers have a wanted accuracy, and how many reach it."""
 
     wanted: float
     confidence: float | None
-    """None where no confidence is enough."""
+    """None where no confidence suffices."""
     coverage: float
     accuracy: float | None
-    """None where no answer is so sure."""
+    """None where no answer reaches it."""
     rows: int
 
 
 @dataclass(frozen=True)
 class FieldConfidence:
-    """How sure answers are of a field, and how rightly so."""
+    """The calibration of a field on the rows of the evaluation."""
 
     name: str
     reason: str
-    """Why it is not known; empty where it is."""
+    """Why there is no confidence; empty where there is one."""
     fitted_on: int
     accuracy: float
     """Over all rows."""
@@ -196,7 +196,7 @@ class FieldConfidence:
 
 
 def calibration(fitted: Calibration | None, answered: AnsweredRows) -> tuple[FieldConfidence, ...]:
-    """Return for each field what its confidences are worth on rows that they were not fitted on."""
+    """Return each field's calibration on rows that it was not fitted on."""
     if fitted is None:
         return ()
     return tuple(_field(fitted, name, answered) for name in answered.task.fields if name in fitted.fields)
@@ -236,7 +236,7 @@ class _Bin:
 
 
 def _bins(known: Sequence[tuple[float, bool]]) -> Iterator[_Bin]:
-    """Yield groups of as many rows each, from the least sure to the surest."""
+    """Yield groups of equal size, by rising confidence."""
     count = max(1, min(_BINS, len(known) // _BIN_ROWS))
     for number in range(count):
         group = known[number * len(known) // count : (number + 1) * len(known) // count]
@@ -268,7 +268,7 @@ def _reliability(bins: Sequence[_Bin]) -> Plot:
 
 
 def _coverage(table: Sequence[Coverage]) -> Plot:
-    # From the surest few, whose accuracy says little, to all rows.
+    # From the most confident rows to all; the first few say little.
     points = [(each.coverage, each.accuracy) for each in reversed(table) if each.rows >= _BIN_ROWS]
     low = min((accuracy for _, accuracy in points), default=0.0)
     some = points[:: max(1, len(points) // 4)]

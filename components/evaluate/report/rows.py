@@ -12,7 +12,7 @@ from fovea.text import one_line
 
 @dataclass(frozen=True)
 class AnsweredRows:
-    """A model's predictions, and what came of each row, in the same order."""
+    """A model's predictions and their outcomes, in the same order."""
 
     task: Task
     rows: list[Prediction]
