@@ -1,4 +1,4 @@
-"""Starts KServe's model server on a model: port first, then the model, then the answers."""
+"""Starts the server on a model: port first, then the model, then the answers."""
 
 import logging
 import os

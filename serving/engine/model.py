@@ -15,10 +15,9 @@ from fovea.images import PictureLimits
 from fovea.inference import Answer, Predictor, Sample
 from serving.engine.batching import Batcher, BatchLimits, OnToken
 from serving.engine.pictures import Picture, PictureFetcher, decode
-from serving.kserve_api import Model
 from serving.middleware import metrics
 from serving.protocols.errors import RequestError
-from serving.protocols.schemas import OUTPUT_NAMES, TaskName
+from serving.protocols.schemas import TaskName
 
 MAX_TOKENS = 4096
 """Prompt and answer together: up to here Phi-3-Vision keeps its short rotary factors."""
@@ -202,24 +201,3 @@ class ServedModel:
         for size in (1, self.limits.max_batch_size):
             self.predictor.generate_batch([sample] * size, max_new_tokens=2)
         return sample
-
-
-class KServeModel(Model):  # type: ignore[misc]
-    """What KServe's server knows of a `ServedModel`: its name, and whether it can answer."""
-
-    def __init__(self, served: ServedModel) -> None:
-        super().__init__(served.name)
-        self.served = served
-        self.ready = True
-
-    async def healthy(self) -> bool:
-        """Whether requests are answered; KServe asks for its readiness routes."""
-        return bool(self.ready) and self.served.batcher.alive
-
-    async def get_input_types(self) -> list[dict[str, object]]:
-        """Describe the V2 protocol's inputs."""
-        return [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
-
-    async def get_output_types(self) -> list[dict[str, object]]:
-        """Describe the V2 protocol's outputs."""
-        return [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in OUTPUT_NAMES]

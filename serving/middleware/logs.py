@@ -27,7 +27,7 @@ logger = logging.getLogger("serving")
 
 
 def configure_logging(form: LogFormat = "line") -> None:
-    """Set logging up, for KServe and uvicorn too, which leave alone what is set up already."""
+    """Set logging up, for KServe and uvicorn too."""
     logging.config.dictConfig(
         {
             "version": 1,

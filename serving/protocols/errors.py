@@ -11,8 +11,6 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from serving.kserve_api import ModelNotFound, ModelNotReady
-
 logger = logging.getLogger("serving")
 
 OPENAI_PREFIX = "/openai/"
@@ -53,8 +51,6 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestError, _on_request_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_error)
-    app.add_exception_handler(ModelNotFound, _on_model_not_found)
-    app.add_exception_handler(ModelNotReady, _on_model_not_ready)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, _on_fault)
 
@@ -106,14 +102,6 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     response = error_response(request.url.path, RequestError(str(error.detail), status=error.status_code))
     response.headers.update(error.headers or {})
     return response
-
-
-async def _on_model_not_found(request: Request, error: Exception) -> Response:
-    return error_response(request.url.path, RequestError(str(error), status=404))
-
-
-async def _on_model_not_ready(request: Request, error: Exception) -> Response:
-    return error_response(request.url.path, RequestError(str(error), status=503))
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:

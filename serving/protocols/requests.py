@@ -17,6 +17,27 @@ Body = TypeVar("Body", bound=BaseModel)
 TIMEOUT_HEADER = "x-request-timeout"
 
 
+def check_model(served: ServedModel, name: str) -> None:
+    """Check the model's name in a path of V1 or V2.
+
+    Raises:
+        RequestError: 404, another model is served.
+    """
+    if name != served.name:
+        raise RequestError(f"Model with name {name} does not exist.", status=404)
+
+
+def check_ready(served: ServedModel, name: str) -> None:
+    """Check that a model answers requests.
+
+    Raises:
+        RequestError: 404, another model is served; 503, the model has failed or the server is stopping.
+    """
+    check_model(served, name)
+    if not served.batcher.alive:
+        raise RequestError(f"Model with name {name} is not ready.", status=503)
+
+
 async def read_body(request: Request, kind: type[Body]) -> Body:
     """Read a body of JSON, whatever its content type says: curl and others send none or a wrong one.
 

@@ -424,15 +424,3 @@ class ModelList(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
-
-
-class Live(BaseModel):
-    """The server's health."""
-
-    live: bool
-
-
-class Ready(BaseModel):
-    """Whether requests are answered."""
-
-    ready: bool

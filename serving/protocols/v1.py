@@ -7,26 +7,27 @@ from fastapi import APIRouter, Request
 from fovea.inference import Answer
 from serving.engine.model import Question, ServedModel
 from serving.engine.pictures import Picture
-from serving.kserve_api import DataPlane, V1Endpoints
 from serving.protocols.answers import check_confidence, confidences, fields_of
 from serving.protocols.errors import RequestError
 from serving.protocols.openapi import errors, json_body
-from serving.protocols.requests import note, read_body, seconds_for, unless_gone
+from serving.protocols.requests import check_model, check_ready, note, read_body, seconds_for, unless_gone
 from serving.protocols.schemas import Prediction, PredictRequest, PredictResponse, TokenUsage
 
 
-def v1_router(served: ServedModel, plane: DataPlane) -> APIRouter:
+def v1_router(served: ServedModel) -> APIRouter:
     """Return the routes below /v1."""
     router = APIRouter(prefix="/v1", tags=["V1"])
-    kserve = V1Endpoints(plane)
-    router.add_api_route("/models", kserve.models, methods=["GET"], summary="The models' names")
-    router.add_api_route(
-        "/models/{model_name}",
-        kserve.model_ready,
-        methods=["GET"],
-        summary="Whether a model answers",
-        responses=errors(404, 503),
-    )
+
+    @router.get("/models", summary="The models' names")
+    async def models() -> dict[str, list[str]]:
+        """List the one model that is served."""
+        return {"models": [served.name]}
+
+    @router.get("/models/{model_name}", summary="Whether a model answers", responses=errors(404, 503))
+    async def model_ready(model_name: str) -> dict[str, str | bool]:
+        """Answer 200 while the model answers requests, and 503 once it has failed."""
+        check_ready(served, model_name)
+        return {"name": model_name, "ready": True}
 
     @router.post(
         "/models/{model_name}:predict",
@@ -39,7 +40,7 @@ def v1_router(served: ServedModel, plane: DataPlane) -> APIRouter:
 
         A picture that cannot be used has an ``error`` in its place; where none can, the request is refused.
         """
-        await plane.get_model(model_name)
+        check_model(served, model_name)
         body = await read_body(request, PredictRequest)
         found = await predictions(
             served,

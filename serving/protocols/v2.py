@@ -3,61 +3,70 @@
 import json
 
 from fastapi import APIRouter, Request
+from kserve.protocol.rest.v2_datamodels import (
+    ListModelsResponse,
+    MetadataTensor,
+    ModelMetadataResponse,
+    ModelReadyResponse,
+    ServerLiveResponse,
+    ServerMetadataResponse,
+    ServerReadyResponse,
+)
 
+from fovea import __version__
 from serving.engine.model import ServedModel
 from serving.engine.pictures import Picture
-from serving.kserve_api import DataPlane, V2Endpoints
 from serving.protocols.errors import RequestError
 from serving.protocols.openapi import errors, json_body
-from serving.protocols.requests import parse
-from serving.protocols.schemas import (
-    OUTPUT_NAMES,
-    InferAnswer,
-    InferBody,
-    Live,
-    OutputTensor,
-    Prediction,
-    Ready,
-)
+from serving.protocols.requests import check_model, check_ready, parse
+from serving.protocols.schemas import OUTPUT_NAMES, InferAnswer, InferBody, OutputTensor, Prediction
 from serving.protocols.v1 import predictions
 
 _JSON_LENGTH = "inference-header-content-length"
 
+_INPUTS = [MetadataTensor(name="image", datatype="BYTES", shape=[-1])]
+_OUTPUTS = [MetadataTensor(name=name, datatype="BYTES", shape=[-1]) for name in OUTPUT_NAMES]
 
-def v2_router(served: ServedModel, plane: DataPlane) -> APIRouter:
+
+def v2_router(served: ServedModel) -> APIRouter:
     """Return the routes below /v2."""
     router = APIRouter(prefix="/v2", tags=["V2"])
-    kserve = V2Endpoints(plane)
-    router.add_api_route("", kserve.metadata, methods=["GET"], summary="The server")
-    router.add_api_route("/models", kserve.models, methods=["GET"], summary="The models' names")
-    router.add_api_route(
-        "/models/{model_name}",
-        kserve.model_metadata,
-        methods=["GET"],
-        summary="A model's inputs and outputs",
-        responses=errors(404),
-    )
-    router.add_api_route(
-        "/models/{model_name}/ready",
-        kserve.model_ready,
-        methods=["GET"],
-        summary="Whether a model answers",
-        responses=errors(404, 503),
-    )
+
+    @router.get("", summary="The server")
+    async def metadata() -> ServerMetadataResponse:
+        """Describe the server and the extensions of the protocol that it supports."""
+        return ServerMetadataResponse(name="fovea", version=__version__, extensions=["binary_tensor_data"])
+
+    @router.get("/models", summary="The models' names")
+    async def models() -> ListModelsResponse:
+        """List the one model that is served."""
+        return ListModelsResponse(models=[served.name])
+
+    @router.get("/models/{model_name}", summary="A model's inputs and outputs", responses=errors(404))
+    async def model_metadata(model_name: str) -> ModelMetadataResponse:
+        """Describe the tensors of requests and responses."""
+        check_model(served, model_name)
+        return ModelMetadataResponse(name=model_name, platform="", inputs=_INPUTS, outputs=_OUTPUTS)
+
+    @router.get("/models/{model_name}/ready", summary="Whether a model answers", responses=errors(404, 503))
+    async def model_ready(model_name: str) -> ModelReadyResponse:
+        """Answer 200 while the model answers requests, and 503 once it has failed."""
+        check_ready(served, model_name)
+        return ModelReadyResponse(name=model_name, ready=True)
 
     @router.get("/health/live", responses=errors(503), summary="Whether the process should live on")
-    async def live() -> Live:
+    async def live() -> ServerLiveResponse:
         """Answer 503 once the model has failed for good or stands still at its work; busy is not dead."""
         if not served.batcher.alive:
             raise RequestError("the model has failed, or stands still", status=503)
-        return Live(live=True)
+        return ServerLiveResponse(live=True)
 
     @router.get("/health/ready", responses=errors(503), summary="Whether requests are answered")
-    async def ready() -> Ready:
+    async def ready() -> ServerReadyResponse:
         """Answer 200 after the model has answered a first time, until it fails or the server stops."""
-        if not await plane.model_ready(served.name):
+        if not served.batcher.alive:
             raise RequestError("the server is stopping, or the model has failed", status=503)
-        return Ready(ready=True)
+        return ServerReadyResponse(ready=True)
 
     @router.post(
         "/models/{model_name}/infer",
@@ -67,7 +76,7 @@ def v2_router(served: ServedModel, plane: DataPlane) -> APIRouter:
     )
     async def infer(model_name: str, request: Request) -> InferAnswer:
         """Answer with an element of each output for each picture of the input ``image``."""
-        await plane.get_model(model_name)
+        check_model(served, model_name)
         body, binary = await _read(request)
         pictures = [
             Picture(f"inputs[0].data[{number}]", content)

@@ -6,8 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
-from kserve.model_repository import ModelRepository
 from starlette.testclient import TestClient
 
 from fovea.evaluation.calibration import Calibration, FieldCalibration
@@ -15,9 +13,8 @@ from fovea.fetch.profiles import FetchProfile
 from fovea.inference import Answer, OnStep, Predictor, Sample
 from serving.application import build
 from serving.engine.batching import BatchLimits
-from serving.engine.model import PICTURE_LIMITS, KServeModel, ServedModel
+from serving.engine.model import PICTURE_LIMITS, ServedModel
 from serving.engine.pictures import PictureFetcher
-from serving.kserve_api import DataPlane
 from serving.middleware.access import ApiKeys
 from serving.settings import ServerSettings
 from tests.some_records import SOME_DIGEST
@@ -77,10 +74,7 @@ def application(
         max_request_seconds=asked.request_seconds,
         calibration=calibration,
     )
-    models = ModelRepository()
-    models.update(KServeModel(served))
-    app = FastAPI()
-    build(app, served, DataPlane(model_registry=models), asked, keys)
+    app = build(served, asked, keys)
     try:
         with TestClient(app, raise_server_exceptions=False) as client:
             yield client

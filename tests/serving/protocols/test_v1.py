@@ -71,7 +71,7 @@ def test_other_ways_to_hand_a_picture_over(server: RunningServer) -> None:
     for image in ({"b64": url}, {"url": url}):
         response = server.client.post("/v1/models/fovea:predict", json={"instances": [{"image": image}]})
         assert response.json() == usual
-    # Without a content type, kserve hands the body over as it is.
+    # Without a content type.
     untyped = server.client.post(
         "/v1/models/fovea:predict", content=b'{"instances": [{"image": {"b64": "%s"}}]}' % GOOD.encode()
     )
