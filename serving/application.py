@@ -4,6 +4,8 @@ import logging
 import signal
 import socket
 import sys
+from collections.abc import Sequence
+from functools import cache, partial
 from pathlib import Path
 
 import uvicorn
@@ -25,10 +27,9 @@ from serving.middleware.logs import RequestLog
 from serving.middleware.metrics import show_metrics
 from serving.page import page_router
 from serving.protocols.errors import add_error_handlers
-from serving.protocols.openai import openai_router
-from serving.protocols.openapi import document
-from serving.protocols.v1 import v1_router
-from serving.protocols.v2 import v2_router
+from serving.protocols.openapi import describe
+from serving.protocols.protocol import Protocol
+from serving.protocols.registry import PROTOCOLS
 from serving.settings import ServerSettings
 
 logger = logging.getLogger("serving")
@@ -83,20 +84,27 @@ def run(
     logger.info("stopped")
 
 
-def build(served: ServedModel, settings: ServerSettings, keys: ApiKeys | None = None) -> FastAPI:
-    """Return the application: its routes, error answers and bounds, innermost first."""
+def build(
+    served: ServedModel,
+    settings: ServerSettings,
+    keys: ApiKeys | None = None,
+    protocols: Sequence[Protocol] = PROTOCOLS,
+) -> FastAPI:
+    """Return the application: the routes of the protocols, error answers and bounds, innermost first."""
     application = FastAPI(docs_url=None, redoc_url=None)
+    application.state.served = served
     application.include_router(page_router())
-    application.include_router(v1_router(served))
-    application.include_router(v2_router(served))
-    application.include_router(openai_router(served))
+    for protocol in protocols:
+        application.include_router(protocol.router)
     application.add_api_route("/metrics", show_metrics, include_in_schema=False)
-    application.openapi = document(application, with_keys=keys is not None)  # type: ignore[method-assign]
-    add_error_handlers(application)
-    # Looked up once it is asked: the document is published of no model.
-    application.add_middleware(BodyLimit, check_room=lambda: served.batcher.check_room())
+    described = cache(partial(describe, protocols, with_keys=keys is not None))
+    application.openapi = described  # type: ignore[method-assign]
+    add_error_handlers(application, protocols)
+    application.add_middleware(BodyLimit, protocols=protocols, check_room=served.batcher.check_room)
     if keys is not None:
-        application.add_middleware(KeyCheck, keys=keys, requests_per_minute=settings.requests_per_minute)
+        application.add_middleware(
+            KeyCheck, keys=keys, protocols=protocols, requests_per_minute=settings.requests_per_minute
+        )
     application.add_middleware(RequestLog)
     if settings.cors_origins:
         application.add_middleware(

@@ -13,8 +13,8 @@ from typing import Protocol
 
 from fovea.inference import Answer, OnStep, Sample
 from fovea.phi3v.modeling import END_OF_ANSWER_IDS
+from serving.errors import RequestError
 from serving.middleware import metrics
-from serving.protocols.errors import RequestError
 
 logger = logging.getLogger("serving")
 

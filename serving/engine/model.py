@@ -15,9 +15,8 @@ from fovea.images import PictureLimits
 from fovea.inference import Answer, Predictor, Sample
 from serving.engine.batching import Batcher, BatchLimits, OnToken
 from serving.engine.pictures import Picture, PictureFetcher, decode
+from serving.errors import RequestError
 from serving.middleware import metrics
-from serving.protocols.errors import RequestError
-from serving.protocols.schemas import TaskName
 
 MAX_TOKENS = 4096
 """Prompt and answer together: up to here Phi-3-Vision keeps its short rotary factors."""
@@ -68,11 +67,6 @@ class ServedModel:
         self.batcher = Batcher(self.predictor, self.limits, name=self.name, probe=probe)
         self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="prepare")
         self._ahead = asyncio.Semaphore(_BATCHES_AHEAD * self.limits.max_batch_size)
-
-    @property
-    def task(self) -> TaskName:
-        """The task that the model was tuned for."""
-        return TaskName(name=self.predictor.task.name, version=self.predictor.task.version)
 
     def calibration_for(self, prompt: str) -> Calibration | None:
         """Return what confidences come from, for the question they were calibrated on; None for others."""

@@ -12,8 +12,8 @@ from PIL import Image
 from fovea.fetch.client import Fetcher, FetchError, FetchLimits
 from fovea.fetch.profiles import FetchProfile
 from fovea.images import PictureError, PictureLimits, decode_picture
+from serving.errors import RequestError
 from serving.middleware import metrics
-from serving.protocols.errors import RequestError
 
 logger = logging.getLogger("serving")
 

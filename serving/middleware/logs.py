@@ -12,8 +12,8 @@ from typing import Any, Literal
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.errors import CLIENT_GONE
 from serving.middleware import metrics
-from serving.protocols.errors import CLIENT_GONE
 
 LogFormat = Literal["line", "json"]
 

@@ -4,9 +4,10 @@ vLLM's dashboards and alerts for queue, latency and tokens therefore work on thi
 request is here one prompt with its pictures: an instance of a V1 or V2 request, or a chat completion.
 """
 
-from fastapi import Request, Response
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
+from starlette.requests import Request
+from starlette.responses import Response
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0)
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 4000)

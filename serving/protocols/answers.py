@@ -1,11 +1,18 @@
-"""What every protocol says of an answer: its fields, how sure they are, and those left out that are not."""
+"""What every protocol says of an answer: its task, its fields, and how sure they are."""
 
 from collections.abc import Mapping
 
 from fovea.evaluation.calibration import Calibration
 from fovea.inference import Answer
-from serving.protocols.errors import RequestError
-from serving.protocols.schemas import Confidences, FieldValues
+from serving.engine.model import ServedModel
+from serving.errors import RequestError
+from serving.protocols.schemas import Confidences, FieldValues, TaskName
+
+
+def task_name(served: ServedModel) -> TaskName:
+    """Return which task the fields of answers belong to."""
+    task = served.predictor.task
+    return TaskName(name=task.name, version=task.version)
 
 
 def confidences(calibration: Calibration | None, answer: Answer) -> Confidences | None:

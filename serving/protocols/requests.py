@@ -3,13 +3,14 @@
 import asyncio
 import math
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from fastapi import Request
+from fastapi import Depends, Request
 from pydantic import BaseModel, ValidationError
 
 from serving.engine.model import ServedModel
-from serving.protocols.errors import CLIENT_GONE, RequestError, describe_validation
+from serving.errors import CLIENT_GONE, RequestError
+from serving.protocols.errors import describe_validation
 
 T = TypeVar("T")
 Body = TypeVar("Body", bound=BaseModel)
@@ -17,25 +18,13 @@ Body = TypeVar("Body", bound=BaseModel)
 TIMEOUT_HEADER = "x-request-timeout"
 
 
-def check_model(served: ServedModel, name: str) -> None:
-    """Check the model's name in a path of V1 or V2.
-
-    Raises:
-        RequestError: 404, another model is served.
-    """
-    if name != served.name:
-        raise RequestError(f"Model with name {name} does not exist.", status=404)
+async def _served(request: Request) -> ServedModel:
+    served: ServedModel = request.app.state.served
+    return served
 
 
-def check_ready(served: ServedModel, name: str) -> None:
-    """Check that a model answers requests.
-
-    Raises:
-        RequestError: 404, another model is served; 503, the model has failed or the server is stopping.
-    """
-    check_model(served, name)
-    if not served.batcher.alive:
-        raise RequestError(f"Model with name {name} is not ready.", status=503)
+Served = Annotated[ServedModel, Depends(_served)]
+"""The type of a route's parameter that is given the model."""
 
 
 async def read_body(request: Request, kind: type[Body]) -> Body:

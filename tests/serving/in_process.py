@@ -16,6 +16,8 @@ from serving.engine.batching import BatchLimits
 from serving.engine.model import PICTURE_LIMITS, ServedModel
 from serving.engine.pictures import PictureFetcher
 from serving.middleware.access import ApiKeys
+from serving.protocols.protocol import Protocol
+from serving.protocols.registry import PROTOCOLS
 from serving.settings import ServerSettings
 from tests.some_records import SOME_DIGEST
 
@@ -62,6 +64,7 @@ def application(
     profile: FetchProfile | None = None,
     settings: dict[str, Any] | None = None,
     calibration: Calibration | None = None,
+    protocols: Sequence[Protocol] = PROTOCOLS,
 ) -> Iterator[TestClient]:
     """Serve ``predictor`` for the block; give what asks it."""
     asked = ServerSettings(model="", **(settings or {}))
@@ -74,7 +77,7 @@ def application(
         max_request_seconds=asked.request_seconds,
         calibration=calibration,
     )
-    app = build(served, asked, keys)
+    app = build(served, asked, keys, protocols)
     try:
         with TestClient(app, raise_server_exceptions=False) as client:
             yield client

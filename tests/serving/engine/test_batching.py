@@ -10,7 +10,7 @@ import torch
 
 from fovea.inference import Answer, OnStep, Sample
 from serving.engine.batching import Batcher, BatchLimits
-from serving.protocols.errors import RequestError
+from serving.errors import RequestError
 
 FAILS_IN_COMPANY, FAILS, KILLS = -1, -2, -3
 
