@@ -19,6 +19,7 @@ from fovea.inference import Predictor
 from fovea.platform import load_platform
 from fovea.records import EvaluationRecord
 from serving.engine.batching import BatchLimits
+from serving.engine.loading import LocatedModel
 from serving.engine.model import PICTURE_LIMITS, ServedModel
 from serving.engine.pictures import PictureFetcher
 from serving.middleware.access import ApiKeys, KeyCheck
@@ -42,14 +43,8 @@ _KEEP_ALIVE_SECONDS = 65
 """Longer than the 60 s that proxies keep an idle connection, so that none is closed while it is reused."""
 
 
-def run(
-    settings: ServerSettings,
-    folder: Path,
-    digest: str,
-    listener: socket.socket,
-    evaluation: EvaluationRecord | None = None,
-) -> None:
-    """Load the model in ``folder`` and serve it on ``listener`` until the process is told to stop.
+def run(settings: ServerSettings, model: LocatedModel, listener: socket.socket) -> None:
+    """Load a model and serve it on ``listener`` until the process is told to stop.
 
     Raises:
         UserError: the model cannot be loaded, or the evaluation asked it something else.
@@ -58,15 +53,15 @@ def run(
     disable_progress_bar()
     fetcher = _fetcher(settings)
     keys = ApiKeys(settings.api_keys) if settings.api_keys else None
-    logger.info("loading %s", digest)
+    logger.info("loading %s", model.digest)
     predictor = Predictor.load(
-        folder, device=settings.device, dtype=settings.dtype, static_shapes=settings.compile
+        model.folder, device=settings.device, dtype=settings.dtype, static_shapes=settings.compile
     )
     served = ServedModel(
-        name=settings.name,
-        digest=digest,
+        name=model.name,
+        digest=model.digest,
         predictor=predictor,
-        calibration=_calibration(evaluation, predictor),
+        calibration=_calibration(model.evaluation, predictor),
         limits=BatchLimits(
             max_batch_size=settings.max_batch_size,
             max_waiting=settings.max_waiting,

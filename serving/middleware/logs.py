@@ -7,15 +7,14 @@ import re
 import time
 import uuid
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.errors import CLIENT_GONE
 from serving.middleware import metrics
-
-LogFormat = Literal["line", "json"]
+from serving.settings import LogFormat
 
 REQUEST_ID = "x-request-id"
 _PLAIN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")

@@ -67,7 +67,7 @@ def application(
     protocols: Sequence[Protocol] = PROTOCOLS,
 ) -> Iterator[TestClient]:
     """Serve ``predictor`` for the block; give what asks it."""
-    asked = ServerSettings(model="", **(settings or {}))
+    asked = ServerSettings(**(settings or {}))
     served = ServedModel(
         name="fovea",
         digest=SOME_DIGEST,
