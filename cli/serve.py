@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from serving.engine.loading import LocatedModel
 
 
-# This command finds the model, its name and its evaluation by options of its own.
+# --model and --service find the model, its name and its evaluation.
 @with_options(ServerSettings, without=("model_uri", "model_dir", "model_record", "evaluation", "model_name"))
 def serve(
     model: Annotated[
@@ -85,7 +85,7 @@ def _locate_deployed(service: str, state: Path) -> "LocatedModel":
 def artifacts(artifact_root: str, state: Path) -> Iterator[str]:
     """Give the artifact root for the block: the one that is named, or that of the runs on this machine.
 
-    For the latter, their S3 store is served and their MLflow store is led to.
+    For the latter, their S3 store is started and MLFLOW_TRACKING_URI leads to their MLflow store.
     """
     from pipelines.local.run import ARTIFACT_ROOT
     from pipelines.local.state import State
@@ -106,7 +106,7 @@ def _names_s3() -> bool:
 
 @contextmanager
 def _local_s3(place: "State") -> Iterator[None]:
-    """Serve the S3 store of the local runs for the block, and lead this process to it."""
+    """Serve the S3 store of the local runs for the block, and set this process's environment for it."""
     from fovea.errors import UserError
     from pipelines.local.s3 import serve_s3
 

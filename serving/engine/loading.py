@@ -1,4 +1,4 @@
-"""Where a model comes from, and what it is known by."""
+"""Finding a model: its files, its digest, and the evaluation that its confidences come from."""
 
 import logging
 from dataclasses import dataclass

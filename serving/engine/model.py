@@ -1,4 +1,4 @@
-"""The model as it is served: requests of every protocol come together here."""
+"""The model as it is served, whichever protocol a request came by."""
 
 import asyncio
 import io
@@ -21,7 +21,7 @@ from serving.middleware import metrics
 MAX_TOKENS = 4096
 """Prompt and answer together: up to here Phi-3-Vision keeps its short rotary factors."""
 
-# Training and evaluation take strips of any shape, so a caller's may be asked about too.
+# Training and evaluation take pictures of any shape, so the server does, too.
 PICTURE_LIMITS = PictureLimits(max_bytes=20 << 20, min_side=1)
 
 # How many batches' worth of pictures lie ready as crops, which are far larger than the files.
@@ -39,17 +39,17 @@ class Question:
 
 @dataclass
 class ServedModel:
-    """A loaded model with the names it is known by.
+    """A loaded model, its name and its digest.
 
     Args:
-        name: what callers ask for.
+        name: what clients call it.
         digest: the model's.
         predictor: the model.
         calibration: what its confidences come from; None where it gives none.
         limits: of the batches.
         workers: threads that decode pictures and cut them into crops.
         fetcher: of pictures by address; None where they are not fetched.
-        max_request_seconds: how long a request may take; callers can ask for less.
+        max_request_seconds: how long a request may take; clients can ask for less.
     """
 
     name: str
@@ -80,7 +80,7 @@ class ServedModel:
             seconds: how long all may take.
 
         Raises:
-            RequestError: 429, 500, 503 and 504: it is not for the question that there is no answer.
+            RequestError: 429, 500, 503 and 504, whose cause is not the question.
         """
         async with self._admitted(len(questions), seconds) as admitted:
             found = await asyncio.gather(
@@ -122,7 +122,7 @@ class ServedModel:
             while (token := await tokens.get()) is not None:
                 ids.append(token)
                 text = self._text(ids)
-                # A character of several tokens is whole only with the last of them.
+                # A character of several tokens is complete only with the last of them.
                 if text.startswith(sent) and len(text) > len(sent) and not text.endswith("\ufffd"):
                     yield text[len(sent) :]
                     sent = text
@@ -186,7 +186,7 @@ class ServedModel:
     def _warm_up(self) -> Sample:
         """Answer about a real file, alone and in a full batch, so that a model that cannot is never ready.
 
-        On a GPU it also makes the memory of a full batch be taken now, and not by the first callers.
+        On a GPU it also makes the memory of a full batch be taken now, and not by the first requests.
         """
         file = io.BytesIO()
         Image.new("RGB", (64, 64), "grey").save(file, "PNG")

@@ -1,4 +1,4 @@
-"""Who may ask, and how often: API keys from a mounted Secret, and a rate for each."""
+"""API keys from a mounted Secret, and a rate for each."""
 
 import hashlib
 import hmac
@@ -45,7 +45,7 @@ class ApiKeys:
         self._looked = time.monotonic()
 
     def name_of(self, key: str) -> str | None:
-        """Return the name of a key, or None where there is no such key; takes as long for any."""
+        """Return the name of a key, or None where there is no such key, in the same time for any key."""
         self._reload()
         digest = _digest(key)
         found = None
@@ -66,7 +66,7 @@ class ApiKeys:
             self._digests, self._state = _read_keys(self._path), state
             logger.info("API keys read again: %s", ", ".join(self._digests))
         except (OSError, UserError) as error:
-            # Those that were valid stay so: half a change must not lock everybody out.
+            # The keys that were valid stay so: a change that is half done must lock no client out.
             logger.error("API keys were not read again: %s", error)
 
 
@@ -115,7 +115,15 @@ class _Bucket:
 
 
 class KeyCheck:
-    """ASGI middleware that lets requests with a key pass, so many a minute (401, 429)."""
+    """ASGI middleware that refuses requests without a key (401), and too many with one (429).
+
+    Args:
+        app: the application behind it.
+        keys: the keys that are known.
+        protocols: they say which of their paths need no key, and give the errors their formats.
+        requests_per_minute: for each key; None sets no limit.
+        clock: seconds that only grow.
+    """
 
     def __init__(
         self,

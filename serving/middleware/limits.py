@@ -1,4 +1,4 @@
-"""Bounds on the bodies of requests, held while they arrive: each one's size and time, and all together."""
+"""Bounds on the bodies of requests while they arrive: size and time of each, and the size of all."""
 
 import asyncio
 import time
@@ -16,16 +16,16 @@ MAX_BODY_BYTES = 64 << 20
 class BodyLimit:
     """ASGI middleware that refuses bodies that are too large (413), too slow (408) or too many (429).
 
-    A declared length is refused before anything is read; a body without one, as soon as it is over. Where no
-    request could be taken on, none is read: refusing must stay cheap, or it takes the time of those who wait.
+    A declared length is refused before anything is read; a body without one, as soon as it is too long. While
+    the queue is full no body is read, so that refusing a request takes no time from those that wait.
 
     Args:
-        app: what is protected.
-        protocols: whose formats the errors have.
+        app: the application behind it.
+        protocols: they give the errors their formats.
         max_bytes: of one body.
         max_total_bytes: of all bodies of requests that are not answered yet.
         seconds: how long a body may take to arrive.
-        check_room: raises a `RequestError` where no request could be taken on.
+        check_room: raises a `RequestError` while the queue is full.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What the server logs: a line an event, on standard error, for people or as JSON for machines."""
+"""The log: a line for each event, on standard error, as text for people or as JSON for machines."""
 
 import json
 import logging
@@ -75,7 +75,7 @@ class RequestLog:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, and say how it went."""
+        """Pass a request on, and log its status and time."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -113,7 +113,7 @@ class RequestLog:
 
 
 def _route(scope: Scope) -> str:
-    """Return the route's template, which callers cannot choose: a metric's labels must not grow with them."""
+    """Return the route's template: clients choose the path, and labels of metrics must not grow with it."""
     route = scope.get("route")
     return getattr(route, "path", None) or "none"
 

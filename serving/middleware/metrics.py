@@ -1,4 +1,4 @@
-"""What is counted and timed: in vLLM's names where they mean the same, else under ``fovea_``.
+"""The metrics, under vLLM's names where they mean the same, and else under ``fovea_``.
 
 vLLM's dashboards and alerts for queue, latency and tokens therefore work on this server. What it calls a
 request is here one prompt with its pictures: an instance of a V1 or V2 request, or a chat completion.

@@ -36,11 +36,10 @@ from serving.protocols.schemas import (
 
 logger = logging.getLogger("serving")
 
-# Markers steer the model, so no text of a caller's may hold one.
+# Markers steer the model, so the text of a message must hold none.
 _MARKER = re.compile(r"<\|[^|<>]*\|>|</?s>")
 _MAX_TEXT = 8192
 _MAX_PICTURES = 16
-
 
 # The type and code of an error, by status.
 _ERROR_KINDS = {

@@ -34,7 +34,7 @@ class Error(ErrorBody):
 
 @dataclass(frozen=True)
 class Protocol:
-    """A protocol that clients can speak. `serving.protocols.registry` lists those of the server.
+    """A protocol that clients can use. `serving.protocols.registry` lists those of the server.
 
     Args:
         title: its name in the description of the API.

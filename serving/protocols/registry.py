@@ -1,4 +1,4 @@
-"""The protocols that the server speaks."""
+"""The protocols of the server."""
 
 from serving.protocols.openai import OPENAI
 from serving.protocols.v1 import V1

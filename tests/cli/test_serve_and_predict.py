@@ -203,7 +203,7 @@ def test_an_endpoint_that_is_none(tmp_path: Path, endpoint: str) -> None:
 
 
 def test_another_kind_of_server(s3_server: dict[str, str], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no service of ours"):
+    with pytest.raises(UserError, match="not served by Fovea"):
         run(predict, "--endpoint", s3_server["AWS_ENDPOINT_URL_S3"], picture(tmp_path / "a.png"))
 
 
