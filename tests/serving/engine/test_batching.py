@@ -11,7 +11,7 @@ import torch
 from fovea.inference import OnStep, Sample
 from fovea.task import Answer
 from serving.engine.batching import Batcher, BatchLimits
-from serving.protocols.errors import RequestError
+from serving.errors import RequestError
 
 FAILS_IN_COMPANY, FAILS, KILLS = -1, -2, -3
 
