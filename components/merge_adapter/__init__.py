@@ -1,1 +1,1 @@
-"""Merges a LoRA adapter into its base model."""
+"""Merge a LoRA adapter into its base model."""

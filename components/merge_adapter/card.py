@@ -1,4 +1,4 @@
-"""The model card: what the merged model is, what it was made from, and how it is used."""
+"""The model card: what the merged model is, what it was made from, and how to use it."""
 
 import json
 
@@ -6,7 +6,7 @@ from fovea.records import AdapterRecord, ModelRecord
 
 
 def model_card(adapter: AdapterRecord, base: ModelRecord, changed: int) -> str:
-    """Return the card as Markdown. It says nothing of the moment, so equal inputs make equal cards."""
+    """Return the card as Markdown. It contains no time, so equal inputs give equal cards."""
     validation = "none" if adapter.validation_loss is None else f"{adapter.validation_loss:.4f}"
     fields = "\n".join(f"- `{name}`" for name in adapter.task.fields)
     return f"""---
@@ -17,7 +17,7 @@ tags: [fovea, phi-3-vision, lora]
 
 # {base.architecture}, tuned for the task `{adapter.task.name}`
 
-A LoRA adapter merged into its base: {changed} tensors were changed, all others are the base's bit by bit.
+A LoRA adapter merged into its base: {changed} tensors were changed, all others are identical to the base's.
 
 | | |
 |---|---|
@@ -29,7 +29,7 @@ A LoRA adapter merged into its base: {changed} tensors were changed, all others 
 | loss | training {adapter.train_loss:.4f}, validation {validation} |
 | crops of a picture | {adapter.num_crops} at most, in training and in use |
 
-## What it is asked, and answers
+## Question and answer
 
     {json.dumps(adapter.task.prompt(), ensure_ascii=False)}
 
@@ -37,12 +37,12 @@ A LoRA adapter merged into its base: {changed} tensors were changed, all others 
 
 {fields}
 
-`task.json` beside the weights holds this for programs. Other questions were not trained, and answers may be
-wrong: how often, the evaluation of this very model tells, by its digest.
+`task.json` next to the weights has this in machine-readable form. The model was not trained on other
+questions. Answers can be wrong; the evaluation with this model's digest says how often.
 
-## How it is used
+## Usage
 
     python -m serving --model-dir .
 
-It takes no remote code. The licence is the base model's.
+No remote code is needed. The licence is that of the base model.
 """

@@ -1,4 +1,4 @@
-"""The KFP contract of merge_adapter."""
+"""The KFP component of merge_adapter."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A LoRA adapter as PEFT writes it, and what it adds to each tensor of the base model."""
+"""A LoRA adapter in PEFT's format, and its update of each tensor of the base model."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from fovea.errors import UserError
 
 _PREFIX = "base_model.model."
 _ENDS = {".lora_A.weight": "A", ".lora_B.weight": "B"}
-# Whatever else PEFT can do to a layer would be lost without a word if only B @ A were added.
+# PEFT features that adding B @ A would silently lose.
 _NOT_PLAIN = (
     "use_dora",
     "lora_bias",
@@ -31,7 +31,7 @@ _NOT_PLAIN = (
 
 @dataclass(frozen=True)
 class LoraAdapter:
-    """What is added: pairs of A (rank, in) and B (out, rank), by the name of the base's tensor (out, in)."""
+    """The pairs of A (rank, in) and B (out, rank), by the name of the base's tensor (out, in)."""
 
     pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
     scaling: float
@@ -55,22 +55,22 @@ class LoraAdapter:
         """Check that every pair has its tensor in the base, given as name: (shape, safetensors dtype).
 
         Raises:
-            UserError: names the first tensor that does not fit.
+            UserError: a tensor does not fit; the message names the first one.
         """
         for name, (a, b) in sorted(self.pairs.items()):
             if name not in shapes:
-                raise UserError(f"the adapter changes {name}, which the base does not have; use its own base")
+                raise UserError(f"the base has no {name}, which the adapter changes; use the adapter's base")
             shape, dtype = shapes[name]
             if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or shape != (b.shape[0], a.shape[1]):
                 raise UserError(
                     f"{name}: the base's shape {list(shape)} does not fit the adapter's "
-                    f"B {list(b.shape)} and A {list(a.shape)}; use the adapter's own base"
+                    f"B {list(b.shape)} and A {list(a.shape)}; use the adapter's base"
                 )
             if dtype not in {"F32", "BF16", "F16"}:
                 raise UserError(f"{name}: is stored as {dtype}; merge into the base in 16 or 32 bits")
 
     def add_to(self, weight: torch.Tensor, name: str, first: int) -> None:
-        """Add the tensor's update to ``weight`` (some, in), float32: its rows from ``first`` on."""
+        """Add the tensor's update to ``weight`` (some rows, in), float32, whose rows start at ``first``."""
         a, b = self.pairs[name]
         weight.addmm_(b[first : first + len(weight)].float(), a.float(), alpha=self.scaling)
 
@@ -80,11 +80,11 @@ def _config(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text())
         kind = config["peft_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: is no PEFT configuration ({error}); train the adapter again") from error
+        raise UserError(f"{path}: is not a PEFT configuration ({error}); train the adapter again") from error
     beyond = [name for name in _NOT_PLAIN if config.get(name)]
     if kind != "LORA" or config.get("bias", "none") != "none" or beyond:
         what = ", ".join(beyond) or f"peft_type {kind}, bias {config.get('bias')}"
-        raise UserError(f"{path}: only plain LoRA is merged, and this adapter has {what}")
+        raise UserError(f"{path}: only plain LoRA is merged, but this adapter has {what}")
     return dict(config)
 
 

@@ -1,4 +1,4 @@
-"""The work of merge_adapter: one model out of a base and an adapter, proven to say the same."""
+"""The work of merge_adapter: merge a base and an adapter, and verify the result."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ from fovea.task import Task
 
 logger = logging.getLogger("fovea")
 
-# Nothing that could be run or unpickled is taken over.
+# Files that could be executed or unpickled are not copied.
 _TAKEN = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*")
 _END_OF_ANSWER = [32007, 32000]  # <|end|> and <|endoftext|>
 _PADDING = 32000
@@ -27,10 +27,10 @@ _PADDING = 32000
 def merge(
     attempt: Attempt, adapter: AdapterRecord, base: ModelRecord, *, verified: bool
 ) -> Mapping[str, Any]:
-    """Make the merged model in the attempt's payload; return what its record says of it.
+    """Write the merged model to the attempt's payload; return the fields of its record.
 
     Raises:
-        UserError: the adapter does not fit, or the merged model says something else than base and adapter.
+        UserError: the adapter does not fit, or the merged model's outputs differ from base and adapter.
     """
     fetch = attempt.storage.download
     base_folder = fetch(base, progress=attempt.progress("fetching the base model"))
@@ -76,14 +76,14 @@ def merge_folders(
 
 
 def copy_files(base: Path, merged: Path, num_crops: int, task: Task) -> None:
-    """Fill ``merged`` with what stands beside the base's weights.
+    """Fill ``merged`` with the base's other files.
 
-    ``config.json``, the index of the shards and the tokenizer's files are copied verbatim. Corrected are
-    ``generation_config.json`` (what ends an answer) and ``preprocessor_config.json`` (``num_crops`` as
-    trained); ``task.json`` is new.
+    ``config.json``, the index of the shards and the tokenizer's files are copied verbatim.
+    ``generation_config.json`` (the end-of-answer tokens) and ``preprocessor_config.json`` (``num_crops`` as
+    trained) are corrected; ``task.json`` is new.
 
     Raises:
-        UserError: the base lacks a file, or one is no JSON object.
+        UserError: the base lacks a file, or one is not a JSON object.
     """
     for path in sorted({path for pattern in _TAKEN for path in base.glob(pattern)}):
         shutil.copyfile(path, merged / path.name)

@@ -6,9 +6,9 @@ from fovea.parameters import NOT_IN_RESULT, FormerName, Name, Parameters
 
 
 class MergeAdapterParameters(Parameters):
-    """How the merged model is checked and registered."""
+    """How to verify and register the merged model."""
 
     registered_model_name: Annotated[Name, NOT_IN_RESULT, FormerName("registered_model")] = "fovea"
     """Name of the model in MLflow's registry, which gets a new version."""
     verify_merge: Annotated[bool, FormerName("verify")] = True
-    """Compare the merged model with base and adapter. It takes the memory of the model, as it is stored."""
+    """Compare the merged model with base and adapter. This needs memory for the model in its stored dtype."""

@@ -1,10 +1,10 @@
-"""The base's safetensors files, written again with some tensors changed and everything else as it was.
+"""Write the base's safetensors files again with some tensors changed and everything else identical.
 
-A merged tensor has the shape and dtype of the one it replaces, so a merged file has the layout of its
-original, byte for byte: it is copied from one end to the other, and each changed tensor takes the place of
-its old one on the way, some rows at a time. What is not touched is therefore bit-identical, everything is
-read and written once, and memory is bounded by those rows and the adapter, not by a tensor or the model:
-nothing is mapped, whose pages would stay resident.
+A merged tensor has the shape and dtype of the one it replaces, so a merged file has the same layout as the
+original. The file is copied sequentially, and each changed tensor is replaced on the way, some rows at a
+time. Tensors without an update are therefore bit-identical, everything is read and written once, and memory
+is bounded by those rows and the adapter, not by a tensor or the model. Files are not mapped, because mapped
+pages would stay resident.
 """
 
 import json
@@ -24,13 +24,13 @@ from fovea.errors import UserError
 
 _CHUNK = 16 << 20
 _BLOCK = 4 << 20
-"""Weights of a changed tensor that are merged together: 16 MiB in float32."""
+"""Number of weights of a changed tensor that are merged at a time: 16 MiB in float32."""
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies in its file: ``begin`` and ``end`` in bytes from the file's start."""
+    """The position of a tensor in its file: ``begin`` and ``end`` in bytes from the start of the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -39,7 +39,7 @@ class Place:
 
 
 def places(path: Path) -> Mapping[str, Place]:
-    """Return where each tensor of a safetensors file lies.
+    """Return the position of each tensor of a safetensors file.
 
     The format: eight bytes with the header's length, the header in JSON, the tensors at the offsets it names.
     """
@@ -61,7 +61,7 @@ def places(path: Path) -> Mapping[str, Place]:
 
 
 def merge_file(source: Path, target: Path, adapter: LoraAdapter) -> int:
-    """Write ``source`` to ``target`` with the adapter's tensors merged; return how many there were."""
+    """Write ``source`` to ``target`` with the adapter's tensors merged; return their number."""
     changed = [(name, place) for name, place in places(source).items() if name in adapter.pairs]
     with source.open("rb") as base, target.open("wb") as out:
         for name, place in sorted(changed, key=lambda each: each[1].begin):
@@ -72,9 +72,9 @@ def merge_file(source: Path, target: Path, adapter: LoraAdapter) -> int:
 
 
 def _merge(source: BufferedReader, target: BinaryIO, name: str, place: Place, adapter: LoraAdapter) -> None:
-    """Copy a changed tensor, its update added to it in float32 and rounded once."""
+    """Copy a changed tensor, adding its update in float32 and rounding once."""
     rows, columns = place.shape
-    # The same small memory for all rows: it stays in the caches, and is not handed out anew, page by page.
+    # One small buffer for all rows: it stays in the caches, and is not allocated page by page each time.
     stored = torch.empty(min(rows, max(1, _BLOCK // columns)), columns, dtype=DTYPES[place.dtype])
     exact = torch.empty_like(stored, dtype=torch.float32)
     for first in range(0, rows, len(stored)):
@@ -98,4 +98,4 @@ def _copy(source: BinaryIO, target: BinaryIO, count: int) -> None:
 
 
 def _cut_off(file: BinaryIO) -> UserError:
-    return UserError(f"{file.name}: ends too early; import the base model again")
+    return UserError(f"{file.name}: is truncated; import the base model again")

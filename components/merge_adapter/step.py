@@ -1,6 +1,6 @@
-"""The step: from an adapter and its base to the record of a registered model.
+"""The merge_adapter step: from an adapter and its base to the record of a registered model.
 
-It imports nothing heavy: a merge that exists is found again in a second, without torch.
+It does not import heavy libraries: an existing merge is found in a second, without torch.
 """
 
 from collections.abc import Mapping
@@ -33,14 +33,14 @@ def merge_adapter_step(
     Args:
         adapter_record: File with the AdapterRecord.
         base_record: File with the base's ModelRecord.
-        model_record: Where the merged model's ModelRecord goes.
+        model_record: Where to write the merged model's ModelRecord.
         artifact_root: ``s3://bucket/prefix`` of payloads and records.
         run_id: The run.
         parameters: Fields of `MergeAdapterParameters`.
 
     Raises:
-        UserError: the adapter was trained on another base or does not fit it, or the merged model says
-            something else than base and adapter.
+        UserError: the adapter was trained on another base or does not fit it, or the merged model's outputs
+            differ from those of base and adapter.
     """
     context, storage = RunContext(artifact_root=artifact_root, run_id=run_id), Storage()
     with reporting_failure(STEP, context, storage):
@@ -65,7 +65,7 @@ def merge_adapter_step(
             work=lambda attempt: _work(attempt, adapter, base, asked),
             storage=storage,
         )
-        # After the commit: a version is registered only of a model that exists.
+        # After the commit, so that only existing models are registered.
         reference = tracking.register_model(
             asked.registered_model_name, record.uri, adapter.mlflow, _tags(record, adapter)
         )

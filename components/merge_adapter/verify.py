@@ -1,8 +1,8 @@
-"""The proof after a merge: the merged model says what base and adapter say together.
+"""Verify a merge: the merged model must give the same outputs as base and adapter.
 
-Both compute in float32, and neither is held in it: a layer's weights are widened for as long as it computes.
-On a CPU the stored weights are mapped from their files, pages that the system may drop at any time; what has
-to stay in memory is the largest layer in float32, the embeddings, and the pass itself.
+Both compute in float32, but neither is stored in it: a layer's weights are converted while it computes.
+On a CPU the stored weights are mapped from their files, whose pages the system can drop at any time. What
+stays in memory is the largest layer in float32, the embeddings, and the activations.
 """
 
 import gc
@@ -21,25 +21,25 @@ from fovea.phi3v import Phi3VForCausalLM, Phi3VProcessor
 from fovea.task import Task
 
 TOLERANCE = {"F32": 1e-3, "F16": 1e-2, "BF16": 5e-2}
-"""Largest difference of two logits, as a share of the largest logit, by how the weights are stored. All is
-computed in float32: what is left is the one rounding of the merged weights."""
+"""Largest difference of two logits, as a share of the largest logit, by the dtype of the stored weights.
+Both models compute in float32: the only difference is the rounding of the merged weights."""
 
 _POSITIONS = 16
 _PICTURES = (((320, 240), 1), ((200, 420), 2), ((640, 300), 4))
-"""Sizes of the made-up pictures, and crops of each at most: more would take longer and prove nothing more."""
+"""Sizes of the synthetic pictures, and the crops of each at most: more would prove no more."""
 
 
 def verify(base: Path, adapter: Path, merged: Path, task: Task, stored: str) -> float:
-    """Compare the logits of ``merged`` with those of base and adapter on a few made-up pictures.
+    """Compare the logits of ``merged`` with those of base and adapter on a few synthetic pictures.
 
-    The models are held one after the other, on the GPU if there is one with enough free memory.
+    The models are loaded one after the other, on the GPU if there is one with enough free memory.
 
     Args:
         base: Folder of the base model.
         adapter: Folder of the adapter.
         merged: Folder of the merged model.
-        task: What is asked.
-        stored: The weights' safetensors dtype, which sets the tolerance.
+        task: The task with the question.
+        stored: The weights' safetensors dtype, which determines the tolerance.
 
     Returns:
         The largest difference as a share of the largest logit.
@@ -50,7 +50,7 @@ def verify(base: Path, adapter: Path, merged: Path, task: Task, stored: str) -> 
     device, dtype = _device(merged), DTYPES[stored]
     inputs = [each.to(device) for each in _samples(merged, task)]
     expected = _logits(PeftModel.from_pretrained(_load(base, dtype), adapter), inputs, device)
-    # What PEFT has wrapped refers to itself: without this, the base would still be there beside the next.
+    # PEFT's wrapped model has reference cycles: without this, the base would stay in memory.
     gc.collect()
     actual = _logits(_load(merged, dtype), inputs, device)
     difference = max(
@@ -60,7 +60,7 @@ def verify(base: Path, adapter: Path, merged: Path, task: Task, stored: str) -> 
     if not difference <= TOLERANCE[stored]:
         raise UserError(
             f"the merged model's logits differ from those of base and adapter by {difference:.2g}, more than "
-            f"{TOLERANCE[stored]:g}: the merge is wrong and was not kept; run the step again, and report it "
+            f"{TOLERANCE[stored]:g}: the merge is wrong and was discarded; run the step again, and report it "
             "if it happens again"
         )
     return difference
@@ -70,12 +70,12 @@ def _device(folder: Path) -> str:
     if not torch.cuda.is_available():
         return "cpu"
     stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    # A half on top for the pass itself, its largest layer in float32 and what is not a linear layer.
+    # Half as much again for the activations, the largest layer in float32, and layers that are not linear.
     return "cuda" if torch.cuda.mem_get_info()[0] > 1.5 * stored + (2 << 30) else "cpu"
 
 
 def _samples(folder: Path, task: Task) -> list[Any]:
-    """Made-up pictures, each with the task's question and its template for an answer."""
+    """Return synthetic pictures, each with the task's question and its template as the answer."""
     green, blue = Image.linear_gradient("L"), Image.radial_gradient("L")
     picture = Image.merge("RGB", (green.rotate(90), green, blue))
     processor = Phi3VProcessor.from_pretrained(folder, local_files_only=True)
@@ -92,7 +92,7 @@ def _load(folder: Path, dtype: torch.dtype) -> Any:
 
 
 def _compute_in_float32(model: Any) -> None:
-    """Make a model of any dtype compute in float32; linear layers keep theirs, all the rest is small."""
+    """Make a model of any dtype compute in float32; linear layers keep their dtype, the rest is small."""
     for module in model.modules():
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         if isinstance(module, nn.Linear):

@@ -1,1 +1,1 @@
-"""Trains a LoRA adapter on a prepared dataset."""
+"""Train a LoRA adapter on a prepared dataset."""

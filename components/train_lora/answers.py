@@ -1,4 +1,4 @@
-"""Answers to validation pictures while the training goes on: what the model says, not only its loss."""
+"""Sample answers to validation pictures during the training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,21 +17,21 @@ _BATCH = 8
 
 @dataclass(frozen=True)
 class Answered:
-    """A validation row: its picture, what is true, and what the model said."""
+    """A validation row: its picture, the truth, and the model's answer."""
 
     row_id: str
     picture: Image.Image
     truth: str
     answer: str
     right: float
-    """Share of the task's fields that are right; 0 where the answer cannot be read."""
+    """Share of the task's fields that are right; 0 if the answer cannot be parsed."""
 
 
 class AnswerSamples:
-    """The same few validation rows, asked again at each evaluation."""
+    """A fixed sample of validation rows that is answered at each evaluation."""
 
     def __init__(self, rows: Dataset, count: int, processor: Phi3VProcessor, task: Task) -> None:
-        """Take ``count`` rows from all over the split."""
+        """Take ``count`` rows, spread over the whole split."""
         count = min(count, len(rows))
         self._rows = rows.select([place * len(rows) // count for place in range(count)])
         self._processor = processor
@@ -42,7 +42,7 @@ class AnswerSamples:
         )
 
     def ask(self, model: Any) -> list[Answered]:
-        """Generate the rows' answers with the base model that LoRA matrices were put into."""
+        """Generate the rows' answers with ``model``, the base model with its LoRA layers."""
         rows = list(self._rows)
         predictor = Predictor(model, self._processor, self._task)
         answers = predictor.answer([row["image"] for row in rows], self._max_new_tokens, _BATCH)
@@ -59,7 +59,7 @@ class AnswerSamples:
 
 
 def figures(answered: Sequence[Answered]) -> dict[str, float]:
-    """Return the share of right fields, and of answers that are right in all."""
+    """Return the share of right fields, and the share of answers with all fields right."""
     count = len(answered)
     return {
         "eval_answers_right": sum(each.right for each in answered) / count,

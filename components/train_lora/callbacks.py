@@ -1,6 +1,6 @@
-"""The training's callbacks: when a checkpoint is saved, which adapter is kept, and what is logged.
+"""The training's callbacks: when to save a checkpoint, which adapter to keep, and what to log.
 
-Where the loss has gone astray, the training ends.
+They also stop the training if the loss diverges.
 """
 
 import json
@@ -33,27 +33,27 @@ logger = logging.getLogger("fovea.train_lora")
 _BEST_WEIGHTS, _BEST = "best.safetensors", "best.json"
 _TRACKED_EVERY = 10
 _ESTIMATED_AFTER = (3, 20)
-"""Steps after which the remaining hours are told: roughly at once, and better a little later."""
+"""Steps after which the remaining time is logged: a rough estimate early, a better one later."""
 _FIRST, _ASTRAY = 10, 3
 _SHOWN_ROWS = 16
 
 
 class Stop:
-    """Whether the process was told to end. The first SIGTERM is noted, the second one ends it at once."""
+    """Whether the process should stop. The first SIGTERM is recorded, the second one stops it immediately."""
 
     def __init__(self) -> None:
         self.asked = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Take the signal."""
+        """Handle the signal."""
         if self.asked:
-            raise Interrupted("was told to end (SIGTERM) twice")
+            raise Interrupted("received SIGTERM twice")
         self.asked = True
-        logger.info("train_lora: told to end: a checkpoint is saved after this step")
+        logger.info("train_lora: SIGTERM: saving a checkpoint after this step")
 
     @contextmanager
     def on_sigterm(self) -> Iterator[None]:
-        """Take SIGTERM while the block runs."""
+        """Handle SIGTERM while the block runs."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -65,9 +65,9 @@ class Stop:
 
 
 class BestAdapter(TrainerCallback):  # type: ignore[misc]
-    """Remembers the adapter with the best figure; it travels in the checkpoints.
+    """Keeps the adapter with the best metric; it is saved in the checkpoints.
 
-    The Trainer's own way needs the best one's checkpoint folder to be there, which after a resume it is not.
+    The Trainer's own mechanism needs the checkpoint folder of the best one, which is missing after a resume.
     """
 
     def __init__(self, metric: str) -> None:
@@ -87,7 +87,7 @@ class BestAdapter(TrainerCallback):  # type: ignore[misc]
         model: Any = None,
         **_: Any,
     ) -> None:
-        """Remember the adapter where it is better than any before."""
+        """Keep the adapter if it is better than all before."""
         metrics = metrics or {}
         value = self._sign * metrics[self._metric]
         if value < self.value:
@@ -102,14 +102,14 @@ class BestAdapter(TrainerCallback):  # type: ignore[misc]
             set_peft_model_state_dict(model, self._weights)
 
     def save(self, folder: Path) -> None:
-        """Write what is remembered into a checkpoint's folder."""
+        """Write the best adapter into a checkpoint's folder."""
         if self._weights:
             save_file(self._weights, folder / _BEST_WEIGHTS)
             state = {"value": self.value, "step": self.step, "metrics": self.metrics}
             (folder / _BEST).write_text(json.dumps(state))
 
     def load(self, folder: Path) -> None:
-        """Take up what a checkpoint's folder holds."""
+        """Read the best adapter from a checkpoint's folder."""
         if (folder / _BEST).exists():
             state = json.loads((folder / _BEST).read_text())
             self.value, self.step, self.metrics = state["value"], state["step"], state["metrics"]
@@ -117,13 +117,13 @@ class BestAdapter(TrainerCallback):  # type: ignore[misc]
 
 
 class Saving(TrainerCallback):  # type: ignore[misc]
-    """Has the Trainer save a checkpoint every so many minutes and at SIGTERM, and uploads it.
+    """Has the Trainer save a checkpoint at intervals and at SIGTERM, and uploads it.
 
     Args:
-        minutes: between checkpoints; 0 for none but at SIGTERM.
-        stop: whether the process was told to end.
-        best: goes along, where the best adapter is kept.
-        upload: takes the folder, the step and the last step; called on the first process alone.
+        minutes: between checkpoints; 0 for only at SIGTERM.
+        stop: whether the process should stop.
+        best: saved with the checkpoint, if the best adapter is kept.
+        upload: takes the folder, the step and the last step; called only in the first process.
         clock: seconds from any start.
     """
 
@@ -146,15 +146,15 @@ class Saving(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Set the clock."""
+        """Start the clock."""
         self._last = self._clock()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Decide whether to save and whether to end, for all processes alike."""
+        """Decide whether to save and whether to stop, for all processes together."""
         if state.global_step >= state.max_steps:
-            # What is left takes seconds, and its result is the adapter itself.
+            # The rest takes seconds, and its result is the adapter.
             return
         due = self._minutes > 0 and self._clock() - self._last >= 60 * self._minutes
         stop, due = _agreed(args, self._stop.asked, due)
@@ -167,7 +167,7 @@ class Saving(TrainerCallback):  # type: ignore[misc]
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Upload what the Trainer wrote, unless the training ended early: then nothing goes on from it."""
+        """Upload what the Trainer wrote, unless the training stopped early: nothing will resume then."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if args.world_size > 1:
             torch.distributed.barrier()
@@ -185,7 +185,7 @@ class Saving(TrainerCallback):  # type: ignore[misc]
 
 
 def _agreed(args: TrainingArguments, stop: bool, due: bool) -> tuple[bool, bool]:
-    """Return what holds for any process, so that all of them save and end at the same step."""
+    """Return the flags combined over all processes, so that all of them save and stop at the same step."""
     if args.world_size == 1:
         return stop, due
     flags = torch.tensor([stop, due], dtype=torch.int32, device=args.device)
@@ -194,12 +194,12 @@ def _agreed(args: TrainingArguments, stop: bool, due: bool) -> tuple[bool, bool]
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]
-    """One for each process; only the first one's run and progress say anything.
+    """Logs the metrics of the training; one per process, of which only the first has a run and progress.
 
     Args:
-        run: where figures go.
-        progress: where lines go; None on other processes than the first.
-        vocabulary: ids of the model: a uniform guess has a loss of its logarithm.
+        run: receives the metrics.
+        progress: receives the lines of progress; None in all but the first process.
+        vocabulary: size of the model's vocabulary; its logarithm is the loss of a uniform guess.
     """
 
     def __init__(self, run: tracking.Run, progress: Progress | None, vocabulary: int) -> None:
@@ -209,12 +209,12 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self._astray = 0
         self._first_step = 0
         self.trainer: LoraTrainer | None = None
-        """Set once the Trainer is made."""
+        """Set when the Trainer exists."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Note where a resumed training begins."""
+        """Record the step at which a resumed training starts."""
         self._first_step = state.global_step
 
     def on_log(
@@ -225,7 +225,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         logs: Mapping[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """Take in the figures of a step, or of an evaluation."""
+        """Process the metrics of a step or of an evaluation."""
         logs = logs or {}
         if "loss" in logs:
             self._check(state, logs)
@@ -249,21 +249,21 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         if not math.isfinite(logs["eval_loss"]):
             raise UserError(
                 f"validation loss is {logs['eval_loss']} at step {state.global_step}; "
-                "see that the base model's weights are finite"
+                "check that the base model's weights are finite"
             )
         if self._progress is not None:
             told = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
             logger.info("train_lora: step %d: validation %s", state.global_step, told)
 
     def _estimate(self, state: TrainerState) -> None:
-        """Say how long the rest will take. The first step, which warms up, does not count."""
+        """Log the estimated remaining time. The first step, which warms up, does not count."""
         steps = [entry for entry in state.log_history if "loss" in entry][self._first_step :]
-        # Not the median: lengths differ, and the longest come first.
+        # Not the median: lengths differ, and the longest are first.
         each = statistics.fmean(entry["seconds"] for entry in steps[1:] or steps)
         seconds = each * (state.max_steps - state.global_step)
         end = datetime.now(UTC) + timedelta(seconds=seconds)
         logger.info(
-            "train_lora: about %s more for %d steps, until %s UTC, evaluations not counted",
+            "train_lora: about %s left for %d steps, until %s UTC, without evaluations",
             f"{seconds / 3600:.1f} h" if seconds > 3600 else f"{seconds / 60:.0f} min",
             state.max_steps - state.global_step,
             end.strftime("%Y-%m-%d %H:%M"),
@@ -275,22 +275,22 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             if not math.isfinite(logs.get(name, 0.0)):
                 raise UserError(
                     f"{name} is {logs[name]} at step {state.global_step}, {self._batches()}; "
-                    "lower learning_rate, or see that the base model's weights are finite"
+                    "lower learning_rate, or check that the base model's weights are finite"
                 )
         losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
         limit = max(2 * self._uniform, 3 * statistics.fmean(losses[:_FIRST]))
         self._astray = self._astray + 1 if logs["loss"] > limit and len(losses) > _FIRST else 0
         if self._astray >= _ASTRAY:
             raise UserError(
-                f"the loss has exploded: {logs['loss']:.1f} at step {state.global_step}, where it began with "
+                f"the loss has exploded: {logs['loss']:.1f} at step {state.global_step}, up from "
                 f"{losses[0]:.1f}, {self._batches()}; lower learning_rate, or raise warmup_ratio"
             )
 
     def _batches(self) -> str:
         if self.trainer is None:
-            return "in a batch that is not known"
+            return "in an unknown batch"
         batches = self.trainer.rows_of_step()
-        # Where only some are not finite, those are to blame.
+        # If only some are not finite, those are the cause.
         wrong = [rows for rows, loss in batches if not math.isfinite(loss)] or [rows for rows, _ in batches]
         names = [name for rows in wrong for name in rows]
         return (
@@ -302,7 +302,7 @@ _EVALUATED = ("eval_loss", "eval_answers_right", "eval_answers_all_right")
 
 
 def summary(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the figures of some steps together."""
+    """Return the metrics of several steps together."""
     seconds = sum(entry["seconds"] for entry in steps)
     figures = {
         "loss": statistics.fmean(entry["loss"] for entry in steps),

@@ -1,4 +1,4 @@
-"""Checkpoints in S3: the files first, the record last, so that what is found is complete.
+"""Checkpoints in S3: files are written first and the record last, so that a record implies complete files.
 
 checkpoints/train_lora/{input key}/{step}-{attempt}/…      the files
 checkpoints/train_lora/{input key}/{step}-{attempt}.json   the record
@@ -21,7 +21,7 @@ from fovea.storage import Storage, join_uri, sha256_file
 logger = logging.getLogger("fovea.train_lora")
 
 _KEPT = 2
-"""The newest may be broken where the store is; the one before it is there then."""
+"""Two, so that there is another one if the newest is damaged in the store."""
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate")
 
 
@@ -44,7 +44,7 @@ class Checkpoint(BaseModel):
 
 
 class Checkpoints:
-    """The checkpoints of one training, found by its inputs."""
+    """The checkpoints of one training, identified by its inputs."""
 
     def __init__(self, storage: Storage, artifact_root: str, inputs: StepInputs) -> None:
         self._storage = storage
@@ -61,7 +61,7 @@ class Checkpoints:
         run_id: str,
         mlflow: MlflowReference | None,
     ) -> Checkpoint:
-        """Upload a folder as the checkpoint after ``step`` steps, and let go of those before the last two."""
+        """Upload a folder as the checkpoint after ``step`` steps, and delete those before the last two."""
         name = f"{step:08d}-{uuid.uuid4().hex[:8]}"
         uri = f"{self._prefix}{name}/"
         record = Checkpoint(
@@ -82,20 +82,20 @@ class Checkpoints:
         return record
 
     def newest(self, folder: Path) -> Checkpoint | None:
-        """Bring the newest complete checkpoint into ``folder``; None where there is none."""
+        """Download the newest complete checkpoint into ``folder``; return None if there is none."""
         for uri in self._records():
             try:
                 record = read_checkpoint(self._storage, uri)
                 self._check(record, uri)
                 self.fetch(record, folder)
             except UserError as error:
-                logger.warning("train_lora: passed over a checkpoint: %s", error)
+                logger.warning("train_lora: skipped a checkpoint: %s", error)
             else:
                 return record
         return None
 
     def named(self, uri: str, folder: Path) -> Checkpoint:
-        """Bring the checkpoint whose record lies at ``uri`` into ``folder``.
+        """Download the checkpoint whose record is at ``uri`` into ``folder``.
 
         Raises:
             UserError: there is none, or it was made from other inputs; the difference is shown.
@@ -109,17 +109,17 @@ class Checkpoints:
         """Download a checkpoint's files and check them.
 
         Raises:
-            UserError: a file is missing, or is not the one the record names.
+            UserError: a file is missing, or differs from the record.
         """
         for entry in record.files:
             path = folder / entry.path
             path.parent.mkdir(parents=True, exist_ok=True)
             self._storage.read_file(record.uri + entry.path, path)
             if sha256_file(path) != entry.sha256:
-                raise UserError(f"{record.uri}{entry.path}: is not the file that its record names")
+                raise UserError(f"{record.uri}{entry.path}: differs from its record")
 
     def remove_all(self) -> None:
-        """Let go of every checkpoint: the adapter is there now."""
+        """Delete every checkpoint, after the adapter is complete."""
         for uri in self._records():
             self._remove(uri.removesuffix(".json"))
 
@@ -132,18 +132,18 @@ class Checkpoints:
             )
 
     def _records(self) -> list[str]:
-        """Return the URIs of the records, the newest first."""
+        """Return the URIs of the records, newest first."""
         found = [uri for uri in self._storage.list(self._prefix) if uri.endswith(".json")]
-        # The files lie one level below.
+        # The files are one level below.
         return sorted((uri for uri in found if "/" not in uri.removeprefix(self._prefix)), reverse=True)
 
     def _remove(self, name: str) -> None:
         try:
-            # The record first: what has none is no checkpoint.
+            # The record first: without it, the files are not a checkpoint.
             self._storage.delete([f"{name}.json"])
             self._storage.delete(list(self._storage.list(f"{name}/")))
         except UserError as error:
-            logger.warning("train_lora: a checkpoint that is not needed any more stays: %s", error)
+            logger.warning("train_lora: could not delete an old checkpoint: %s", error)
 
 
 def read_checkpoint(storage: Storage, uri: str) -> Checkpoint:
@@ -155,11 +155,11 @@ def read_checkpoint(storage: Storage, uri: str) -> Checkpoint:
     try:
         return Checkpoint.model_validate_json(storage.read_bytes(uri))
     except ValidationError as error:
-        raise UserError(f"{uri}: is no record of a checkpoint ({error.errors()[0]['msg']})") from error
+        raise UserError(f"{uri}: is not the record of a checkpoint ({error.errors()[0]['msg']})") from error
 
 
 def changed_libraries(record: Checkpoint) -> Mapping[str, tuple[str, str]]:
-    """Return the libraries whose version is another one now: (then, now). The last digits may differ."""
+    """Return the libraries whose version has changed: (then, now). Patch versions may differ."""
     present = _libraries()
     return {
         name: (record.libraries.get(name, "?"), present[name])

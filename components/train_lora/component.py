@@ -1,4 +1,4 @@
-"""The KFP contract of train_lora."""
+"""The KFP component of train_lora."""
 
 from typing import Any
 

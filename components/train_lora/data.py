@@ -1,6 +1,6 @@
-"""From a prepared dataset to batches: which rows fit, in which order, and what of them is supervised.
+"""Batches from a prepared dataset: which rows fit, in which order, and which tokens are supervised.
 
-How long a sequence is, is told from its picture's header: none is decoded for it.
+The length of a sequence is computed from the picture's header, without decoding it.
 """
 
 import io
@@ -26,15 +26,15 @@ logger = logging.getLogger("fovea.train_lora")
 IGNORED = -100
 """The label of a position that is not trained on (PyTorch's cross entropy skips it)."""
 ROW_IDS = "row_ids"
-"""Under this name a batch holds its rows' IDs, for messages."""
+"""The key for the row IDs of a batch, used in messages."""
 CONTEXT_TOKENS = 4096
-"""The longest sequence that is trained on: beyond it, a sequence is encoded with other rotary factors."""
+"""The longest sequence for training: longer ones are encoded with other rotary factors."""
 
 _BATCH = 1000
 
 
 def load_split(folder: Path, split: str) -> Dataset:
-    """Read one split's Parquet shards, memory-mapped; pictures stay encoded until a row is asked for."""
+    """Read one split's Parquet shards, memory-mapped; pictures stay encoded until a row is accessed."""
     shards = sorted(str(path) for path in folder.glob(f"{split}-*.parquet"))
     if not shards:
         raise UserError(f"{folder}: the dataset has no {split} split; prepare it again with one")
@@ -44,8 +44,8 @@ def load_split(folder: Path, split: str) -> Dataset:
 class AnswerCollator:
     """Turns rows of a dataset into a batch of `Phi3VForCausalLM`'s arguments.
 
-    The answer and the ``<|end|>`` behind it are supervised, and nothing else: prompt, picture and padding are
-    masked by position, never by id, since padding and end of text may share one.
+    The answer and the ``<|end|>`` after it are supervised, and nothing else: prompt, picture and padding are
+    masked by position, not by id, because padding and end of text may share one.
     """
 
     def __init__(self, processor: Phi3VProcessor, task: Task, num_crops: int) -> None:
@@ -54,10 +54,10 @@ class AnswerCollator:
         self._num_crops = num_crops
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Make a batch: the model's inputs, ``labels`` of the shape of ``input_ids``, and the rows' IDs.
+        """Create a batch: the model's inputs, ``labels`` of the shape of ``input_ids``, and the row IDs.
 
         Raises:
-            UserError: a row's prompt is not what its full text begins with, token for token.
+            UserError: a row's text does not start with the tokens of its prompt.
         """
         texts = [self._task.training_text({name: row[name] for name in self._task.fields}) for row in rows]
         batch = dict(
@@ -78,8 +78,8 @@ class AnswerCollator:
         return {**batch, "labels": labels, ROW_IDS: [str(row["row_id"]) for row in rows]}
 
     def _answer_lengths(self, rows: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> list[int]:
-        """Return the tokens of each row's answer, ``<|end|>`` included."""
-        # A picture takes the same placeholders in prompt and text, so what follows its mark is enough.
+        """Return the number of tokens of each row's answer, including ``<|end|>``."""
+        # A picture takes the same placeholders in prompt and text, so the text after its marker is enough.
         prompt, behind = self._prompt_ids, self._ids_behind_mark(texts)
         joined = [
             row["row_id"] for row, ids in zip(rows, behind, strict=True) if ids[: len(prompt)] != prompt
@@ -95,7 +95,7 @@ class AnswerCollator:
         return self._ids_behind_mark([self._task.prompt()])[0]
 
     def _ids_behind_mark(self, texts: Sequence[str]) -> list[list[int]]:
-        # One call for all: a call of the tokenizer costs more than a text.
+        # One call for all texts: a tokenizer call costs more than a text.
         ids: list[list[int]] = self._processor.tokenizer(
             [text.split("<|image_1|>")[1] for text in texts]
         ).input_ids
@@ -103,16 +103,16 @@ class AnswerCollator:
 
 
 class EpochOrder(LengthGroupedSampler):  # type: ignore[misc]
-    """transformers' grouping by length, with an order that follows from the seed and the epoch alone.
+    """transformers' grouping by length, with an order that depends only on the seed and the epoch.
 
-    transformers' own draws from the global random state, which after a resume is another one, so that the
-    batches that are skipped would not be those that were trained on.
+    transformers draws from the global random state, which differs after a resume: the skipped batches would
+    then not be those that were trained on.
 
     Args:
         lengths: tokens of each example.
         batch_size: examples of an optimiser step, on all devices together.
         seed: of the order.
-        grouped: off for an order that does not look at lengths.
+        grouped: whether to group by length.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, grouped: bool = True) -> None:
@@ -122,11 +122,11 @@ class EpochOrder(LengthGroupedSampler):  # type: ignore[misc]
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next."""
+        """Set the epoch of the next order."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        """Yield the epoch's examples by place; the longest come first: memory runs out early or never."""
+        """Yield the indices of the epoch's examples, longest first: memory runs out early or never."""
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self.epoch)
         if not self._grouped:
             return iter(torch.randperm(len(self.lengths), generator=generator).tolist())
@@ -135,14 +135,14 @@ class EpochOrder(LengthGroupedSampler):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class Extent:
-    """What one example takes: tokens of its sequence, and crops of its picture with the global view."""
+    """The size of one example: tokens of its sequence, and crops of its picture with the global view."""
 
     tokens: int
     crops: int
 
 
 def measure(rows: Dataset, processor: Phi3VProcessor, task: Task, num_crops: int) -> list[Extent]:
-    """Return the extent of every row, in order, just as the processor would make it."""
+    """Return the extent of every row, in order, equal to what the processor will produce."""
     raw = rows.cast_column("image", ImageFeature(decode=False))
     extents = []
     for start in range(0, len(raw), _BATCH):
@@ -152,7 +152,7 @@ def measure(rows: Dataset, processor: Phi3VProcessor, task: Task, num_crops: int
             task.training_text(dict(zip(task.fields, values, strict=True)))
             for values in zip(*columns, strict=True)
         ]
-        # The chunks before and after the picture are tokenised apart, as the processor does.
+        # The chunks before and after the picture are tokenised separately, as in the processor.
         befores, afters = zip(*(text.split("<|image_1|>") for text in texts), strict=True)
         lengths = [
             [len(ids) for ids in processor.tokenizer(list(part)).input_ids] for part in (befores, afters)
@@ -171,7 +171,7 @@ def _of_picture(encoded: bytes, processor: Phi3VProcessor, num_crops: int) -> tu
 
 
 def fitting(split: str, row_ids: Sequence[str], extents: Sequence[Extent]) -> list[int]:
-    """Return the places of the rows that fit the context; nothing is ever cut, so longer ones are left out.
+    """Return the indices of the rows that fit the context. Rows are never truncated; longer ones are dropped.
 
     Raises:
         UserError: no row fits.

@@ -1,4 +1,4 @@
-"""One process's part of a training: what it is told, what it does, what it leaves behind."""
+"""The work of one process of a training: its inputs, the training, and its outputs."""
 
 import json
 import logging
@@ -51,7 +51,7 @@ _MOST_WORKERS = 8
 
 
 class Job(BaseModel):
-    """All that a process is told. It travels as JSON to where there are several."""
+    """The inputs of a process. They are passed as JSON if there are several processes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -60,9 +60,9 @@ class Job(BaseModel):
     dataset: Path
     weights: Path
     checkpoint: Path | None
-    """The folder of the checkpoint to go on from."""
+    """The folder of the checkpoint to resume from."""
     output: Path
-    """Where the first process puts ``adapter/``, ``trained.json``, ``history.json`` and ``answers.json``."""
+    """Output of the first process: ``adapter/``, ``trained.json``, ``history.json`` and ``answers.json``."""
     task: Task
     base_digest: Digest
     inputs: StepInputs
@@ -70,14 +70,14 @@ class Job(BaseModel):
     run_id: str
     mlflow: MlflowReference | None
     train_rows: tuple[int, ...]
-    """Places of the rows that are trained on."""
+    """Indices of the rows to train on."""
     train_lengths: tuple[int, ...]
     """Their tokens."""
     validation_rows: tuple[int, ...]
 
 
 class Trained(BaseModel):
-    """What came of a training."""
+    """The result of a training."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -89,11 +89,11 @@ class Trained(BaseModel):
 
 
 def run_job(job: Job, run: tracking.Run) -> Trained:
-    """Train, as one of the job's processes; ``run`` takes its figures.
+    """Train as one of the job's processes; ``run`` receives its metrics.
 
     Raises:
         UserError: the loss is not finite or has exploded, or memory ran out.
-        Interrupted: SIGTERM came; a checkpoint was saved if its step could be ended.
+        Interrupted: SIGTERM was received; a checkpoint was saved if the current step could be finished.
     """
     transformers_logging.set_verbosity_error()
     if not torch.cuda.is_available():
@@ -103,7 +103,7 @@ def run_job(job: Job, run: tracking.Run) -> Trained:
     with stop.on_sigterm(), run.system_metrics():
         trained = _Training(job, stop, run, is_first).train()
     if trained is None:
-        raise Interrupted("was told to end (SIGTERM); run again, it goes on from its checkpoint")
+        raise Interrupted("received SIGTERM; run again to resume from its checkpoint")
     return trained
 
 
@@ -159,7 +159,7 @@ class _Training:
         self._order.set_epoch(epoch)
 
     def train(self) -> Trained | None:
-        """Train to the end, or None where the process was told to end before."""
+        """Train to the end; return None if the process was stopped before."""
         job = self._job
         if job.checkpoint is not None and self._best is not None:
             self._best.load(job.checkpoint)
@@ -175,7 +175,7 @@ class _Training:
         return self._leave(evaluated, kept_step)
 
     def _evaluated(self) -> float:
-        """Return the validation loss after the last step, at which the Trainer has always evaluated."""
+        """Return the validation loss after the last step, where the Trainer always evaluates."""
         last = next(entry for entry in reversed(self.trainer.state.log_history) if "eval_loss" in entry)
         return float(last["eval_loss"])
 
@@ -250,14 +250,14 @@ def _is_main_memory(error: RuntimeError) -> bool:
 
 
 class EarlyStopping(EarlyStoppingCallback):  # type: ignore[misc]
-    """transformers' own, without its warning about loading the best adapter: ``keep`` says which."""
+    """transformers' callback, without its warning about loading the best adapter, which ``keep`` decides."""
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class _SetEpoch(TrainerCallback):  # type: ignore[misc]
-    """Tells the order which epoch it is: the Trainer does not reach it under a sharded, skipping loader."""
+    """Sets the epoch of the order: the Trainer does not reach it through a sharded, skipping loader."""
 
     def __init__(self, set_epoch: Callable[[int], None]) -> None:
         self._set_epoch = set_epoch
@@ -265,21 +265,21 @@ class _SetEpoch(TrainerCallback):  # type: ignore[misc]
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Pass the epoch on; within one that a resume goes on with, its fraction is cut off."""
+        """Pass on the epoch; after a resume within one, its fraction is cut off."""
         self._set_epoch(int(state.epoch or 0))
 
 
 def steps_an_epoch(rows: int, parameters: TrainLoraParameters, processes: int) -> int:
-    """Return the optimiser steps of one pass, as the Trainer counts them."""
+    """Return the optimiser steps of one epoch, as the Trainer counts them."""
     batches = math.ceil(rows / (parameters.per_device_train_batch_size * processes))
     return math.ceil(batches / accumulation(parameters, processes))
 
 
 def accumulation(parameters: TrainLoraParameters, processes: int) -> int:
-    """Return how many batches a process has in a step.
+    """Return the number of batches per step and process.
 
     Raises:
-        UserError: the batch does not divide among the devices.
+        UserError: the batch cannot be divided among the devices.
     """
     at_once = parameters.per_device_train_batch_size * processes
     if parameters.train_batch_size % at_once:
@@ -296,8 +296,8 @@ def arguments(folder: Path, parameters: TrainLoraParameters, rows: int, processe
     cuda = torch.cuda.is_available()
     epoch = steps_an_epoch(rows, parameters, processes)
     steps = parameters.max_steps or math.ceil(epoch * parameters.num_train_epochs)
-    # Beside a GPU, pictures are decoded in processes of their own; on a CPU these would take the training's
-    # cores. They are spawned: a fork of a process that has threads can hang.
+    # With a GPU, separate processes decode pictures; on a CPU these would compete with the training for its
+    # cores. They are spawned, because forking a process that has threads can hang.
     workers = max(1, min(_MOST_WORKERS, (len(os.sched_getaffinity(0)) - 1) // processes)) if cuda else 0
     return TrainingArguments(
         output_dir=str(folder),
@@ -314,17 +314,17 @@ def arguments(folder: Path, parameters: TrainLoraParameters, rows: int, processe
         bf16=parameters.precision != "float32" and cuda,
         use_cpu=not cuda,
         torch_compile=parameters.torch_compile,
-        # Every step, so that no loss falls between two entries when a training goes on from a checkpoint.
+        # Every step, so that no loss is lost between two entries when a training resumes from a checkpoint.
         logging_strategy="steps",
         logging_steps=1,
-        # Otherwise the Trainer shows the mean of the finite losses in the place of one that is not.
+        # Otherwise the Trainer replaces a loss that is not finite by the mean of the finite ones.
         logging_nan_inf_filter=False,
-        # Not by epochs: those are evaluated after the last step's checkpoint, which would then lack it.
+        # Not by epochs: those are evaluated after the last step's checkpoint, which would lack the result.
         eval_strategy="steps",
         eval_steps=parameters.eval_steps or epoch,
         metric_for_best_model=parameters.best_metric,
         greater_is_better=parameters.best_metric != "eval_loss",
-        # `Saving` says when.
+        # `Saving` decides when.
         save_strategy="no",
         save_total_limit=1,
         report_to="none",
@@ -343,7 +343,7 @@ def arguments(folder: Path, parameters: TrainLoraParameters, rows: int, processe
 
 
 def show_what_is_trained_on(processor: Phi3VProcessor, batch: Mapping[str, Any]) -> None:
-    """Log the first example as the model will see it: one look tells whether the right thing is trained."""
+    """Log the first example as the model sees it, to check that the right text is trained."""
     ids, labels = batch["input_ids"][0], batch["labels"][0]
     supervised = labels != IGNORED
     pictures = int((ids == processor.image_token_id).sum())

@@ -1,4 +1,4 @@
-"""One process a GPU: started by torchrun where the task has several, else the training runs right here."""
+"""Start the training: torchrun with one process per GPU if the task has several, or this process."""
 
 import logging
 import os
@@ -18,23 +18,23 @@ logger = logging.getLogger("fovea.train_lora")
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _GRACE_SECONDS = 120
-"""So long a step and the upload of its checkpoint may take after SIGTERM. torchrun's own limit is 30."""
+"""Time for a step and the upload of its checkpoint after SIGTERM. torchrun's default is 30."""
 
 
 def count_processes() -> int:
-    """Return how many processes a training has here: one for each GPU, or one."""
+    """Return the number of processes of a training here: one for each GPU, or one."""
     return max(1, torch.cuda.device_count())
 
 
 def launch(job: Job, run: tracking.Run) -> Trained:
-    """Train in as many processes as the job says.
+    """Train in the job's number of processes.
 
-    A process alone writes to ``run``, which keeps what MLflow does not take; of several, the first one writes
-    to the run that the job names.
+    A single process writes to ``run``, which buffers what MLflow does not accept; of several, the first one
+    writes to the run that the job names.
 
     Raises:
-        UserError: what a process says that a user can mend; or it ended without saying why.
-        Interrupted: SIGTERM came.
+        UserError: a process reported an error that the user can fix, or exited without a reason.
+        Interrupted: SIGTERM was received.
     """
     if job.processes == 1:
         return run_job(job, run)
@@ -49,7 +49,7 @@ def launch(job: Job, run: tracking.Run) -> Trained:
         try:
             status = process.wait()
         except BaseException:
-            # SIGTERM, as a rule: the processes save a checkpoint, and torchrun waits for them.
+            # Usually SIGTERM: the processes save a checkpoint, and torchrun waits for them.
             process.terminate()
             try:
                 process.wait(_GRACE_SECONDS + 10)
@@ -69,6 +69,6 @@ def _reason(job: Job, status: int) -> BaseException:
         if kind == Interrupted.__name__:
             return Interrupted(text)
     return UserError(
-        f"a process of the training ended without saying why (torchrun's status {status}); the log has its "
-        "last words, and without any it was killed: give the task more main memory"
+        f"a process of the training exited without a reason (torchrun's status {status}); if the log has no "
+        "error either, the process was killed: give the task more main memory"
     )

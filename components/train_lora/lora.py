@@ -1,4 +1,4 @@
-"""The model with its LoRA matrices, and the adapter's files."""
+"""The model with its LoRA layers, and the adapter's files."""
 
 import json
 import logging
@@ -26,16 +26,16 @@ _TOWER_LAYER = (
 
 
 def torch_dtype(parameters: TrainLoraParameters) -> torch.dtype:
-    """Return the type of the weights: ``auto`` is bfloat16 on a GPU and float32 elsewhere."""
+    """Return the dtype of the weights: ``auto`` is bfloat16 on a GPU and float32 elsewhere."""
     if parameters.precision == "auto":
         return torch.bfloat16 if torch.cuda.is_available() else torch.float32
     return torch.bfloat16 if parameters.precision == "bfloat16" else torch.float32
 
 
 def target_modules(parameters: TrainLoraParameters, config: Phi3VConfig) -> list[str]:
-    """Return the ends of the names of the linear layers that get LoRA matrices.
+    """Return the name suffixes of the linear layers that get LoRA matrices.
 
-    The tower's last layer is never among them: nothing reads what it makes.
+    The tower's last layer is never included, because its output is not used.
     """
     parts = parameters.lora_target_modules.split("+")
     names = list(DECODER_PROJECTIONS)
@@ -48,12 +48,12 @@ def target_modules(parameters: TrainLoraParameters, config: Phi3VConfig) -> list
 
 
 def load_with_lora(weights: Path, parameters: TrainLoraParameters) -> Any:
-    """Load the base model and give it LoRA matrices, which alone are trained."""
+    """Load the base model and add LoRA matrices, the only weights that are trained."""
     return with_lora(Phi3VForCausalLM.from_pretrained(weights, dtype=torch_dtype(parameters)), parameters)
 
 
 def with_lora(model: Phi3VForCausalLM, parameters: TrainLoraParameters) -> Any:
-    """Give a model LoRA matrices, which alone are trained. They are float32 whatever the model's type."""
+    """Add LoRA matrices to a model, the only weights that are trained; they are float32 for any dtype."""
     model.config.use_cache = False
     lora = LoraConfig(
         r=parameters.lora_r,
@@ -63,14 +63,14 @@ def with_lora(model: Phi3VForCausalLM, parameters: TrainLoraParameters) -> Any:
         task_type="CAUSAL_LM",
     )
     with warnings.catch_warnings():
-        # PEFT asks transformers for checkpointing by its earlier name.
+        # PEFT passes the setting for checkpointing under its old name.
         warnings.simplefilter("ignore", FutureWarning)
         wrapped = get_peft_model(model, lora)
     if parameters.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-        # Only the reentrant kind needs gradients of the frozen embeddings.
+        # Only reentrant checkpointing needs gradients of the frozen embeddings.
         model.disable_input_require_grads()
-        # The backward pass begins here: what it would recompute is still of use.
+        # The backward pass starts in the last layer, whose activations are still there.
         model.model.layers[-1].gradient_checkpointing = False
     trained, total = wrapped.get_nb_trainable_parameters()
     logger.info("train_lora: %s of %s parameters are trained", f"{trained:,}", f"{total:,}")
@@ -78,9 +78,9 @@ def with_lora(model: Phi3VForCausalLM, parameters: TrainLoraParameters) -> Any:
 
 
 def save_adapter(model: Any, folder: Path, base_digest: str) -> None:
-    """Write PEFT's two files, so that the same training gives the same bytes wherever it ran."""
+    """Write PEFT's two files, so that the same training gives the same bytes on any machine."""
     model.save_pretrained(folder)
-    # PEFT names the base by its path on this machine, in a model card too, and writes sets in any order.
+    # PEFT writes the base's local path, also into a model card, and sets in arbitrary order.
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text())

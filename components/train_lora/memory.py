@@ -1,7 +1,7 @@
-"""How much memory a training takes, told before anything is loaded.
+"""Estimate the memory of a training before anything is loaded.
 
-The largest parts are exact: weights, LoRA matrices with their gradients and AdamW's two moments. What a batch
-takes is counted by the tensors that the backward pass keeps, for the batch of the longest sequences.
+The largest parts are exact: weights, LoRA matrices with their gradients and AdamW's two moments. Activations
+are counted from the tensors that the backward pass keeps, for the batch of the longest sequences.
 """
 
 import os
@@ -20,11 +20,11 @@ from fovea.phi3v import Phi3VConfig, Phi3VForCausalLM
 GIB = 2**30
 
 _ANSWER_TOKENS = 64
-"""About what the longest answers take; the head's logits are needed there alone."""
+"""Approximate length of the longest answers; the head's logits are needed only there."""
 _ON_TOP = {"cuda": 1.5 * GIB, "cpu": 0.6 * GIB}
-"""The libraries themselves: the device's context and kernels, or Python with all it has imported."""
+"""The libraries: the device's context and kernels, or Python with its imports."""
 _TOLERANCE = 1.25
-"""So much more than the device has must be estimated before a training is refused: it is an estimate."""
+"""A training is refused if the estimate exceeds the device's memory by this factor."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Estimate:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum."""
         return self.weights + self.trained + self.activations + self.libraries
 
     def __str__(self) -> str:
@@ -51,7 +51,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Room:
-    """What a device offers: free bytes, and what it is."""
+    """The memory of a device: free bytes, and the device's name."""
 
     free: int
     name: str
@@ -60,12 +60,12 @@ class Room:
 def estimate(
     config: Phi3VConfig, parameters: TrainLoraParameters, extents: Sequence[Extent], device: str
 ) -> Estimate:
-    """Return what the training takes on each device.
+    """Return the memory that the training takes on each device.
 
     Args:
         config: of the base model.
         parameters: of the training.
-        extents: of the examples; the longest that can come together count.
+        extents: of the examples; the longest that can be in one batch count.
         device: ``cuda`` or ``cpu``.
     """
     with torch.device("meta"):
@@ -92,8 +92,8 @@ def _activations(
 ) -> int:
     tokens = len(batch) * max(extent.tokens for extent in batch)
     layers, hidden, inner = config.num_hidden_layers, config.hidden_size, config.intermediate_size
-    # One decoder layer: the inputs of its norms (in float32, too), of its projections and of attention, the
-    # gate with its two halves, and the LoRA branches' own copies of their inputs in float32.
+    # One decoder layer: the inputs of its norms (also in float32), of its projections and of attention, the
+    # gate with its two halves, and the LoRA branches' copies of their inputs in float32.
     layer = tokens * (size * (8 * hidden + 5 * inner) + 4 * (6 * hidden + inner))
     kept = layers * tokens * hidden * size
     decoder = kept + 2 * layer if parameters.gradient_checkpointing else (layers + 1) * layer
@@ -102,7 +102,7 @@ def _activations(
 
 
 def _tower(config: Phi3VConfig, parameters: TrainLoraParameters, crops: int, size: int) -> int:
-    """Bytes of the vision tower and of the crops; without LoRA in it, nothing is kept for a backward."""
+    """Return the bytes of the vision tower and the crops; without LoRA in it, backward needs nothing."""
     tower = config.vision_config
     seen = crops * ((tower.image_size // tower.patch_size) ** 2 + 1)
     pixels = crops * 3 * tower.image_size**2 * (4 + size)
@@ -115,7 +115,7 @@ def _tower(config: Phi3VConfig, parameters: TrainLoraParameters, crops: int, siz
 
 
 def room(device: str) -> Room:
-    """Return the memory that the device has free."""
+    """Return the free memory of the device."""
     if device == "cuda":
         free, _ = torch.cuda.mem_get_info()
         return Room(free, torch.cuda.get_device_name())
@@ -123,7 +123,7 @@ def room(device: str) -> Room:
 
 
 def _free_main_memory() -> int:
-    """Return free main memory, or what the container may take if that is less."""
+    """Return the free main memory, or the container's limit if that is less."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     information = Path("/proc/meminfo")
     if information.exists():
@@ -139,7 +139,7 @@ def check(needed: Estimate, offered: Room, parameters: TrainLoraParameters) -> N
     """Refuse a training that cannot fit.
 
     Raises:
-        UserError: far more is needed than there is; it says which parameters to lower.
+        UserError: far more memory is needed than is free; the message says which parameters to lower.
     """
     if needed.total > _TOLERANCE * offered.free:
         raise UserError(
@@ -149,17 +149,17 @@ def check(needed: Estimate, offered: Room, parameters: TrainLoraParameters) -> N
 
 
 def advice(parameters: TrainLoraParameters) -> str:
-    """Say what to lower, first what changes nothing but the speed."""
+    """Return which parameters to lower, starting with those that affect only the speed."""
     means = []
     if parameters.per_device_train_batch_size > 1:
         means.append(
             f"lower per_device_train_batch_size (now {parameters.per_device_train_batch_size}; "
-            "train_batch_size may stay)"
+            "train_batch_size can stay the same)"
         )
     if not parameters.gradient_checkpointing:
         means.append("set gradient_checkpointing to true")
     if parameters.num_crops > 1:
         means.append(f"lower num_crops (now {parameters.num_crops})")
     if "tower" in parameters.lora_target_modules:
-        means.append("leave the tower out of lora_target_modules")
-    return ", or ".join([*means, "take a device with more memory"])
+        means.append("remove the tower from lora_target_modules")
+    return ", or ".join([*means, "use a device with more memory"])

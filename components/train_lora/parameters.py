@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from fovea.parameters import NOT_IN_RESULT, Experiment, FormerName, NumCrops, Seed
 
 DECODER_PROJECTIONS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
-"""The decoder's linear layers, as Phi-3 fuses them. None of these names occurs in the vision tower."""
+"""The decoder's linear layers, as fused in Phi-3. None of these names occurs in the vision tower."""
 
 TargetModules = Literal["decoder", "decoder+projector", "decoder+tower", "decoder+projector+tower"]
 
@@ -22,11 +22,11 @@ class TrainLoraParameters(NumCrops, Seed, Experiment):
     lora_dropout: Annotated[float, FormerName("dropout")] = Field(default=0.05, ge=0, lt=1)
     """Dropout before the LoRA matrices."""
     lora_target_modules: Annotated[TargetModules, FormerName("target_modules")] = "decoder"
-    """What gets LoRA matrices: decoder, decoder+projector, decoder+tower or decoder+projector+tower."""
+    """Modules with LoRA matrices: decoder, decoder+projector, decoder+tower or decoder+projector+tower."""
     learning_rate: float = Field(default=1e-4, ge=0, le=1)
     """Peak learning rate of AdamW."""
     lr_scheduler_type: Annotated[Literal["constant", "linear", "cosine"], FormerName("schedule")] = "cosine"
-    """Schedule of the learning rate after the warm-up."""
+    """Learning rate schedule after the warm-up."""
     warmup_ratio: float = Field(default=0.05, ge=0, le=0.5)
     """Share of the steps spent warming up."""
     weight_decay: float = Field(default=0.0, ge=0, le=1)
@@ -36,31 +36,31 @@ class TrainLoraParameters(NumCrops, Seed, Experiment):
     max_steps: int = Field(default=0, ge=0)
     """Optimiser steps, instead of num_train_epochs; 0 for num_train_epochs."""
     train_batch_size: Annotated[int, FormerName("batch_size")] = Field(default=32, ge=1, le=4096)
-    """Examples an optimiser step, on all devices; a multiple of per_device_train_batch_size."""
+    """Examples per optimiser step, on all devices; a multiple of per_device_train_batch_size."""
     per_device_train_batch_size: Annotated[int, FormerName("device_batch_size")] = Field(
         default=4, ge=1, le=512
     )
-    """Examples in one device's memory at once."""
+    """Examples per forward pass of a device."""
     gradient_checkpointing: bool = True
-    """Compute activations twice to save memory; a third more work."""
+    """Recompute activations in the backward pass to save memory; a third more work."""
     torch_compile: Annotated[bool, FormerName("compile")] = False
-    """Compile the model with torch.compile before it is trained."""
+    """Compile the model with torch.compile before the training."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of the frozen weights: auto is bfloat16 on a GPU, else float32."""
+    """Dtype of the frozen weights: auto is bfloat16 on a GPU, otherwise float32."""
     eval_steps: Annotated[int, FormerName("evaluation_steps")] = Field(default=0, ge=0)
-    """Training steps between evaluations on the validation split; 0 for one an epoch."""
+    """Training steps between evaluations on the validation split; 0 for one evaluation per epoch."""
     answered_samples: int = Field(default=8, ge=0, le=1000)
-    """Validation rows that are answered at each of these evaluations."""
+    """Validation rows that are answered at each evaluation."""
     early_stopping_patience: Annotated[int, FormerName("early_stopping")] = Field(default=0, ge=0)
-    """Evaluations without a better one after which the training ends; 0 for never."""
+    """Evaluations without improvement after which the training stops; 0 for never."""
     keep: Literal["last", "best_loss", "best_answers"] = "last"
-    """Which adapter: last, best_loss (on the validation split) or best_answers."""
+    """The adapter to keep: last, best_loss (on the validation split) or best_answers."""
     checkpoint_minutes: Annotated[float, NOT_IN_RESULT] = Field(default=10.0, ge=0)
-    """Minutes between checkpoints in S3; 0 for none but at SIGTERM."""
+    """Minutes between checkpoints in S3; 0 for only at SIGTERM."""
     resume_from_checkpoint: Annotated[str, NOT_IN_RESULT, FormerName("resume_from")] = Field(
         default="", pattern=r"^(s3://[^/\s]+/\S+\.json)?$"
     )
-    """Record of the checkpoint to go on from; empty for the newest of the same inputs."""
+    """Record of the checkpoint to resume from; empty for the newest with the same inputs."""
 
     @model_validator(mode="after")
     def _check_batch_sizes(self) -> Self:
@@ -79,5 +79,5 @@ class TrainLoraParameters(NumCrops, Seed, Experiment):
 
     @property
     def best_metric(self) -> str:
-        """The figure that tells the best adapter, and when to stop early."""
+        """The metric that selects the best adapter and decides on early stopping."""
         return "eval_answers_right" if self.keep == "best_answers" else "eval_loss"

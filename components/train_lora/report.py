@@ -1,4 +1,4 @@
-"""The report of a training: losses, learning rate, speed, and what the model said."""
+"""The training report: losses, learning rate, speed, and sample answers."""
 
 import json
 import math
@@ -13,17 +13,17 @@ from fovea.pages.plots import Axis, Plot, plot, thinned
 from fovea.storage import Storage, join_uri
 
 TRAINED, HISTORY, ANSWERS = "trained.json", "history.json", "answers.json"
-"""What a training leaves in its output folder, beside the folder ``adapter``."""
+"""The files that a training writes to its output folder, besides the folder ``adapter``."""
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 MAX_BYTES = 5_000_000
-"""No report is larger."""
+"""The maximum size of a report."""
 
 _LONGEST_TEXT = 300
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines over the steps of a training, and the colour of each."""
+    """Lines over the steps of a training, and their colours."""
 
     title: str
     plot: Plot
@@ -31,12 +31,12 @@ class Chart:
 
 
 def report_uri(artifact_root: str, input_key: str) -> str:
-    """Return where the report of the adapter with this input key lies."""
+    """Return the URI of the report for the adapter with this input key."""
     return join_uri(artifact_root, "reports", "train_lora", f"{input_key}.html")
 
 
 def write_report(path: Path, output: Path, *, run_id: str, settings: Mapping[str, Any]) -> None:
-    """Write the report of what a training left in ``output``: one HTML file of at most `MAX_BYTES`."""
+    """Write the report of the training in ``output``: one HTML file of at most `MAX_BYTES`."""
     history = json.loads((output / HISTORY).read_text())
     answers = json.loads((output / ANSWERS).read_text()) if (output / ANSWERS).exists() else None
     for row in answers["rows"] if answers else []:
@@ -50,14 +50,14 @@ def write_report(path: Path, output: Path, *, run_id: str, settings: Mapping[str
     }
     page = render_page(TEMPLATE, answers=answers, **values)
     if len(page.encode()) > MAX_BYTES and answers:
-        # Pictures are the only part that can be large.
+        # Only the pictures can be large.
         bare = {**answers, "rows": [{**row, "picture": ""} for row in answers["rows"]]}
         page = render_page(TEMPLATE, answers=bare, **values)
     path.write_text(page)
 
 
-def hand_over_report(storage: Storage, uri: str, path: Path) -> None:
-    """Write the report of this or an earlier run; its absence is no reason to train again."""
+def copy_report(storage: Storage, uri: str, path: Path) -> None:
+    """Write the report of this or an earlier run; a missing report is not a reason to train again."""
     path.parent.mkdir(parents=True, exist_ok=True)
     found = storage.exists(uri)
     path.write_bytes(
@@ -84,17 +84,17 @@ def _charts(history: Sequence[Mapping[str, float]]) -> list[Chart]:
         "Loss": {"training": series("loss"), "validation": series("eval_loss")},
         "Learning rate": {"learning rate": series("learning_rate")},
         "Gradient norm": {"gradient norm": series("grad_norm")},
-        "Throughput": {"tokens a second": speeds},
+        "Throughput": {"tokens per second": speeds},
         "Answers on the validation split": {
             "fields right": series("eval_answers_right"),
-            "answers right in all": series("eval_answers_all_right"),
+            "answers with all fields right": series("eval_answers_all_right"),
         },
     }
     return [_chart(title, lines) for title, lines in wanted.items() if any(lines.values())]
 
 
 def _chart(title: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> Chart:
-    named = {f"{name}, at the end {amount(of[-1][1])}": of for name, of in lines.items() if of}
+    named = {f"{name}, finally {amount(of[-1][1])}": of for name, of in lines.items() if of}
     points = [point for of in named.values() for point in of]
     low, high = min(0.0, *(y for _, y in points)), max(y for _, y in points)
     across = Axis.linear(0, max(step for step, _ in points))

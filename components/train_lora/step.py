@@ -1,6 +1,6 @@
-"""The step: from a dataset and a base model to the record of an adapter.
+"""The train_lora step: from a dataset and a base model to the record of an adapter.
 
-It imports nothing heavy: an adapter that exists is found again in a second, without torch.
+It does not import heavy libraries: an existing adapter is found in a second, without torch.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from typing import Any
 
 from components.train_lora.checkpoints import Checkpoints
 from components.train_lora.parameters import TrainLoraParameters
-from components.train_lora.report import hand_over_report, report_uri
+from components.train_lora.report import copy_report, report_uri
 from fovea.parameters import parse_parameters
 from fovea.records import AdapterRecord, DatasetRecord, ModelRecord, StepInputs, read_record, write_record
 from fovea.steps import Attempt, RunContext, configure_logging, reporting_failure, run_step
@@ -34,15 +34,15 @@ def train_lora_step(
     Args:
         dataset_record: File with the DatasetRecord.
         base_record: File with the base's ModelRecord.
-        adapter_record: Where the AdapterRecord goes.
+        adapter_record: Where to write the AdapterRecord.
         artifact_root: s3://bucket/prefix of payloads and records.
         run_id: The run's ID.
         parameters: Fields of `TrainLoraParameters`.
-        report: Where the HTML report goes; None for none.
+        report: Where to write the HTML report, if anywhere.
 
     Raises:
         UserError: an input cannot be read, a parameter is wrong, the training does not fit the device, the
-            loss goes astray, or ``resume_from_checkpoint`` names a checkpoint of other inputs.
+            loss diverges, or ``resume_from_checkpoint`` names a checkpoint of other inputs.
     """
     configure_logging()
     context, storage = RunContext(artifact_root=artifact_root, run_id=run_id), Storage()
@@ -66,5 +66,5 @@ def train_lora_step(
         write_record(record, adapter_record)
         Checkpoints(storage, artifact_root, inputs).remove_all()
         if report is not None:
-            hand_over_report(storage, report_uri(artifact_root, inputs.key), Path(report))
+            copy_report(storage, report_uri(artifact_root, inputs.key), Path(report))
     return record

@@ -1,4 +1,4 @@
-"""The work of the step: the inputs are fetched and looked at, then it is trained."""
+"""The work of the step: download and check the inputs, then train."""
 
 import logging
 import shutil
@@ -27,7 +27,7 @@ logger = logging.getLogger("fovea.train_lora")
 
 
 class Work:
-    """The work of one attempt, in the order in which it can fail: what costs little first."""
+    """The work of one attempt, with the cheapest checks first."""
 
     def __init__(
         self,
@@ -42,10 +42,10 @@ class Work:
         self._inputs = inputs
 
     def run(self, attempt: Attempt) -> Mapping[str, Any]:
-        """Train, put the adapter into the attempt's payload, and return what its record says of it.
+        """Train, write the adapter to the attempt's payload, and return the fields of its record.
 
         Raises:
-            UserError: the training does not fit the device, the loss goes astray, MLflow cannot be reached,
+            UserError: the training does not fit the device, the loss diverges, MLflow cannot be reached,
                 or ``resume_from_checkpoint`` names a checkpoint of other inputs.
         """
         processes = count_processes()
@@ -85,14 +85,14 @@ class Work:
         found = checkpoints.named(named, folder) if named else checkpoints.newest(folder)
         if found is not None:
             logger.info(
-                "train_lora: goes on from the checkpoint of step %d of %d, made at %s by run %s",
+                "train_lora: resuming from the checkpoint of step %d of %d, made at %s by run %s",
                 found.step,
                 found.max_steps,
                 found.created_at.isoformat(),
                 found.run_id,
             )
             for library, (then, today) in changed_libraries(found).items():
-                logger.warning("train_lora: %s was %s then and is %s now", library, then, today)
+                logger.warning("train_lora: %s was %s for the checkpoint and is %s now", library, then, today)
         return found
 
     def _open_run(self, attempt: Attempt, checkpoint: Checkpoint | None) -> tracking.Run:
@@ -100,7 +100,7 @@ class Work:
         tags = {"dataset": self._dataset.digest, "base": self._base.digest, "run_id": run_id}
         link = load_platform().run_link(run_id)
         if link:
-            # MLflow shows this tag as the run's description, and makes a link of it.
+            # MLflow shows this tag as the run's description, with a link.
             tags |= {"kfp_run": link, "mlflow.note.content": f"[The pipeline's run]({link})"}
         run = tracking.Run.open(
             self._parameters.experiment,
@@ -149,7 +149,7 @@ class Work:
         )
 
     def _rows(self, data: Path, settings: Path) -> tuple[dict[str, list[int]], dict[str, list[Extent]]]:
-        """Return the places of the rows that fit the context, and their extents, by split."""
+        """Return the indices of the rows that fit the context, and their extents, by split."""
         processor = Phi3VProcessor.from_pretrained(settings)
         rows, extents = {}, {}
         for split in ("train", "validation"):
@@ -164,7 +164,7 @@ class Work:
         config = Phi3VConfig.from_pretrained(settings)
         needed, room = memory.estimate(config, self._parameters, extents, device), memory.room(device)
         logger.info(
-            "train_lora: %d to %d tokens an example; memory: about %s, of %.1f free on %s",
+            "train_lora: %d to %d tokens per example; memory: about %s, of %.1f free on %s",
             min(extent.tokens for extent in extents),
             max(extent.tokens for extent in extents),
             needed,
@@ -184,7 +184,7 @@ class Work:
         }
 
     def _show(self, attempt: Attempt, job: Job, run: tracking.Run) -> None:
-        """Write the report, and let MLflow know of it and of where the adapter will be found."""
+        """Write the report, and log it and the future location of the adapter to MLflow."""
         root = attempt.context.artifact_root
         path = job.output / "report.html"
         write_report(path, job.output, run_id=attempt.context.run_id, settings=self._parameters.model_dump())

@@ -1,4 +1,4 @@
-"""transformers' Trainer, with an order that survives a resume and figures of each step."""
+"""transformers' Trainer, with an order that survives a resume and metrics of each step."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,8 +17,8 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
     """Trains on batches of `AnswerCollator`.
 
     ``state.log_history`` has an entry for each step: ``loss``, ``grad_norm``, ``learning_rate``, ``seconds``,
-    ``waiting_seconds`` (for data), ``tokens`` and ``pictures``. It is part of a checkpoint, and so whole
-    after a resume.
+    ``waiting_seconds`` (for data), ``tokens`` and ``pictures``. It is part of a checkpoint, and therefore
+    complete after a resume.
     """
 
     def __init__(
@@ -29,13 +29,13 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         on_answers: Callable[[int, list[Answered]], None] | None = None,
         **kwargs: Any,
     ) -> None:
-        """As `Trainer`, and more.
+        """Create a `Trainer` with additional arguments.
 
         Args:
             *args: as `Trainer`.
             order: the training examples' order.
-            samples: validation rows to be answered at each evaluation.
-            on_answers: told the step and the answers, on the first process alone.
+            samples: validation rows to answer at each evaluation.
+            on_answers: called with the step and the answers, only in the first process.
             **kwargs: as `Trainer`.
         """
         super().__init__(*args, **kwargs)
@@ -44,7 +44,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         self._samples = samples
         self._on_answers = on_answers
         self.micro_batches: list[tuple[list[str], torch.Tensor]] = []
-        """Of the present step on this process: each batch's row IDs and its share of the loss."""
+        """For the current step on this process: each batch's row IDs and its share of the loss."""
         self._started = self._waited = 0.0
         self._tokens = self._pictures = 0
 
@@ -52,7 +52,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         return self.order
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
-        """As in `Trainer`, which fetches all batches of a step here: until they are there is waiting."""
+        """As in `Trainer`, which fetches all batches of a step here; the time counts as waiting."""
         self._started = time.perf_counter()
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._waited = time.perf_counter() - self._started
@@ -62,7 +62,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         return batches, items
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """As in `Trainer`; the rows' IDs are not the model's."""
+        """As in `Trainer`, without the row IDs, which the model does not accept."""
         row_ids = inputs.pop(ROW_IDS)
         result = super().compute_loss(model, inputs, *args, **kwargs)
         if model.training:
@@ -70,21 +70,21 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         return result
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As in `Trainer`, which logs after every step; with the step's speed."""
+        """As in `Trainer`, which logs after every step; adds the step's speed."""
         if "loss" in logs:
             seconds = time.perf_counter() - self._started
             processes = self.args.world_size
             logs |= {
                 "seconds": seconds,
                 "waiting_seconds": self._waited,
-                # Batches are of like length: this process stands for all.
+                # Batches have similar lengths, so this process represents all.
                 "tokens": float(self._tokens * processes),
                 "pictures": float(self._pictures * processes),
             }
         super().log(logs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """As in `Trainer`; and the sample rows are answered, by the first process for all."""
+        """As in `Trainer`; the first process also answers the sample rows."""
         output = super().evaluation_loop(*args, **kwargs)
         if self._samples is not None:
             output.metrics.update(self._answer())
@@ -104,13 +104,13 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         return metrics
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the adapter alone; `Trainer` would also pickle its arguments."""
+        """Write only the adapter; `Trainer` would also pickle its arguments."""
         if self.args.should_save:
             model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
             model.save_pretrained(output_dir or self.args.output_dir)
 
     def rows_of_step(self) -> Sequence[tuple[list[str], float]]:
-        """Return row IDs and share of the loss of the present step's batches, on all processes."""
+        """Return row IDs and share of the loss of the current step's batches, on all processes."""
         mine = [(row_ids, float(loss)) for row_ids, loss in self.micro_batches]
         if self.args.world_size == 1:
             return mine

@@ -1,4 +1,4 @@
-"""One of several processes of a training, as torchrun starts it: ``… .worker job.json``."""
+"""One of several processes of a training, started by torchrun: ``… .worker job.json``."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ from fovea.steps import Interrupted, configure_logging
 
 
 def main() -> int:
-    """Run the job that the file holds, and leave word of why it ended where it fails."""
+    """Run the job in the given file, and record the reason if it fails."""
     configure_logging()
     job = Job.model_validate_json(Path(sys.argv[1]).read_text())
     is_first = os.environ["RANK"] == "0"

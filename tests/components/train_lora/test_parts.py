@@ -162,7 +162,7 @@ def test_a_loss_that_explodes_ends_the_training_and_a_spike_does_not() -> None:
     watch.trainer = Batches((["a"], 99.0))  # type: ignore[assignment]
     for loss in [4.0] * 12 + [99.0, 99.0] + [3.0] * 5 + [99.0, 99.0]:
         step(watch, state, loss)
-    with pytest.raises(UserError, match=r"exploded: 99.0 at step 22, where it began with 4.0.* rows a;"):
+    with pytest.raises(UserError, match=r"exploded: 99.0 at step 22, up from 4.0.* rows a;"):
         step(watch, state, 99.0)
 
 
@@ -183,7 +183,7 @@ def test_the_report_shows_curves_and_answers_and_escapes_all(tmp_path: Path) -> 
     for words in ("Loss", "Learning rate", "Throughput", "Gradient norm", "of step 20, which is kept"):
         assert words in text
     assert len(re.findall('<path class="to-[a-z]+" d="M[^"]*L', text)) == 6
-    assert "2 pictures a second" in " ".join(re.sub("<[^>]+>", " ", text).split())
+    assert "2 pictures per second" in " ".join(re.sub("<[^>]+>", " ", text).split())
 
 
 def test_no_report_is_larger_than_five_megabytes(tmp_path: Path) -> None:

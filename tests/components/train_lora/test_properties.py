@@ -190,14 +190,14 @@ def test_two_processes_equal_one_and_end_together(
                 assert process.exitcode is None, log.read_text()
             process.terminate()
         said = log.read_text()
-        assert "Interrupted: was told to end" in said
-        assert said.count("told to end: a checkpoint is saved after this step") == 2
+        assert "Interrupted: received SIGTERM" in said
+        assert said.count("SIGTERM: saving a checkpoint after this step") == 2
         failure = json.loads(storage.read_bytes(f"{root}/runs/killed/failure.json"))
         assert failure["kind"] == "Interrupted"
     monkeypatch.setattr("components.train_lora.train.count_processes", lambda: 2)
     capfd.readouterr()
     two = inputs.train("two", root=root, **parameters)
-    assert ("goes on from the checkpoint of step" in capfd.readouterr().out) == interrupted
+    assert ("resuming from the checkpoint of step" in capfd.readouterr().out) == interrupted
     assert two.steps == 12
     assert two.train_loss == pytest.approx(one.train_loss, rel=1e-5)
     assert two.validation_loss == pytest.approx(one.validation_loss, rel=1e-4)

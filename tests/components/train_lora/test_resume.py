@@ -71,7 +71,7 @@ def test_a_killed_training_goes_on_bit_for_bit(inputs: Inputs, capfd: pytest.Cap
 
     # With grace: the step is ended and saved, whatever the clock says.
     said = killed(inputs, 8, signal.SIGTERM, **SELDOM)
-    assert "goes on from the checkpoint of step 3 of 10" in said
+    assert "resuming from the checkpoint of step 3 of 10" in said
     newest = read_checkpoint(Storage(), records(inputs)[-1])
     assert newest.step == 8
     failure = json.loads(Storage().read_bytes(f"{inputs.root}/killed/runs/killed/failure.json"))
@@ -94,8 +94,8 @@ def test_a_killed_training_goes_on_bit_for_bit(inputs: Inputs, capfd: pytest.Cap
     capfd.readouterr()
     resumed = inputs.train("resumed", root=f"{inputs.root}/killed", **LONG | SELDOM)
     said = capfd.readouterr().out
-    assert "passed over a checkpoint" in said
-    assert "goes on from the checkpoint of step 3 of 10" in said
+    assert "skipped a checkpoint" in said
+    assert "resuming from the checkpoint of step 3 of 10" in said
     assert resumed.files == undisturbed.files
     assert told(resumed) == told(undisturbed)
     assert not list(Storage().list(f"{inputs.root}/killed/checkpoints/"))
