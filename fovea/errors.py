@@ -1,5 +1,5 @@
-"""The one exception that is shown to people without a traceback."""
+"""The exception that is shown to users without a traceback."""
 
 
 class UserError(Exception):
-    """Something a user or operator can mend: its message says what is wrong, where, and what to do."""
+    """An error that a user or operator can fix: the message says what is wrong, where, and what to do."""
