@@ -1,3 +1,3 @@
-"""Fovea: fine-tune Phi-3-Vision on pictures of products, and put the result into production."""
+"""Fovea: fine-tune Phi-3-Vision on product pictures and deploy the result."""
 
 __version__ = "0.1.0"

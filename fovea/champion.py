@@ -1,4 +1,4 @@
-"""The champion, the deployed version of a registered model: MLflow names it, its record lies in S3."""
+"""Find the champion, the deployed version of a registered model: MLflow names it, its record is in S3."""
 
 from fovea import tracking
 from fovea.errors import UserError
@@ -12,19 +12,19 @@ def find_champion(storage: Storage, registered_model_name: str) -> ModelRecord |
     """Return the record of a registered model's champion, or why there is none.
 
     Raises:
-        UserError: MLflow does not answer, or it names a champion whose record cannot be read: a comparison
-            with it must not be skipped.
+        UserError: MLflow does not respond, or it names a champion whose record cannot be read: the comparison
+            must not be skipped.
     """
     if not tracking.is_on():
-        return AbsentRecord(reason="no MLflow is configured, which would know the deployed model")
+        return AbsentRecord(reason="MLflow is not configured, so the deployed model is unknown")
     source = tracking.version_source(registered_model_name, ALIAS)
     if source is None:
-        return AbsentRecord(reason=f"no version of {registered_model_name} was deployed yet")
+        return AbsentRecord(reason=f"no version of {registered_model_name} has been deployed")
     try:
         record = storage.find_by_payload(source)
     except UserError as error:
         raise UserError(
-            f"the champion of {registered_model_name} cannot be compared with: {error} Bring it back, or "
+            f"the champion of {registered_model_name} cannot be compared with: {error} Restore it, or "
             f"remove the alias {ALIAS} from it in MLflow"
         ) from error
     if not isinstance(record, ModelRecord):

@@ -1,14 +1,14 @@
-"""What this machine computes on, told without loading torch where that can be."""
+"""Find out whether this machine has a GPU, if possible without loading torch."""
 
 import sys
 from pathlib import Path
 
-# NVIDIA's, those of its small boards, WSL's, AMD's.
+# Device files of NVIDIA, its embedded boards, WSL and AMD.
 _GPUS = ("nvidia*", "nvhost*", "dxg", "kfd")
 
 
 def has_gpu() -> bool:
-    """Return whether torch finds a GPU; torch takes seconds to load, and is not asked where there is none."""
+    """Return whether torch finds a GPU; torch, which loads slowly, is imported only if there may be one."""
     if sys.platform == "linux" and not any(next(Path("/dev").glob(name), None) for name in _GPUS):
         return False
     import torch

@@ -1,10 +1,10 @@
-"""How likely a model found each field of its answer: from the tokens' log-probabilities to the fields'."""
+"""Compute the likelihood of each field of an answer from the tokens' log-probabilities."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 
 Span = tuple[int, int]
-"""First character of a field in an answer's text, and the first one after it."""
+"""Start and end (exclusive) of a field in an answer's text."""
 
 
 def field_scores(
@@ -18,22 +18,21 @@ def field_scores(
 ) -> dict[str, float]:
     """Return each field's score: the sum of the log-probabilities of its tokens and of the one that ends it.
 
-    That is the logarithm of the probability that the model, after what stands before the field, says just
-    this value and then stops saying it. Without the token behind the field, ``139`` would be as sure as the
-    ``1390`` that it could still have become. A token that reaches across a field's edge counts as the
-    field's.
+    This is the logarithm of the probability that the model, given the text before the field, generates
+    exactly this value and then ends it. Without the token after the field, ``139`` would be as likely as the
+    ``1390`` that could still follow. A token that crosses a field's boundary counts for the field.
 
     Args:
-        text: What the tokens are decoded to, without the token that ends the answer.
-        spans: Of the fields, in ``text``.
+        text: The decoded tokens, without the token that ends the answer.
+        spans: Positions of the fields in ``text``.
         tokens: Of the text.
-        logprobs: Of the tokens and, where the answer has ended, of the token that ended it.
-        decode: From tokens to text.
+        logprobs: Of the tokens and, if the answer has ended, of the token that ended it.
+        decode: Converts tokens to text.
         ended: Whether a token ended the answer.
 
     Returns:
-        Scores, 0 at most. A field is missing where the answer was cut off before the field's end, or where
-        the model's figures are no numbers.
+        Scores, at most 0. A field is missing if the answer was cut off before the end of the field, or if
+        the log-probabilities are not finite.
     """
     places = _places(text, tokens, decode)
     if ended:
@@ -53,10 +52,10 @@ def field_scores(
 def _places(
     text: str, tokens: Sequence[int], decode: Callable[[Sequence[int]], str]
 ) -> list[tuple[int, int]]:
-    """Return for each token how many characters of ``text`` are whole with it, and how many are touched.
+    """Return for each token how many characters of ``text`` are complete after it, and how many it touches.
 
-    Tokens are decoded with all that stands before them, since what a piece becomes depends on that: the first
-    one loses its space, and bytes become a character only together.
+    Tokens are decoded together with those before them, because the result depends on them: the first
+    token loses its space, and several tokens can form one character.
     """
     places: list[tuple[int, int]] = []
     whole = 0
@@ -68,7 +67,7 @@ def _places(
 
 
 def _common(text: str, part: str) -> int:
-    """Return how many characters two texts begin with alike."""
+    """Return the length of the common prefix of two texts."""
     if text.startswith(part):
         return len(part)
     return next(

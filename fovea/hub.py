@@ -1,4 +1,4 @@
-"""Models from a Hugging Face hub: one commit, in safetensors, with every digest checked."""
+"""Download models from a Hugging Face hub: one commit, in safetensors, with every digest checked."""
 
 import hashlib
 import re
@@ -20,18 +20,18 @@ def is_hub_name(text: str) -> bool:
 
 
 def download_model(name: str, patterns: tuple[str, ...]) -> Path:
-    """Bring the files of a model that match ``patterns`` into the hub's own cache; return their folder.
+    """Download the files of a model that match ``patterns`` into the hub's cache; return their folder.
 
-    Where the hub is and how to sign in there is `huggingface_hub`'s to know (``HF_ENDPOINT``, ``HF_TOKEN``,
-    ``HF_HOME``). What is in the cache already is not fetched again, but its digests are checked again.
+    `huggingface_hub` finds the hub and its credentials (``HF_ENDPOINT``, ``HF_TOKEN``,
+    ``HF_HOME``). Cached files are not downloaded again, but their digests are checked again.
 
     Args:
-        name: ``owner/name@commit``. A branch or tag is refused, since tomorrow it may be another model.
+        name: ``owner/name@commit``. A branch or tag is refused, because it can change.
         patterns: like ``*.safetensors``.
 
     Raises:
-        UserError: there is no such commit, the hub refuses or cannot be reached, or a file is not the one
-            that the hub names.
+        UserError: the commit does not exist, the hub refuses or cannot be reached, or a file differs from
+            the hub's digest.
     """
     match = _NAME.fullmatch(name)
     if match is None:
@@ -43,9 +43,9 @@ def download_model(name: str, patterns: tuple[str, ...]) -> Path:
             huggingface_hub.snapshot_download(repository, revision=commit, allow_patterns=list(patterns))
         )
     except huggingface_hub.errors.GatedRepoError as error:
-        raise UserError(f"{name}: the hub asks for an account with access; set HF_TOKEN") from error
+        raise UserError(f"{name}: the hub requires an account with access; set HF_TOKEN") from error
     except (huggingface_hub.errors.RepositoryNotFoundError, huggingface_hub.errors.RevisionNotFoundError):
-        raise UserError(f"{name}: the hub has no such model or commit, or HF_TOKEN is needed") from None
+        raise UserError(f"{name}: the hub has no such model or commit, or it requires HF_TOKEN") from None
     except (huggingface_hub.errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
         raise UserError(f"{name}: cannot be fetched from the hub: {_first_line(error)}") from error
     for file in info.siblings or []:
@@ -56,7 +56,7 @@ def download_model(name: str, patterns: tuple[str, ...]) -> Path:
 
 
 def _check(path: Path, file: Any, name: str) -> None:
-    """Compare a file with the digest that the hub states: SHA-256 for large files, git's own for the rest."""
+    """Compare a file with the hub's digest: SHA-256 for large files, git's for the rest."""
     if file.lfs is not None:
         expected, found = file.lfs.sha256, sha256_file(path)
     else:
@@ -65,8 +65,8 @@ def _check(path: Path, file: Any, name: str) -> None:
         found = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
     if expected != found:
         raise UserError(
-            f"{name}: {file.rfilename} is not the file that the hub names (digest {found[:12]}… instead of "
-            f"{str(expected)[:12]}…); remove {path} and fetch it again"
+            f"{name}: {file.rfilename} differs from the hub (digest {found[:12]}… instead of "
+            f"{str(expected)[:12]}…); remove {path} and download it again"
         )
 
 

@@ -1,4 +1,4 @@
-"""Bounded decoding and normalising of pictures that come from anywhere."""
+"""Decode and normalise untrusted pictures within limits."""
 
 import io
 import os
@@ -11,20 +11,20 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
-"""The formats that are decoded; of an animation the first frame."""
+"""The supported formats; only the first frame of an animation is decoded."""
 
 JPEG_QUALITY = 90
 
-# EXIF orientations under which the stored width is the height.
+# EXIF orientations with width and height swapped.
 _QUARTER_TURNS = {5, 6, 7, 8}
 
 PictureReason = Literal["too_large", "not_a_picture", "too_many_pixels", "too_small", "damaged"]
-"""Why a picture cannot be used. ``not_a_picture``: no picture in one of `FORMATS`; ``damaged``: begins like
-one, but cannot be decoded to its end."""
+"""Why a picture cannot be used. ``not_a_picture``: the file is in none of `FORMATS`; ``damaged``: its start
+is valid, but it cannot be decoded completely."""
 
 
 class PictureError(Exception):
-    """A picture cannot be used: ``reason`` is for counting, the message for people."""
+    """A picture cannot be used: ``reason`` is for statistics, the message for users."""
 
     def __init__(self, reason: PictureReason, detail: str) -> None:
         super().__init__(detail)
@@ -32,58 +32,58 @@ class PictureError(Exception):
 
 
 class PictureLimits(BaseModel):
-    """What a picture may be, at most and at least."""
+    """Limits on the size of a picture."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_bytes: int = Field(default=32 << 20, gt=0)
     max_pixels: int = Field(default=64_000_000, gt=0, le=85_000_000)
-    """Width times height, read from the header before anything is decoded. Pillow itself warns from 89
-    million on, and refuses from twice that."""
+    """Width times height, read from the header before decoding. Pillow warns above 89 million, and refuses
+    above twice that."""
     min_side: int = Field(default=28, gt=0)
     """The shorter side, in pixels."""
 
 
 @dataclass(frozen=True)
 class Scaled:
-    """A picture that was decoded and scaled down, and the size it had before: (width, height), upright."""
+    """A decoded picture that is scaled down, with its original upright size as (width, height)."""
 
     image: Image.Image
     original_size: tuple[int, int]
 
 
 def decode_picture(data: bytes, limits: PictureLimits, longest_side: int | None = None) -> Image.Image:
-    """Decode a picture to upright RGB, transparency on white.
+    """Decode a picture to upright RGB, with transparency replaced by white.
 
-    With ``longest_side``, a JPEG that is far larger may be decoded at a half, a quarter or an eighth of its
+    With ``longest_side``, a much larger JPEG is decoded at a half, a quarter or an eighth of its
     size, never below ``longest_side``, which is several times faster; `normalise` does the rest.
 
     Raises:
-        PictureError: the picture is outside the limits, is none, or is damaged.
+        PictureError: the picture exceeds the limits, is not a picture, or is damaged.
     """
     return _decode(data, limits, longest_side)[0]
 
 
 def decode_scaled(data: bytes, limits: PictureLimits, longest_side: int) -> Scaled:
-    """Decode a picture to upright RGB, transparency on white, and scale it down to ``longest_side``.
+    """Decode a picture to upright RGB on white, and scale it down to ``longest_side``.
 
     Raises:
-        PictureError: the picture is outside the limits, is none, or is damaged.
+        PictureError: the picture exceeds the limits, is not a picture, or is damaged.
     """
     image, original_size = _decode(data, limits, longest_side)
     return Scaled(normalise(image, longest_side), original_size)
 
 
 def normalise(image: Image.Image, longest_side: int) -> Image.Image:
-    """Scale down so that neither side is longer than ``longest_side``, in proportion; never up."""
+    """Scale a picture down in proportion until neither side exceeds ``longest_side``; never scale up."""
     size = _scaled(image.size, longest_side)
-    # Hamming's window is as sharp as a bicubic one when scaling down, at half the work of Lanczos'.
+    # When scaling down, Hamming's window is as sharp as bicubic, at half the cost of Lanczos.
     return image if size == image.size else image.resize(size, Image.Resampling.HAMMING, reducing_gap=3)
 
 
 def encode_jpeg(image: Image.Image) -> bytes:
-    """Return an RGB picture as JPEG bytes, which are the same for the same picture."""
-    # Into a real file, Pillow encodes without holding Python's global lock, so that all cores can.
+    """Return an RGB picture as JPEG; the same picture gives the same bytes."""
+    # Pillow releases Python's global lock only when it encodes into a real file.
     with _scratch_file() as file:
         image.save(file, "JPEG", quality=JPEG_QUALITY)
         file.seek(0)
@@ -99,7 +99,7 @@ def _scratch_file() -> BinaryIO:
 def _decode(
     data: bytes, limits: PictureLimits, longest_side: int | None
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """Return the upright RGB picture, and the size at which it would be in full."""
+    """Return the upright RGB picture, and its size without the reduction of the decoder."""
     if not data:
         raise PictureError("not_a_picture", "the file is empty")
     if len(data) > limits.max_bytes:
@@ -112,7 +112,7 @@ def _decode(
                 image.draft(None, _scaled(image.size, longest_side))
             image.load()
             turned = image.getexif().get(ExifTags.Base.Orientation) in _QUARTER_TURNS
-            # In place, and converted only where that is needed: a copy takes as long as decoding.
+            # In place, and converted only if needed: a copy takes as long as decoding.
             ImageOps.exif_transpose(image, in_place=True)
             upright = _rgb(image)
             upright.getexif().clear()
@@ -124,7 +124,7 @@ def _decode(
     except Image.DecompressionBombError as error:
         raise PictureError("too_many_pixels", str(error)) from error
     except Exception as error:
-        # A decoder that is fed hostile bytes raises nearly anything: ValueError, IndexError, struct.error …
+        # With hostile bytes, a decoder can raise nearly anything: ValueError, IndexError, struct.error …
         raise PictureError("damaged", f"cannot be decoded ({error})") from error
     return upright, (height, width) if turned else (width, height)
 
@@ -148,7 +148,7 @@ def _scaled(size: tuple[int, int], longest_side: int) -> tuple[int, int]:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
-        # Pillow's own conversion cuts 16-bit grey off at 255 instead of scaling it.
+        # Pillow's conversion clips 16-bit grey at 255 instead of scaling it.
         image = image.point(lambda value: value / 256).convert("L")
     if not image.has_transparency_data:
         return image if image.mode == "RGB" else image.convert("RGB")

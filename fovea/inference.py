@@ -1,4 +1,4 @@
-"""Answers about pictures: batched greedy generation, and parsing. Evaluation and serving share it."""
+"""Answers about pictures, for evaluation and serving: batched greedy generation, and parsing."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,15 +25,15 @@ from fovea.task.task import TASK_FILE
 _ROUND_TOKENS = 256
 
 Request = tuple[str, Sequence[Image.Image]]
-"""A prompt and the pictures that its marks ``<|image_1|>``, ``<|image_2|>``, … show."""
+"""A prompt, and the pictures for its markers ``<|image_1|>``, ``<|image_2|>``, …"""
 OnStep = Callable[[list[int]], Sequence[bool]]
-"""Told the newest token of every row after each step of a batch, padding where a row has ended; says of every
-row whether to stop it there."""
+"""Called with the newest token of every row after each step of a batch, padding for finished rows; returns
+for every row whether to stop it."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A request ready for the model: ids (tokens,), crops (n, 3, side, side), padded sizes (pictures, 2)."""
+    """A prepared request: ids (tokens,), crops (n, 3, side, side), padded sizes (pictures, 2)."""
 
     input_ids: torch.Tensor
     pixel_values: torch.Tensor
@@ -41,16 +41,16 @@ class Sample:
 
     @property
     def tokens(self) -> int:
-        """The length of the prompt, pictures included."""
+        """The length of the prompt, including pictures."""
         return len(self.input_ids)
 
 
 class Predictor:
     """A model, its processor and the task it was tuned for.
 
-    An answer depends on the model and the request alone, not on what else is in the batch: in float32 batches
-    differ by rounding in the last digits, which is far from what decides between two tokens.
-    One thread at a time may generate; `prepare` may run in any number of threads beside it.
+    An answer depends only on the model and the request, not on the rest of the batch: in float32, batches
+    cause rounding differences in the last digits, too small to change the choice of a token.
+    Only one thread at a time may generate; `prepare` may run concurrently in any number of threads.
     """
 
     def __init__(
@@ -80,16 +80,16 @@ class Predictor:
 
         Args:
             folder: a transformers folder with safetensors.
-            task: by default the ``task.json`` beside the weights, else the product catalogue's task.
-            device: ``auto`` takes a GPU where there is one.
+            task: by default the ``task.json`` next to the weights, or else the product catalogue's task.
+            device: ``auto`` uses a GPU if there is one.
             dtype: ``auto`` is bfloat16 on a GPU and float32 on a CPU.
-            num_crops: instead of the processor's own; must be what the model was tuned with.
+            num_crops: overrides the processor's; must be the value used in tuning.
             static_shapes: generate in a few shapes only: prompts are padded to multiples of 256 tokens and
-                batches to powers of two, and keys and values lie in a cache of a fixed size. On a GPU
-                transformers then compiles the step from token to token (torch.compile), once for each shape.
+                batches to powers of two, and the key-value cache has a fixed size. On a GPU
+                transformers then compiles the decoding step (torch.compile), once for each shape.
 
         Raises:
-            UserError: the folder holds no complete model.
+            UserError: the folder does not contain a complete model.
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -117,12 +117,12 @@ class Predictor:
 
     @property
     def dtype(self) -> str:
-        """The type the model computes in, such as ``float32``."""
+        """The dtype of the model's computation, such as ``float32``."""
         return str(self.model.dtype).removeprefix("torch.")
 
     @property
     def num_crops(self) -> int:
-        """The most crops a picture is laid out in."""
+        """The maximum number of crops of a picture."""
         crops: int = self.processor.image_processor.num_crops
         return crops
 
@@ -133,7 +133,7 @@ class Predictor:
         batch_size: int = 16,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Answer]:
-        """Ask the task's question about each picture; answers come in the order of ``images``."""
+        """Answer the task's question for each picture, in the order of ``images``."""
         prompt = self.task.prompt()
         return self.generate([(prompt, [image]) for image in images], max_new_tokens, batch_size, progress)
 
@@ -144,7 +144,7 @@ class Predictor:
         batch_size: int = 16,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Answer]:
-        """Answer any number of requests, those of like length together; answers come in their order.
+        """Answer any number of requests, batched by length; answers are in the order of the requests.
 
         ``progress`` is called with (done, total) after each batch.
         """
@@ -160,7 +160,7 @@ class Predictor:
         """Tokenise a prompt and cut its pictures into crops.
 
         Raises:
-            ValueError: marks and pictures do not match.
+            ValueError: markers and pictures do not match.
         """
         ready = self.processor(text=[prompt], images=[list(images)], return_tensors="pt")
         none = self.processor.image_processor.collate([])
@@ -181,14 +181,14 @@ class Predictor:
 
         Args:
             samples: the requests.
-            max_new_tokens: the length of an answer at most; one for all, or one for each.
-            on_step: is told each token as it comes, and may stop answers before they end. A stopped answer
+            max_new_tokens: the maximum length of an answer; one for all, or one for each.
+            on_step: called with each token as it is generated; can stop answers early. A stopped answer
                 has the text so far.
         """
         limits = [max_new_tokens] * len(samples) if isinstance(max_new_tokens, int) else list(max_new_tokens)
         asked, longest = len(samples), max(sample.tokens for sample in samples)
         if self.static_shapes:
-            # The last row again, as often as it takes: it ends when its first one does.
+            # Repeats of the last row, which stop together with it.
             again = (1 << (asked - 1).bit_length()) - asked
             samples, limits = [*samples, *[samples[-1]] * again], [*limits, *limits[-1:] * again]
             longest = -(-longest // _ROUND_TOKENS) * _ROUND_TOKENS
@@ -244,16 +244,16 @@ class Predictor:
 
 
 class _Likelihoods(LogitsProcessor):  # type: ignore[misc]
-    """Keeps, for each row and step, the log-probability of the most likely token, which greedy search takes.
+    """Records, for each row and step, the log-probability of the most likely token, the one that is chosen.
 
-    It changes nothing of what it is shown, and waits for the device only in the end.
+    It does not change the logits, and waits for the device only at the end.
     """
 
     def __init__(self) -> None:
         self._steps: list[torch.Tensor] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Take logits (rows, vocabulary), float32, and return them as they are."""
+        """Record the logits (rows, vocabulary), float32, and return them unchanged."""
         self._steps.append(scores.log_softmax(dim=-1).amax(dim=-1))
         return scores
 
@@ -264,9 +264,9 @@ class _Likelihoods(LogitsProcessor):  # type: ignore[misc]
 
 
 class _Stops(StoppingCriteria):  # type: ignore[misc]
-    """Ends each row of a batch at its own limit, or where it is told to; ``lengths`` says how long it got.
+    """Stops each row of a batch at its limit, or on request; ``lengths`` has the resulting lengths.
 
-    Rows beyond the first ``asked`` repeat the last of those, and end with it.
+    Rows beyond the first ``asked`` repeat the last of those, and stop with it.
     """
 
     def __init__(self, limits: Sequence[int], on_step: OnStep | None, asked: int) -> None:
@@ -276,7 +276,7 @@ class _Stops(StoppingCriteria):  # type: ignore[misc]
         self._steps = 0
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        """Return which rows end with the token that was just made; `generate` calls this after each step."""
+        """Return which rows stop with the newest token; `generate` calls this after each step."""
         self._steps += 1
         if self._on_step is not None:
             stopped = list(self._on_step(input_ids[: self._asked, -1].tolist()))
@@ -289,9 +289,9 @@ class _Stops(StoppingCriteria):  # type: ignore[misc]
 
 
 def _batches(requests: Sequence[Request], batch_size: int) -> Iterator[list[int]]:
-    """Yield indices in batches of requests of like length, so that little is padded.
+    """Yield indices in batches of requests of similar length, to reduce padding.
 
-    A picture's tokens follow from its proportions, which are known without cutting it into crops.
+    The tokens of a picture depend on its proportions, which are known without cutting it into crops.
     """
 
     def shape(index: int) -> tuple[Any, ...]:

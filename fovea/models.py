@@ -1,4 +1,4 @@
-"""Base models: how one comes into S3, where every later step finds it by its record."""
+"""Import base models into S3, where later steps find them by their record."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from fovea.storage import Storage, sha256_file
 STEP = "import_model"
 VERSION = 1
 
-# Beside the weights; Python files and anything pickled stay behind.
+# The files besides the weights; Python files and pickles are not imported.
 _WANTED = ("*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "*.md")
 
 
@@ -26,26 +26,26 @@ def import_model(
     storage: Storage,
     progress: Callable[[int, int], None] | None = None,
 ) -> ModelRecord:
-    """Upload a Phi-3-Vision checkpoint and commit its record; what is there already is not uploaded again.
+    """Upload a Phi-3-Vision checkpoint and commit its record; existing files are not uploaded again.
 
-    Names, shapes and types of the tensors, and that tokenizer and image processor fit, are checked first.
-    Python files are left behind and ``auto_map`` is taken out of every configuration: nothing of a checkpoint
-    is ever run.
+    Names, shapes and types of the tensors are checked first, and that tokenizer and image processor match.
+    Python files are skipped and ``auto_map`` is removed from every configuration: no code of a checkpoint
+    is ever executed.
 
     Args:
         source: a folder, or ``owner/name@commit`` on a Hugging Face hub, whose digests are then checked.
-        context: where the record goes.
+        context: the artifact root and run of the record.
         storage: S3.
-        progress: takes how many files are uploaded, and how many there are.
+        progress: receives the number of uploaded files and the total.
 
     Raises:
-        UserError: there is no such model, or it is not a whole Phi-3-Vision checkpoint in safetensors.
+        UserError: the model does not exist, or is not a complete Phi-3-Vision checkpoint in safetensors.
     """
     folder = Path(source)
     if not folder.is_dir():
         if not is_hub_name(str(source)):
             raise UserError(
-                f"{source}: there is no such folder; from a hub, name the commit, too: owner/name@commit "
+                f"{source}: there is no such folder; for a hub, add the commit: owner/name@commit "
                 "with its 40 hexadecimal digits"
             )
         folder = download_model(str(source), (*_WANTED, "*.safetensors"))
@@ -56,7 +56,7 @@ def import_model(
     found = storage.find(context.artifact_root, STEP, inputs.key)
     if isinstance(found, ModelRecord):
         return found
-    # Imported here: torch takes seconds that a model imported before need not wait for.
+    # Imported here: torch takes seconds, which an already imported model does not need.
     from fovea.phi3v.checkpoint import check_checkpoint
 
     config = check_checkpoint(folder)
@@ -75,12 +75,12 @@ def import_model(
         )
         committed = storage.commit(context.artifact_root, record)
     if not isinstance(committed, ModelRecord):
-        raise UserError(f"{uri}: another record than a model's lies at its key; remove it and import again")
+        raise UserError(f"{uri}: its key has a record of another kind; remove it and import again")
     return committed
 
 
 def _stage(source: Path, target: Path) -> None:
-    """Put a file into the folder that is uploaded; a configuration without what names code."""
+    """Copy a file into the folder to upload; references to code are removed from a configuration."""
     if source.suffix == ".json":
         document = json.loads(source.read_bytes())
         if isinstance(document, dict) and "auto_map" in document:

@@ -1,13 +1,13 @@
-"""What the platform decides, not a run: read from a mounted YAML file.
+"""The platform's configuration: settings that a run must not change, read from a mounted YAML file.
 
-The file is ``$FOVEA_PLATFORM``, else ``/etc/fovea/platform.yaml``; without one, the defaults below hold::
+The file is ``$FOVEA_PLATFORM``, or else ``/etc/fovea/platform.yaml``; without it, the defaults below apply::
 
-    contact: data-team@shop.example          # told to every server that is fetched from
-    run_url: https://kfp.shop.example/#/runs/details/{run_id}   # where a run is shown
+    contact: data-team@shop.example          # sent to every server that is fetched from
+    run_url: https://kfp.shop.example/#/runs/details/{run_id}   # linked from MLflow runs
     fetch_profiles:
-      intranet:                              # a run names it: fetch_profile=intranet
-        allowed_networks: [10.20.0.0/16]     # besides public addresses, which are always allowed
-        allowed_hosts: ["*.shop.internal"]   # wherever these names lead
+      intranet:                              # selected by fetch_profile=intranet
+        allowed_networks: [10.20.0.0/16]     # in addition to public addresses
+        allowed_hosts: ["*.shop.internal"]   # at any address
         allowed_ports: [443]
         ca_bundle: /etc/fovea/shop-ca.pem
         headers:
@@ -34,17 +34,17 @@ class Platform(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     contact: str = Field(default="", pattern="^[ -~]*$")
-    """An address or URL that is told to the servers which pictures and tables are fetched from."""
+    """An address or URL that is sent to the servers from which pictures and tables are fetched."""
     run_url: str = Field(default="", pattern=r"^(https?://[!-~]+)?$")
-    """Where people see a run; ``{run_id}`` in it stands for the run's ID. Empty: nowhere."""
+    """The page of a run, with ``{run_id}`` as the placeholder of its ID. Empty: none."""
     fetch_profiles: dict[str, FetchProfile] = Field(default_factory=dict)
 
     def run_link(self, run_id: str) -> str:
-        """Return where a run is shown; empty where the platform does not say."""
+        """Return the URL of a run's page; empty if the platform has none."""
         return self.run_url.replace("{run_id}", run_id)
 
     def fetch_profile(self, name: str) -> FetchProfile:
-        """Return a fetch profile; ``default`` is always there, and reaches public addresses only.
+        """Return a fetch profile; ``default`` always exists, and reaches only public addresses.
 
         Raises:
             UserError: the platform has no profile of this name.
@@ -62,7 +62,7 @@ def load_platform() -> Platform:
     """Read the platform's configuration.
 
     Raises:
-        UserError: the file that is named cannot be read or is not valid.
+        UserError: the file cannot be read or is invalid.
     """
     named = os.environ.get("FOVEA_PLATFORM")
     path = Path(named) if named else DEFAULT_PATH
@@ -71,9 +71,9 @@ def load_platform() -> Platform:
     try:
         return Platform.model_validate(yaml.safe_load(path.read_text()) or {})
     except ValidationError as error:
-        # Not what was given instead: that may be a secret that does not belong there.
+        # Without the given value, which may be a misplaced secret.
         wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise UserError(f"{path}: is no configuration of the platform: {wrong}") from None
+        raise UserError(f"{path}: is not a valid platform configuration: {wrong}") from None
     except (OSError, yaml.YAMLError) as error:
         told = " ".join(str(error).split())
         raise UserError(f"{path}: the platform's configuration cannot be read: {told}") from error

@@ -1,4 +1,4 @@
-"""Progress of what takes longer than two seconds, as log lines that read well in a pod and in a terminal."""
+"""Progress of long operations as log lines, for pods and terminals."""
 
 import logging
 import time
@@ -8,9 +8,9 @@ _FIRST = 2.0
 
 
 class Progress:
-    """Logs how far a loop has come: first after two seconds, then every five, and at its end.
+    """Logs the progress of a loop: first after two seconds, then every five, and at its end.
 
-    Quiet for loops that are done within two seconds. Call it with (done, total) as often as you like.
+    Loops of less than two seconds log nothing. Call it with (done, total) as often as you like.
     """
 
     def __init__(self, logger: logging.Logger, what: str) -> None:
@@ -21,7 +21,7 @@ class Progress:
         self._spoke = False
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
-        """Report that ``done`` of ``total`` are done; ``note`` is appended to the line."""
+        """Report that ``done`` of ``total`` are finished; ``note`` is appended to the line."""
         now = time.monotonic()
         finished = done >= total and self._spoke
         if now < self._next and not finished:

@@ -1,4 +1,4 @@
-"""Downloads in ranges, many at once, each of which goes on where its connection was cut."""
+"""Parallel downloads in ranges, which resume after a lost connection."""
 
 import os
 import random
@@ -12,15 +12,15 @@ from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
 RANGE_BYTES = 32 << 20
-"""Long enough that a request's own cost does not tell, short enough to keep many connections busy."""
+"""Long enough to make a request's overhead negligible, short enough to keep many connections busy."""
 
 _CHUNK = 1 << 20
 _CUTS = 8
-"""So many times in a row a connection may be cut without a byte having come."""
+"""The number of consecutive lost connections without a received byte after which a range fails."""
 
 
 class CutError(Exception):
-    """A connection was cut again and again."""
+    """Connections were lost repeatedly."""
 
 
 def download_ranges(
@@ -28,24 +28,24 @@ def download_ranges(
 ) -> None:
     """Write an object of ``size`` bytes to ``path``.
 
-    Whether it is the right one is for a digest to tell: one that is shorter, or is replaced meanwhile, makes
-    a file all the same.
+    The caller must check the digest: an object that is shorter, or is replaced during the download, also
+    produces a file.
 
     Args:
-        client: boto3's for S3.
-        pool: runs the ranges; this must not be called in one of its threads.
-        bucket: where it lies.
-        key: its key.
+        client: boto3's client for S3.
+        pool: runs the ranges; do not call this function in one of its threads.
+        bucket: the bucket.
+        key: the key.
         size: in bytes.
-        path: a file that is made anew.
+        path: a file to create.
 
     Raises:
-        CutError: the server or the network gives nothing.
+        CutError: the server or the network does not respond.
         ClientError: S3 refuses.
     """
     if size > RANGE_BYTES:
-        # rclone digests a file at its first request, and at each of several that come at once.
-        with suppress(BotoCoreError, ClientError, HTTPError):  # the ranges say what is wrong
+        # rclone hashes a file at its first request, and at each of several concurrent first requests.
+        with suppress(BotoCoreError, ClientError, HTTPError):  # the ranges report errors
             client.head_object(Bucket=bucket, Key=key)
     with path.open("wb") as file:
         file.truncate(size)
@@ -53,7 +53,7 @@ def download_ranges(
             pool.submit(_fetch, client, bucket, key, file.fileno(), start, min(start + RANGE_BYTES, size))
             for start in range(0, size, RANGE_BYTES)
         ]
-        # The file stays open until no thread writes to it any more.
+        # The file must stay open until all threads have written to it.
         wait(tasks)
         for task in tasks:
             task.result()
@@ -83,5 +83,5 @@ def _fetch(client: Any, bucket: str, key: str, file: int, start: int, end: int) 
 
 
 def _pause(cuts: int) -> None:
-    # Apart from one another, so that many ranges do not come back at once.
-    time.sleep(random.uniform(0, min(5.0, 0.05 * 2**cuts)))  # noqa: S311 - no secret hangs on it
+    # Random, so that many ranges do not reconnect at the same time.
+    time.sleep(random.uniform(0, min(5.0, 0.05 * 2**cuts)))  # noqa: S311 - not used for security

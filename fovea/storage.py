@@ -1,7 +1,7 @@
-"""S3: payloads up and down in parallel with every digest checked, and records committed last.
+"""S3 storage: parallel transfers with every digest checked, and records that are committed last.
 
-Addresses and credentials come from where boto3 always looks for them (``AWS_ENDPOINT_URL_S3``,
-``AWS_ACCESS_KEY_ID``, a role of the service account, …): they are the platform's, never a run's parameter.
+Addresses and credentials come from boto3's usual sources (``AWS_ENDPOINT_URL_S3``,
+``AWS_ACCESS_KEY_ID``, a role of the service account, …): the platform sets them, never a run.
 """
 
 import hashlib
@@ -35,13 +35,13 @@ logger = logging.getLogger("fovea")
 
 _WORKERS = 8
 _STALE = timedelta(days=2)
-"""Longer than any upload takes."""
+"""Longer than any upload."""
 _ABSENT = {"404", "NoSuchKey", "NotFound"}
 _BEYOND_THE_END = {"416", "InvalidRange"}
 
 
 def split_uri(uri: str) -> tuple[str, str]:
-    """Split ``s3://bucket/key`` into bucket and key (which may be empty).
+    """Split ``s3://bucket/key`` into bucket and key (which can be empty).
 
     Raises:
         UserError: not an S3 URI.
@@ -58,7 +58,7 @@ def join_uri(root: str, *parts: str) -> str:
 
 
 def index_uri(artifact_root: str, step: str, input_key: str) -> str:
-    """Return where the record of ``step`` with ``input_key`` lies once its payload is complete."""
+    """Return the URI of the record of ``step`` with ``input_key``; it exists once the payload is complete."""
     return join_uri(artifact_root, "index", step, f"{input_key}.json")
 
 
@@ -69,17 +69,17 @@ def sha256_file(path: Path) -> str:
 
 
 def default_cache() -> Path:
-    """Return the folder that downloaded payloads are kept in: ``$FOVEA_CACHE``, else ``~/.cache/fovea``."""
+    """Return the cache folder of downloaded payloads: ``$FOVEA_CACHE``, or else ``~/.cache/fovea``."""
     return Path(os.environ.get("FOVEA_CACHE") or Path.home() / ".cache" / "fovea")
 
 
 def s3_client(**options: Any) -> Any:
-    """Return a boto3 client for S3, with the credentials that the environment has now.
+    """Return a boto3 client for S3, with the current credentials of the environment.
 
-    boto3's default session keeps the first credentials it ever saw, so each client has its own.
+    boto3's default session keeps the first credentials it ever saw, so each client has its own session.
 
     Args:
-        **options: as `boto3.session.Session.client` takes them.
+        **options: options of `boto3.session.Session.client`.
     """
     session = botocore.session.get_session()
     session.register_component("data_loader", _service_descriptions())
@@ -88,20 +88,20 @@ def s3_client(**options: Any) -> Any:
 
 @cache
 def _service_descriptions() -> Any:
-    """Return botocore's loader; it parses megabytes of JSON, which every session would do again."""
+    """Return botocore's loader, shared because it parses megabytes of JSON."""
     return botocore.session.get_session().get_component("data_loader")
 
 
 class Storage:
-    """S3 as the steps use it. Safe to share between threads."""
+    """S3 operations of the steps. Can be shared between threads."""
 
     def __init__(self, client: Any = None) -> None:
         self._client = client or s3_client(
             config=Config(
                 retries={"mode": "standard", "max_attempts": 5},
                 max_pool_connections=4 * _WORKERS,
-                # rclone answers a range with the checksum of the whole object; what is read in ranges has a
-                # SHA-256 of ours.
+                # rclone returns the checksum of the whole object for a range; data read in ranges are
+                # checked by our SHA-256.
                 response_checksum_validation="when_required",
             ),
         )
@@ -114,7 +114,7 @@ class Storage:
         """Return an object's bytes.
 
         Raises:
-            UserError: there is no such object, or S3 refuses.
+            UserError: the object does not exist, or S3 refuses.
         """
         bucket, key = split_uri(uri)
         with _explained(uri):
@@ -123,10 +123,10 @@ class Storage:
             return body
 
     def read_range(self, uri: str, start: int, length: int) -> bytes:
-        """Return ``length`` bytes (at least 1) of an object from ``start`` on, fewer where it ends before.
+        """Return ``length`` bytes (at least 1) of an object from ``start``, or fewer at its end.
 
         Raises:
-            UserError: there is no such object, or S3 refuses.
+            UserError: the object does not exist, or S3 refuses.
         """
         bucket, key = split_uri(uri)
         with _explained(uri):
@@ -142,26 +142,26 @@ class Storage:
             return part
 
     def read_file(self, uri: str, path: Path) -> None:
-        """Bring an object of any size into a local file.
+        """Download an object of any size to a local file.
 
         Raises:
-            UserError: there is no such object, or S3 refuses.
+            UserError: the object does not exist, or S3 refuses.
         """
         bucket, key = split_uri(uri)
         with _explained(uri):
             self._client.download_file(bucket, key, str(path), Config=self._transfer)
 
     def write_bytes(self, uri: str, data: bytes | BinaryIO, *, only_if_absent: bool = False) -> bool:
-        """Write an object in one request; return False where ``only_if_absent`` and it was there before.
+        """Write an object in one request; return False if ``only_if_absent`` and it already existed.
 
-        ``data`` may be an open file of up to 5 GB.
+        ``data`` can be an open file of up to 5 GB.
         """
         bucket, key = split_uri(uri)
         condition = {"IfNoneMatch": "*"} if only_if_absent else {}
         try:
             self._client.put_object(Bucket=bucket, Key=key, Body=data, **condition)
         except ClientError as error:
-            # 409: another conditional write to the same key is under way and will win.
+            # 409: a concurrent conditional write to the same key is in progress and will win.
             if only_if_absent and _code(error) in {
                 "PreconditionFailed",
                 "412",
@@ -188,7 +188,7 @@ class Storage:
         return True
 
     def list(self, uri: str) -> Iterator[str]:
-        """Yield the URIs of the objects whose keys begin with that of ``uri``, in order."""
+        """Yield the URIs of the objects whose keys start with that of ``uri``, in order."""
         bucket, prefix = split_uri(uri)
         with _explained(uri):
             for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
@@ -196,7 +196,7 @@ class Storage:
                     yield f"s3://{bucket}/{item['Key']}"
 
     def delete(self, uris: Iterable[str]) -> None:
-        """Delete objects; those that are not there are passed over.
+        """Delete objects; missing ones are ignored.
 
         Raises:
             UserError: S3 refuses.
@@ -230,10 +230,10 @@ class Storage:
             return tuple(_parallel(upload, paths, progress))
 
     def abort_stale_uploads(self, uri: str, older_than: timedelta = _STALE) -> int:
-        """Abort multipart uploads below ``uri`` that a killed process has left; return how many.
+        """Abort multipart uploads below ``uri`` that a killed process has left; return their number.
 
-        Their parts cost storage and are seen by nobody. Where S3 does not let us, a lifecycle rule
-        (AbortIncompleteMultipartUpload) must do it.
+        Their parts cost storage and are invisible. If S3 does not allow it, use a lifecycle rule
+        (AbortIncompleteMultipartUpload).
         """
         bucket, prefix = split_uri(uri)
         oldest, count = datetime.now(UTC) - older_than, 0
@@ -258,19 +258,19 @@ class Storage:
         pattern: str = "*",
         progress: Callable[[int, int], None] | None = None,
     ) -> Path:
-        """Bring a payload's files that match ``pattern`` into ``cache`` and return their folder.
+        """Download a payload's files that match ``pattern`` into ``cache`` and return their folder.
 
-        The folder is named by the record's digest. A file appears in it only once it is complete and its
-        digest is right, so what is there already is not fetched again.
+        The folder is named by the record's digest. A file appears in it only when it is complete and its
+        digest has been checked, so existing files are not downloaded again.
 
         Raises:
-            UserError: a file is missing in S3, or is not the one the record names.
+            UserError: a file is missing in S3, or differs from the record.
         """
         bucket, prefix = split_uri(record.uri)
         folder = (cache or default_cache()) / record.kind / record.digest.removeprefix("sha256:")
         wanted = [entry for entry in record.files if fnmatch(entry.path, pattern)]
         if not wanted:
-            raise UserError(f"{record.uri}: the {record.kind} record names no file like {pattern!r}")
+            raise UserError(f"{record.uri}: the {record.kind} record has no file that matches {pattern!r}")
 
         def download(entry: FileEntry) -> None:
             target = folder / entry.path
@@ -283,7 +283,7 @@ class Storage:
                 if part.stat().st_size != entry.size or sha256_file(part) != entry.sha256:
                     raise UserError(
                         f"{record.uri}{entry.path}: is not the file its record names (digest differs); "
-                        "it was changed after it was written, so run the step that made it again"
+                        "it was modified, so run the step that created it again"
                     )
 
         _parallel(download, wanted, progress)
@@ -295,7 +295,7 @@ class Storage:
         return Record.from_json(self.read_bytes(uri), source=uri) if self.exists(uri) else None
 
     def find_by_payload(self, uri: str) -> Record:
-        """Return the record whose payload lies at ``uri``, as `run_step` named it.
+        """Return the record whose payload is at ``uri``, as named by `run_step`.
 
         Raises:
             UserError: there is none.
@@ -309,10 +309,10 @@ class Storage:
         raise UserError(f"{uri}: no record in the index has this payload; was it deleted?")
 
     def commit(self, artifact_root: str, record: Record) -> Record:
-        """Make a record, and so its payload, exist. Of several attempts the first wins.
+        """Commit a record, which makes its payload visible. Of several attempts the first wins.
 
         Returns:
-            The record that stands in the index: this one, or that of an attempt that was faster.
+            The record in the index: this one, or that of a faster attempt.
         """
         uri = index_uri(artifact_root, record.step, record.input_key)
         if self.write_bytes(uri, record.to_json().encode(), only_if_absent=True):
@@ -322,7 +322,7 @@ class Storage:
 
 @contextmanager
 def _replacing(target: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``target`` that becomes ``target`` if the block succeeds."""
+    """Yield a temporary path next to ``target`` that replaces it if the block succeeds."""
     folder = Path(tempfile.mkdtemp(prefix=".part-", dir=target.parent))
     try:
         yield folder / target.name

@@ -1,7 +1,7 @@
-"""MLflow: runs, metrics and the model registry. Weights never go through it: versions point at S3.
+"""MLflow: runs, metrics and the model registry. Weights are not uploaded to it: versions refer to S3.
 
-Tracking is on when the platform names a server (``MLFLOW_TRACKING_URI``), and off otherwise. Opening a run
-must succeed; everything after that only warns, since no figure is worth a night's training.
+Tracking is on if the platform sets a server (``MLFLOW_TRACKING_URI``), and off otherwise. Opening a run
+must succeed; later errors only cause warnings, because metrics are not worth failing a long training.
 """
 
 import json
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 60.0
-"""How long a server that did not answer is left alone."""
+"""The pause before a server that did not respond is tried again."""
 _MOST_WAITING = 20_000
 _REFUSALS = {
     "BAD_REQUEST",
@@ -36,29 +36,29 @@ _REFUSALS = {
     "RESOURCE_DOES_NOT_EXIST",
     "UNAUTHENTICATED",
 }
-"""MLflow's codes of what will be refused again however often it is sent."""
+"""MLflow's error codes for requests that would fail again."""
 
-# What a server's database takes.
+# The maximum that a server's database accepts.
 _DESCRIPTION_CHARACTERS = 5000
 
 _ATTEMPTS_SECONDS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 
 
 def is_on() -> bool:
-    """Return whether the platform names an MLflow server."""
+    """Return whether the platform sets an MLflow server."""
     return bool(os.environ.get("MLFLOW_TRACKING_URI"))
 
 
 def client() -> "MlflowClient":
-    """Return a client of the server that the platform names.
+    """Return a client of the platform's MLflow server.
 
     Raises:
-        UserError: the server does not answer.
+        UserError: the server does not respond.
     """
-    # An unreachable server must be known in seconds, not after MLflow's own minutes of retries.
+    # An unreachable server must be detected in seconds, not after MLflow's minutes of retries.
     for name, value in _ATTEMPTS_SECONDS.items():
         os.environ.setdefault(name, value)
-    # Importing MLflow takes seconds, which a step without tracking need not wait for.
+    # Importing MLflow takes seconds, which a step without tracking should not spend.
     from mlflow import MlflowClient
 
     uri = os.environ["MLFLOW_TRACKING_URI"]
@@ -75,9 +75,9 @@ def client() -> "MlflowClient":
 
 
 class Run:
-    """An MLflow run that a step writes to; without tracking, it takes everything and keeps nothing.
+    """An MLflow run that a step writes to; without tracking, all calls do nothing.
 
-    What a server does not take because it cannot be reached is kept, and sent once it answers again.
+    Entries that cannot be sent because the server is unreachable are kept and sent when it responds again.
     """
 
     def __init__(self, reference: MlflowReference | None, connection: "MlflowClient | None") -> None:
@@ -90,9 +90,9 @@ class Run:
     def open(
         cls, experiment: str, name: str, tags: Mapping[str, str], earlier: MlflowReference | None = None
     ) -> "Run":
-        """Open a run, or go on with the one that ``MLFLOW_RUN_ID`` names, else with ``earlier``.
+        """Open a new run, or resume the one that ``MLFLOW_RUN_ID`` names, or else ``earlier``.
 
-        A new run is in the experiment of ``MLFLOW_EXPERIMENT_ID``, else in ``experiment``.
+        A new run belongs to the experiment of ``MLFLOW_EXPERIMENT_ID``, or else to ``experiment``.
 
         Raises:
             UserError: tracking is on, and the server cannot be reached or refuses.
@@ -119,20 +119,20 @@ class Run:
 
     @classmethod
     def of(cls, reference: MlflowReference | None) -> "Run":
-        """Return the run that a record refers to, to add to it."""
+        """Return the run that a record refers to, to write to it."""
         if reference is None or not is_on():
             return cls(None, None)
         connection = _warn_only("reach", client)
         return cls(reference, connection)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Log parameters; what is longer than MLflow takes is cut."""
+        """Log parameters; values that are too long for MLflow are truncated."""
         self._do(
             "log parameters", lambda c, run: [c.log_param(run, k, str(v)[:500]) for k, v in params.items()]
         )
 
     def log_metrics(self, metrics: Mapping[str, float | None], step: int = 0, prefix: str = "") -> None:
-        """Log figures at a step; what is missing or not finite is left out."""
+        """Log metrics at a step; missing values and those that are not finite are omitted."""
         usable = {prefix + k: float(v) for k, v in metrics.items() if v is not None and math.isfinite(v)}
         now = int(time.time() * 1000)
 
@@ -144,22 +144,22 @@ class Run:
         self._do("log metrics", log)
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
-        """Keep a small file, such as a report, with the run."""
+        """Store a small file, such as a report, with the run."""
         self._do("keep a file", lambda c, run: c.log_artifact(run, str(path), folder))
 
     def log_table(self, columns: Mapping[str, Sequence[Any]], name: str) -> None:
-        """Add rows to a table; a column may hold pictures, which are kept beside it."""
+        """Add rows to a table; a column can contain pictures, which are stored separately."""
         table = {column: list(values) for column, values in columns.items()}
         self._do("log a table", lambda c, run: c.log_table(run, table, name))
 
     def log_dataset(self, name: str, digest: str, uri: str, context: str, profile: Mapping[str, Any]) -> None:
-        """Log a dataset as an input of the run; ``profile`` are its counts."""
+        """Log a dataset as an input of the run; ``profile`` contains its counts."""
 
         def log(connection: "MlflowClient", run: str) -> None:
             from mlflow.entities import Dataset, DatasetInput, InputTag
 
             source = json.dumps({"uri": uri})
-            # MLflow takes digests of at most 36 characters.
+            # MLflow limits digests to 36 characters.
             made = Dataset(
                 name, digest.removeprefix("sha256:")[:36], "s3", source, profile=json.dumps(profile)
             )
@@ -173,19 +173,19 @@ class Run:
 
     @contextmanager
     def system_metrics(self) -> "Iterator[None]":
-        """Log the use of processors, memory, disk, network and GPUs while the block runs."""
-        monitor = self.reference and _warn_only("watch the system", self._start_monitor)
+        """Log the usage of processors, memory, disk, network and GPUs while the block runs."""
+        monitor = self.reference and _warn_only("monitor the system", self._start_monitor)
         try:
             yield
         finally:
             if monitor:
-                _warn_only("stop watching the system", monitor.finish)
+                _warn_only("stop monitoring the system", monitor.finish)
 
     def _start_monitor(self) -> Any:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
         for library in ("mlflow.system_metrics.system_metrics_monitor", "mlflow.system_metrics"):
-            # It says at every start that it starts, and at times that a GPU's figures are not there.
+            # It logs every start, and sometimes that a GPU's metrics are missing.
             logging.getLogger(library).setLevel(logging.ERROR)
         assert self.reference is not None  # noqa: S101 - for mypy
         monitor = SystemMetricsMonitor(  # type: ignore[no-untyped-call]
@@ -195,18 +195,18 @@ class Run:
         return monitor
 
     def finish(self, *, failed: bool = False) -> None:
-        """Close the run, and send what is still waiting."""
+        """Close the run, and send the waiting entries."""
         self._waiting.append(
             ("close the run", lambda c, run: c.set_terminated(run, "FAILED" if failed else "FINISHED"))
         )
         self.flush()
 
     def flush(self) -> None:
-        """Send what is still waiting, now."""
+        """Send the waiting entries now."""
         self._again_at = 0.0
         self._send()
         if self._waiting:
-            logger.warning("MLflow: %d entries could not be sent until the end", len(self._waiting))
+            logger.warning("MLflow: %d entries could not be sent", len(self._waiting))
 
     def _do(self, what: str, action: "Callable[[MlflowClient, str], object]") -> None:
         self._waiting.append((what, action))
@@ -222,8 +222,10 @@ class Run:
             what, action = self._waiting[0]
             try:
                 action(self._client, self.reference.run_id)
-            except Exception as error:  # MLflow raises a dozen types, and none may end a run.
-                logger.warning("MLflow could not %s (%s); the run goes on without", what, _first_line(error))
+            except Exception as error:  # MLflow raises a dozen types, and none may stop a run.
+                logger.warning(
+                    "MLflow could not %s (%s); the run continues without it", what, _first_line(error)
+                )
                 if getattr(error, "error_code", "") not in _REFUSALS:
                     self._again_at = time.monotonic() + _RETRY_SECONDS
                     return
@@ -231,7 +233,7 @@ class Run:
 
 
 def _go_on(connection: "MlflowClient", earlier: MlflowReference | None) -> Any:
-    """Return an earlier run, running again; None where there is none, or it was deleted."""
+    """Return an earlier run, running again; None if there is none, or it was deleted."""
     if earlier is None:
         return None
     try:
@@ -241,7 +243,7 @@ def _go_on(connection: "MlflowClient", earlier: MlflowReference | None) -> Any:
         connection.update_run(earlier.run_id, status="RUNNING")
     except Exception as error:
         logger.warning(
-            "MLflow has no run %s any more (%s); a new one is made", earlier.run_id, _first_line(error)
+            "MLflow no longer has the run %s (%s); creating a new one", earlier.run_id, _first_line(error)
         )
         return None
     return run
@@ -250,12 +252,12 @@ def _go_on(connection: "MlflowClient", earlier: MlflowReference | None) -> Any:
 def register_model(
     name: str, source_uri: str, reference: MlflowReference | None, tags: Mapping[str, str]
 ) -> MlflowReference | None:
-    """Register ``source_uri`` as a version of the model ``name``, and point alias ``challenger`` at it.
+    """Register ``source_uri`` as a version of the model ``name``, and set the alias ``challenger`` to it.
 
-    A version that has this source already is taken, so that a step run again makes no second one.
+    An existing version with this source is reused, so that repeating a step creates no second one.
 
     Returns:
-        The reference with name and version; None where tracking is off or the server fails.
+        The reference with name and version; None if tracking is off or the server fails.
     """
     if reference is None or not is_on():
         return None
@@ -283,7 +285,7 @@ def tag_model_version(
     alias: str | None = None,
     description: str | None = None,
 ) -> None:
-    """Set tags, and an alias and a description where given, on the model version that ``reference`` names."""
+    """Set tags, and optionally an alias and a description, on the model version of ``reference``."""
     if reference is None or reference.model_name is None or reference.model_version is None or not is_on():
         return
     name, version = reference.model_name, reference.model_version
@@ -301,13 +303,13 @@ def tag_model_version(
 
 
 def version_source(name: str, alias: str) -> str | None:
-    """Return the source of the version that an alias of the model ``name`` points at.
+    """Return the source of the version with an alias of the model ``name``.
 
     Returns:
-        None where tracking is off, or there is no such model, or no such alias of it.
+        None if tracking is off, or the model or the alias does not exist.
 
     Raises:
-        UserError: the server cannot be asked: that is not the same as none.
+        UserError: the server does not respond, which is different from no version.
     """
     if not is_on():
         return None
@@ -330,7 +332,7 @@ def _experiment_id(connection: "MlflowClient", name: str) -> str:
 
 
 def _beside_database() -> str | None:
-    """Return where files go if the store is a local database: beside it, not wherever the process runs."""
+    """Return the folder next to a local database for files, instead of one in the working directory."""
     uri = os.environ["MLFLOW_TRACKING_URI"]
     if not uri.startswith("sqlite:///"):
         return None
@@ -340,16 +342,16 @@ def _beside_database() -> str | None:
 def _warn_only(what: str, action: "Callable[[], Any]") -> Any:
     try:
         return action()
-    except Exception as error:  # MLflow raises a dozen types, and none may end a run.
-        logger.warning("MLflow could not %s (%s); the run goes on without", what, _first_line(error))
+    except Exception as error:  # MLflow raises a dozen types, and none may stop a run.
+        logger.warning("MLflow could not %s (%s); the run continues without it", what, _first_line(error))
         return None
 
 
 def _first_line(error: Exception) -> str:
-    # Libraries quote the address they could not reach, with its password.
+    # Libraries quote the address that they could not reach, including its password.
     return _without_password((str(error).strip().splitlines() or [type(error).__name__])[0])[:200]
 
 
 def _without_password(text: str) -> str:
-    """Return ``text`` with user and password taken out of any URL in it."""
+    """Return ``text`` with user and password removed from any URL in it."""
     return re.sub(r"://[^/\s]*@", "://…@", text)

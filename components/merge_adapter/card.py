@@ -37,8 +37,8 @@ A LoRA adapter merged into its base: {changed} tensors were changed, all others 
 
 {fields}
 
-`task.json` next to the weights has this in machine-readable form. It was not trained on other questions.
-Answers can be wrong; the evaluation with this model's digest says how often.
+`task.json` next to the weights has this in machine-readable form. The model was not trained on other
+questions. Answers can be wrong; the evaluation with this model's digest says how often.
 
 ## Usage
 

@@ -59,15 +59,12 @@ class LoraAdapter:
         """
         for name, (a, b) in sorted(self.pairs.items()):
             if name not in shapes:
-                raise UserError(
-                    f"the adapter changes {name}, which the base does not have; "
-                    "use the base it was trained on"
-                )
+                raise UserError(f"the base has no {name}, which the adapter changes; use the adapter's base")
             shape, dtype = shapes[name]
             if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or shape != (b.shape[0], a.shape[1]):
                 raise UserError(
                     f"{name}: the base's shape {list(shape)} does not fit the adapter's "
-                    f"B {list(b.shape)} and A {list(a.shape)}; use the base it was trained on"
+                    f"B {list(b.shape)} and A {list(a.shape)}; use the adapter's base"
                 )
             if dtype not in {"F32", "BF16", "F16"}:
                 raise UserError(f"{name}: is stored as {dtype}; merge into the base in 16 or 32 bits")

@@ -1,1 +1,1 @@
-"""Fetching pictures and tables from the web, within what a profile allows."""
+"""Fetch pictures and tables from the web, within the limits of a profile."""

@@ -1,12 +1,12 @@
-"""HTTP from untrusted places: which addresses may be reached, how much is read, and for how long.
+"""An HTTP client for untrusted addresses: limits on addresses, sizes and times.
 
-Which address a name stands for is looked up here, checked, and that very address is connected to: a name that
-resolves to something else a moment later changes nothing. TLS and the Host header keep the name. Redirects
-are followed one by one, and each new connection is checked the same way. It stands on httpcore and not on an
-httpx client, which would bring proxies of the environment, cookies and decompression.
+Names are resolved here, the addresses are checked, and the connection is made to the checked address: a name
+that resolves differently a moment later has no effect. TLS and the Host header use the name. Redirects are
+followed one by one, and each new connection is checked in the same way. The client uses httpcore rather than
+httpx, which would add proxies of the environment, cookies and decompression.
 
-A host is not overrun: so many connections at a time and no more, a pause for all where it asks for one, and
-an end of asking where it has not answered for long.
+Hosts are not overloaded: connections are limited, a requested pause is respected, and a host that has not
+responded for long is no longer requested.
 """
 
 import asyncio
@@ -52,12 +52,12 @@ FetchReason = Literal[
     "timeout",
     "bad_response",
 ]
-"""Why nothing was fetched. ``connection_failed`` covers names that do not resolve, refused and broken
-connections and failed TLS; ``refused`` every other status than 2xx, 404, 410, 429 and 5xx."""
+"""Why a fetch failed. ``connection_failed`` includes names that do not resolve, refused and broken
+connections and failed TLS; ``refused`` every status other than 2xx, 404, 410, 429 and 5xx."""
 
 _IPAddress = IPv4Address | IPv6Address
 
-# Where clouds hand credentials to whatever runs on a machine. Most are link-local; these lie elsewhere too:
+# Addresses where clouds provide credentials to their machines. Most are link-local; these are not:
 # AWS over IPv6 (fd00:ec2::/32), Google over IPv6, Alibaba, Azure's wire server, Oracle's older address.
 _METADATA = tuple(
     ip_network(network)
@@ -73,18 +73,18 @@ _METADATA = tuple(
 _GLOBAL_UNICAST_V6 = IPv6Network("2000::/3")
 _NAT64 = IPv6Network("64:ff9b::/96")
 
-# What those services are called, for a proxy that looks names up where this machine cannot.
+# The names of those services, for a proxy that resolves names which this machine cannot.
 _METADATA_NAMES = ("metadata", "metadata.google.internal", "instance-data", "instance-data.*")
 
 _REDIRECTS = {301, 302, 303, 307, 308}
 
-# A host that failed this often in a row, over so many seconds, is not asked again.
+# After this many failures in a row, over this many seconds, a host is no longer requested.
 _GIVE_UP_FAILURES = 50
 _GIVE_UP_SECONDS = 60.0
 
 
 class FetchError(Exception):
-    """Nothing was fetched: ``reason`` is for counting, the message for people."""
+    """A fetch failed: ``reason`` is for statistics, the message for users."""
 
     def __init__(
         self,
@@ -102,32 +102,32 @@ class FetchError(Exception):
 
 
 class FetchLimits(BaseModel):
-    """How much one fetch may take. The times are in seconds."""
+    """Limits of one fetch. Times are in seconds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_bytes: int = Field(default=32 << 20, gt=0)
     total_seconds: float = Field(default=60.0, gt=0)
-    """For everything together: names, connections, redirects, retries and the waits between them."""
+    """For the whole fetch: names, connections, redirects, retries and the waits between them."""
     idle_seconds: float = Field(default=15.0, gt=0)
     """For one connection attempt, and for each wait for data."""
     max_redirects: int = Field(default=5, ge=0)
     attempts: int = Field(default=4, ge=1)
     max_wait_seconds: float = Field(default=20.0, ge=0)
-    """The longest wait between two attempts; a server that asks for a longer one is not asked again."""
+    """The longest wait between two attempts; a server that asks for a longer one is not tried again."""
 
 
 @dataclass(frozen=True)
 class Version:
-    """Which version of a resource somebody has, as its server named it; empty where it did not."""
+    """The version of a resource, as stated by its server; empty if it states none."""
 
     url: str
-    """Where it was found, after redirects."""
+    """The URL after redirects."""
     etag: str = ""
     last_modified: str = ""
 
     def conditions(self, url: str) -> list[tuple[str, str]]:
-        """Return the headers that ask ``url`` for another version than this one only."""
+        """Return the headers that request ``url`` only if its version differs from this one."""
         if url != self.url:
             return []
         named = (("If-None-Match", self.etag), ("If-Modified-Since", self.last_modified))
@@ -136,30 +136,30 @@ class Version:
 
 @dataclass(frozen=True)
 class Fetched:
-    """What a fetch brought."""
+    """The result of a fetch."""
 
     content: bytes
     version: Version
     unchanged: bool = False
-    """The server said that the version one has is still right; ``content`` is empty then."""
+    """Whether the known version is still current; ``content`` is empty then."""
 
     @property
     def url(self) -> str:
-        """Where it was found, after redirects."""
+        """The URL after redirects."""
         return self.version.url
 
 
 def user_agent(contact: str = "") -> str:
-    """Return how servers are told who asks."""
+    """Return the User-Agent header."""
     return f"fovea/{__version__} (picture fetcher{'; ' + contact if contact else ''})"
 
 
 def address_allowed(address: _IPAddress, port: int, profile: FetchProfile, host: str = "") -> bool:
-    """Return whether a connection to this address and port may be made; ``host`` is the name it stands for.
+    """Return whether a connection to this address and port is allowed; ``host`` is the resolved name.
 
-    Public unicast addresses may be reached, and the profile's networks and hosts; metadata addresses never,
-    whatever the profile says. An IPv6 address that carries an IPv4 address (mapped, 6to4, NAT64) is judged
-    by that.
+    Public unicast addresses and the profile's networks and hosts are allowed; metadata addresses never are,
+    regardless of the profile. An IPv6 address that embeds an IPv4 address (mapped, 6to4, NAT64) is judged
+    by the embedded one.
     """
     inner = _inner_ipv4(address)
     if inner is not None:
@@ -193,7 +193,7 @@ async def _resolve(host: str, port: int) -> list[_IPAddress]:
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError) as error:
-        # A name that does not exist is final; a name server that does not answer may answer later.
+        # A name that does not exist is final; a name server that does not respond may respond later.
         retry = getattr(error, "errno", None) == socket.EAI_AGAIN
         raise FetchError(
             "connection_failed", host, f"the name cannot be resolved ({error})", retry=retry
@@ -205,13 +205,13 @@ def _forbidden(host: str, port: int) -> FetchError:
     return FetchError(
         "forbidden_address",
         f"{host}:{port}",
-        "leads to no address and port that the fetch profile allows; public addresses are allowed "
+        "has no address and port that the fetch profile allows; public addresses are allowed "
         "by default, others in the platform's configuration (fetch_profiles)",
     )
 
 
 class _CheckedBackend(httpcore.AsyncNetworkBackend):
-    """Connects to allowed addresses only: looks the name up, checks, and connects to what was checked."""
+    """Connects only to allowed addresses: resolves the name, checks, and connects to the checked address."""
 
     def __init__(self, profile: FetchProfile) -> None:
         self._profile = profile
@@ -241,7 +241,7 @@ class _CheckedBackend(httpcore.AsyncNetworkBackend):
 
 
 class _Host:
-    """How one host has behaved, and how many may ask it at a time."""
+    """The history of one host, and its limit of concurrent requests."""
 
     def __init__(self, max_connections: int) -> None:
         self.turns = asyncio.Semaphore(max_connections)
@@ -250,7 +250,7 @@ class _Host:
         self._failing_since = 0.0
 
     def note(self, error: FetchError | None, now: float) -> None:
-        """Remember how a fetch ended; a server that says no is one that answers."""
+        """Record the result of a fetch; a server that refuses is one that responds."""
         if error is None or not (error.retry or error.reason == "timeout"):
             self._failures = 0
             return
@@ -263,7 +263,7 @@ class _Host:
 
 
 class Fetcher:
-    """Fetches from untrusted places, several at once; use it as an asynchronous context manager."""
+    """Fetches from untrusted addresses, concurrently; use it as an asynchronous context manager."""
 
     def __init__(
         self,
@@ -273,14 +273,14 @@ class Fetcher:
         max_connections: int = 16,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """Prepare a fetcher; ``tls`` replaces the certificates that are trusted by default.
+        """Create a fetcher; ``tls`` replaces the default trusted certificates.
 
         Raises:
             UserError: a file that the profile names cannot be read.
         """
         self.limits = limits or FetchLimits()
         self._profile = profile
-        # Bodies are taken as they come: a compressed one could be endless in few bytes.
+        # Bodies are not decompressed: a few compressed bytes could expand without end.
         self._headers = [
             ("User-Agent", user_agent(profile.contact)),
             ("Accept", "*/*"),
@@ -291,12 +291,12 @@ class Fetcher:
         self._turns = asyncio.Semaphore(max_connections)
         self._max_idle = max_connections
         self._idle: list[tuple[tuple[bytes, bytes, int | None], httpcore.AsyncConnectionInterface]] = []
-        # Makes connections only: it would look at every connection and request for each new one.
+        # Used only to create connections: as a pool it would scan every connection and request each time.
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=tls or _trusted(profile),
             proxy=httpcore.Proxy(profile.proxy) if profile.proxy else None,
             keepalive_expiry=15.0,
-            # A proxy is the platform's own choice; what it is asked for is checked by `_check_for_proxy`.
+            # The proxy is the platform's choice; `_check_for_proxy` checks the requested names.
             network_backend=None if profile.proxy else _CheckedBackend(profile),
         )
 
@@ -310,26 +310,26 @@ class Fetcher:
             await self._idle.pop()[1].aclose()
 
     async def fetch(self, url: str, known: Version | None = None) -> Fetched:
-        """Return what lies at ``url``, or that it is still the ``known`` version.
+        """Return the resource at ``url``, or that it is still the ``known`` version.
 
         Raises:
-            FetchError: nothing was fetched, with the reason.
+            FetchError: the fetch failed, with the reason.
         """
         body = io.BytesIO()
         found = await self._fetch(url, body, known)
         return Fetched(body.getvalue(), found or known or Version(url), unchanged=found is None)
 
     async def fetch_into(self, url: str, sink: BinaryIO) -> str:
-        """Write what lies at ``url`` into ``sink``, a seekable file, and return the URL after redirects.
+        """Write the resource at ``url`` into ``sink``, a seekable file, and return the URL after redirects.
 
         Raises:
-            FetchError: nothing was fetched, with the reason; ``sink`` may hold a part.
+            FetchError: the fetch failed, with the reason; ``sink`` may contain a part.
         """
         found = await self._fetch(url, sink, None)
         return found.url if found else url
 
     async def _fetch(self, url: str, sink: BinaryIO, known: Version | None) -> Version | None:
-        """Fetch within the time limit; None where the known version is still the right one."""
+        """Fetch within the time limit; return None if the known version is still current."""
         address = _parse_url(url)
         host = self._hosts[address.host]
         now = asyncio.get_running_loop().time
@@ -337,7 +337,7 @@ class Fetcher:
             raise FetchError(
                 "connection_failed",
                 url,
-                f"not asked for: nothing came from this host for {_GIVE_UP_SECONDS:g} seconds",
+                f"not requested: this host has not responded for {_GIVE_UP_SECONDS:g} seconds",
             )
         retrying = AsyncRetrying(
             stop=stop_after_attempt(self.limits.attempts),
@@ -375,7 +375,7 @@ class Fetcher:
     async def _one_hop(
         self, address: httpx.URL, sink: BinaryIO, known: Version | None, deadline: asyncio.Timeout
     ) -> Version | httpx.URL | None:
-        """Fetch into ``sink``; return what was found, where it redirects to, or None if it is known."""
+        """Fetch into ``sink``; return the new version, the redirect's target, or None if unchanged."""
         url = str(address)
         idle = self.limits.idle_seconds
         conditions = known.conditions(url) if known else []
@@ -406,7 +406,7 @@ class Fetcher:
 
     @asynccontextmanager
     async def _turn(self, name: str, deadline: asyncio.Timeout) -> AsyncIterator[None]:
-        """Wait for one of the host's connections; that is our own doing, and not within the time limit."""
+        """Wait for one of the host's connections; this wait does not count towards the time limit."""
         host, now = self._hosts[name], asyncio.get_running_loop().time
         start, end = now(), deadline.when() or 0.0
         deadline.reschedule(None)
@@ -418,7 +418,7 @@ class Fetcher:
 
     @asynccontextmanager
     async def _connection(self, address: httpx.URL) -> AsyncIterator[httpcore.AsyncConnectionInterface]:
-        """Give a connection to where a URL leads, one that was used before if there is one."""
+        """Yield a connection to a URL's host, reusing an idle one if possible."""
         if self._profile.proxy:
             await self._check_for_proxy(address)
         origin = (address.raw_scheme, address.raw_host, address.port)
@@ -442,7 +442,7 @@ class Fetcher:
                     await self._idle.pop(0)[1].aclose()
 
     async def _check_for_proxy(self, address: httpx.URL) -> None:
-        """Check where a name leads before a proxy is asked for it: the proxy looks it up by itself."""
+        """Check the addresses of a name before a proxy is used, which resolves the name itself."""
         host, port = address.host, address.port or (443 if address.scheme == "https" else 80)
         if host_matches(host, _METADATA_NAMES):
             raise _forbidden(host, port)
@@ -466,7 +466,7 @@ class Fetcher:
         self, url: str, headers: httpx.Headers, chunks: AsyncIterator[bytes], sink: BinaryIO
     ) -> None:
         if headers.get("content-encoding", "identity").lower() != "identity":
-            raise FetchError("bad_response", url, "is sent compressed, though that was not asked for")
+            raise FetchError("bad_response", url, "is compressed although that was not requested")
         too_large = FetchError("too_large", url, f"is larger than {self.limits.max_bytes:,} bytes")
         declared = headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > self.limits.max_bytes:
@@ -489,7 +489,7 @@ class Fetcher:
             reason: FetchReason = "rate_limited" if status == 429 else "server_error"
             wait = _retry_after(headers.get("retry-after", ""))
             if wait is not None and wait <= self.limits.max_wait_seconds:
-                # What it asks of one is meant for all.
+                # A requested pause applies to all requests to the host.
                 host = self._hosts[address.host]
                 host.quiet_until = max(host.quiet_until, asyncio.get_running_loop().time() + wait)
             raise FetchError(reason, url, detail, retry=True, retry_after=wait)
@@ -510,10 +510,10 @@ class Fetcher:
 
 
 def join_url(base: str, reference: str) -> str:
-    """Return the http or https address that ``reference`` means where ``base`` was found.
+    """Return the http or https URL of ``reference`` relative to ``base``.
 
     Raises:
-        FetchError: it is no such address.
+        FetchError: it is not a valid URL.
     """
     try:
         joined = urljoin(base, reference)
@@ -524,7 +524,7 @@ def join_url(base: str, reference: str) -> str:
 
 
 def _trusted(profile: FetchProfile) -> ssl.SSLContext:
-    """Return the public authorities (certifi's) and the profile's own."""
+    """Return a context with the public CAs (certifi's) and those of the profile."""
     context = httpx.create_ssl_context(trust_env=False)
     if profile.ca_bundle:
         try:
@@ -554,7 +554,7 @@ def _parse_url(url: str) -> httpx.URL:
 
 
 def _retry_after(value: str) -> float | None:
-    """Return the seconds that a Retry-After header asks to wait: it holds a number or a date."""
+    """Return the wait in seconds of a Retry-After header, which contains a number or a date."""
     if value.strip().isdecimal():
         return float(value)
     try:

@@ -1,8 +1,8 @@
-"""HTML pages that need nothing beside them: one file, no script, every value escaped.
+"""Self-contained HTML pages: one file, no script, every value escaped.
 
 A template extends ``page.html.j2`` and fills its blocks ``title``, ``style`` and ``main``; ``charts.html.j2``
-draws what `fovea.pages.charts` reckons. The pages hold text from anywhere and are shown in frames of other
-sites, so their own policy allows pictures that they hold and styles, and nothing else.
+draws the charts of `fovea.pages.charts`. Pages contain untrusted text and are shown in frames of other
+sites, so their content security policy allows only embedded pictures and styles.
 """
 
 import base64
@@ -17,7 +17,7 @@ _FOLDER = Path(__file__).parent
 
 
 def render_page(template: Path, **values: Any) -> str:
-    """Return the page that a template makes of ``values``: each is escaped, and a missing one is an error."""
+    """Render a template with ``values``: each value is escaped, and a missing one is an error."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([template.parent, _FOLDER]),
         autoescape=True,

@@ -1,4 +1,4 @@
-"""What a page's charts show, reckoned: histograms with several series upon one another."""
+"""Compute the charts of a page: stacked histograms of several series."""
 
 import math
 from collections.abc import Mapping
@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 _MOST_COLUMNS = 40
 _LOGARITHMIC_FROM = 50
-"""Where the largest value is so many times the smallest, the axis is logarithmic."""
+"""If the largest value is at least this many times the smallest, the axis is logarithmic."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its label, and for each series its height in per cent of the tallest column."""
+    """One column: its label, and for each series its height as a percentage of the tallest column."""
 
     label: str
     shares: dict[str, float]
@@ -22,7 +22,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Tick:
-    """A value written under the axis, at ``place`` per cent of its length."""
+    """A label of the axis, at ``place`` per cent of its length."""
 
     label: str
     place: float
@@ -30,7 +30,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Histogram:
-    """How often which values occur."""
+    """The distribution of values."""
 
     columns: tuple[Column, ...]
     ticks: tuple[Tick, ...]
@@ -38,17 +38,17 @@ class Histogram:
 
 
 def amount(value: float) -> str:
-    """Return a number as short as an axis wants it: ``2.5``, ``40``, ``1,500``."""
+    """Return a number in the short form of an axis: ``2.5``, ``40``, ``1,500``."""
     return f"{value:,.0f}" if abs(value) >= 100 or value == round(value) else f"{value:.3g}"
 
 
 def histogram(
     series: Mapping[str, NDArray[np.float64]], edges: NDArray[np.float64] | None = None
 ) -> Histogram | None:
-    """Return the histogram of the values of several series, upon one another; None where there is no value.
+    """Return the stacked histogram of several series; None if there are no values.
 
-    Values are finite; where they are all positive and far apart, the axis is logarithmic. ``edges`` of the
-    columns, evenly spaced and around all values, may be given.
+    Values must be finite; if they are all positive and span a wide range, the axis is logarithmic. ``edges``
+    optionally sets the edges of the columns, evenly spaced and around all values.
     """
     every = np.concatenate([np.empty(0), *series.values()])
     if not every.size:
@@ -57,7 +57,7 @@ def histogram(
     logarithmic = edges is None and low > 0 and high / low >= _LOGARITHMIC_FROM
     if edges is None:
         edges = np.geomspace(low, high, _MOST_COLUMNS + 1) if logarithmic else _even_edges(low, high)
-    # Rounding must leave neither the smallest nor the largest value outside.
+    # Rounding must exclude neither the smallest nor the largest value.
     edges[0], edges[-1] = min(edges[0], low), max(edges[-1], high)
     counts = {name: np.histogram(values, edges)[0] for name, values in series.items()}
     tallest = int(sum(counts.values(), np.zeros(len(edges) - 1, int)).max())

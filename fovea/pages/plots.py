@@ -1,6 +1,6 @@
-"""Plots over two axes, and intervals on one: reckoned here, drawn by ``plots.html.j2``.
+"""Compute plots over two axes, and intervals on one; ``plots.html.j2`` draws them.
 
-Places are in per cent of the axis, so that a plot takes any size and its texts keep theirs.
+Positions are percentages of the axis, so that a plot can have any size without scaling its text.
 """
 
 import math
@@ -20,13 +20,13 @@ Point = tuple[float, float]
 
 
 def percent(fraction: float) -> str:
-    """Return a fraction as a percentage that is as short as an axis wants it: ``97 %``, ``2.5 %``."""
+    """Return a fraction as a percentage in the short form of an axis: ``97 %``, ``2.5 %``."""
     return f"{round(100 * fraction, 1):,g} %"
 
 
 @dataclass(frozen=True)
 class Axis:
-    """What an axis goes from and to; values outside are put at its ends."""
+    """The range of an axis; values outside are clipped to its ends."""
 
     low: float
     high: float
@@ -35,7 +35,7 @@ class Axis:
 
     @classmethod
     def linear(cls, low: float, high: float, form: Callable[[float], str] = amount) -> Self:
-        """Return an axis that begins and ends at about four round steps around ``low`` and ``high``."""
+        """Return an axis with about four round steps around ``low`` and ``high``."""
         least = max((high - low) / 4, _ROUNDING * max(abs(low), abs(high), 1.0))
         power = 10.0 ** math.floor(math.log10(least))
         step = next(each * power for each in _STEPS if each * power >= least * (1 - _ROUNDING))
@@ -46,7 +46,7 @@ class Axis:
 
     @classmethod
     def powers(cls, low: float, high: float, form: Callable[[float], str] = amount) -> Self:
-        """Return a logarithmic axis with three ticks or more at round values; both ends are above 0."""
+        """Return a logarithmic axis with at least three round ticks; both ends are above 0."""
         if high < low * 4:
             low, high = low / 2, high * 2
         tens = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -71,7 +71,7 @@ class Axis:
         return cls(low, high, tuple(Tick(form(value), bare.place(value)) for value in values), logarithmic)
 
     def place(self, value: float) -> float:
-        """Return where a value lies, 0 to 100."""
+        """Return the position of a value, 0 to 100."""
         if self.logarithmic:
             share = math.log(max(value, self.low) / self.low) / math.log(self.high / self.low)
         else:
@@ -81,7 +81,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Mark:
-    """A figure with its interval on an axis; ``low`` and ``high`` are the same where there is none."""
+    """A metric with its interval on an axis; ``low`` equals ``high`` if there is no interval."""
 
     kind: str
     place: float
@@ -91,13 +91,13 @@ class Mark:
 
 
 def mark(axis: Axis, kind: str, value: float, interval: tuple[float, float] | None, label: str) -> Mark:
-    """Return a figure as a dot, and its interval as a whisker."""
+    """Return a metric as a dot, and its interval as a whisker."""
     low, high = interval or (value, value)
     return Mark(kind, axis.place(value), axis.place(low), axis.place(high), label)
 
 
 def thinned(points: Sequence[Point]) -> list[Point]:
-    """Return at most `_MOST_POINTS` points of a line, each the mean of those that it stands for."""
+    """Return at most `_MOST_POINTS` points of a line, each the mean of the points that it replaces."""
     each = -(-len(points) // _MOST_POINTS)
     groups = [points[start : start + each] for start in range(0, len(points), each)]
     return [
@@ -107,14 +107,14 @@ def thinned(points: Sequence[Point]) -> list[Point]:
 
 @dataclass(frozen=True)
 class Plot:
-    """Lines and dots over two axes, as SVG paths in a box of 100 by 100, by what they are."""
+    """Lines and dots over two axes, as SVG paths by series in a box of 100 by 100."""
 
     across: Axis
     up: Axis
     lines: dict[str, str]
     dots: dict[str, str]
     label: str
-    """What there is to see, for who cannot see it."""
+    """A text alternative for screen readers."""
 
 
 def plot(
@@ -125,7 +125,7 @@ def plot(
     dots: Mapping[str, Iterable[Point]] | None = None,
     whiskers: Mapping[str, Iterable[tuple[Point, Point]]] | None = None,
 ) -> Plot:
-    """Return the drawing of lines, of dots, and of whiskers from one point to another, each by its name."""
+    """Return the drawing of lines, dots, and whiskers between two points, each by its series."""
 
     def at(point: Point) -> str:
         return f"{across.place(point[0]):.5g} {100 - up.place(point[1]):.5g}"
@@ -133,7 +133,7 @@ def plot(
     drawn = {name: "M" + "L".join(map(at, points)) for name, points in (lines or {}).items() if points}
     for name, pairs in (whiskers or {}).items():
         drawn[name] = drawn.get(name, "") + "".join(f"M{at(one)}L{at(other)}" for one, other in pairs)
-    # A line of no length has round ends: a dot, whose size does not depend on the plot's.
+    # A line of zero length with round ends is a dot whose size does not depend on the plot's.
     spots = {name: "".join(f"M{at(point)}h0" for point in points) for name, points in (dots or {}).items()}
     return Plot(
         across,

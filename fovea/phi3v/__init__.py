@@ -1,4 +1,4 @@
-"""Phi-3-Vision for today's transformers, without remote code.
+"""Phi-3-Vision for current transformers, without remote code.
 
 Importing this registers the classes with transformers' Auto classes.
 """
@@ -25,7 +25,7 @@ AutoTokenizer.register(Phi3VConfig, fast_tokenizer_class=PreTrainedTokenizerFast
 AutoProcessor.register(Phi3VConfig, Phi3VProcessor)
 AutoModelForCausalLM.register(Phi3VConfig, Phi3VForCausalLM)
 AutoModelForImageTextToText.register(Phi3VConfig, Phi3VForCausalLM)
-# By this table Trainer knows for which classes label smoothing has to shift the labels.
+# Trainer uses this table to decide for which classes label smoothing shifts the labels.
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[Phi3VConfig.model_type] = Phi3VForCausalLM.__name__
 
 __all__ = ["Phi3VConfig", "Phi3VForCausalLM", "Phi3VImageProcessor", "Phi3VProcessor"]

@@ -1,4 +1,4 @@
-"""Whether a folder is a whole Phi-3-Vision checkpoint: told from its files' headers, nothing is loaded."""
+"""Check whether a folder is a complete Phi-3-Vision checkpoint, from the headers of its files."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,13 +20,13 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def check_checkpoint(folder: Path) -> Phi3VConfig:
-    """Check that a folder's tensors are those of its configuration, by name, shape and type.
+    """Check that a folder's tensors match its configuration, by name, shape and type.
 
-    Nothing is loaded but the headers of the safetensors files; a file that was cut off is found by them, too.
+    Only the headers of the safetensors files are read, which also reveals truncated files.
 
     Raises:
-        UserError: what is missing, too much or of another shape; or tokenizer, image processor and
-            configuration do not fit together.
+        UserError: tensors are missing, unexpected or of another shape; or tokenizer, image processor and
+            configuration do not match.
     """
     config = _read_config(folder)
     expected = expected_shapes(config)
@@ -39,7 +39,7 @@ def check_checkpoint(folder: Path) -> Phi3VConfig:
 
 
 def expected_shapes(config: Phi3VConfig) -> Shapes:
-    """Return the names and shapes of a checkpoint's tensors; for the published configuration its 592."""
+    """Return the names and shapes of a checkpoint's tensors: 592 for the published configuration."""
     with torch.device("meta"):
         model = Phi3VForCausalLM(config)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -53,7 +53,7 @@ def _read_config(folder: Path) -> Phi3VConfig:
     try:
         config: Phi3VConfig = Phi3VConfig.from_dict(documents["config.json"])
     except (TypeError, ValueError, KeyError) as error:
-        raise UserError(f"{folder / 'config.json'}: is no Phi-3-Vision configuration: {error}") from error
+        raise UserError(f"{folder / 'config.json'}: is not a Phi-3-Vision configuration: {error}") from error
     return config
 
 
@@ -66,11 +66,11 @@ def _read_shapes(path: Path) -> Shapes:
                 if part.get_dtype() not in _TYPES:
                     raise UserError(
                         f"{path}: {name} is {part.get_dtype()}, only {', '.join(sorted(_TYPES))} are read; "
-                        "take the checkpoint that is not quantised"
+                        "use the checkpoint that is not quantised"
                     )
                 shapes[name] = tuple(part.get_shape())
     except SafetensorError as error:
-        raise UserError(f"{path}: is not a whole safetensors file ({error}); fetch it again") from error
+        raise UserError(f"{path}: is not a complete safetensors file ({error}); download it again") from error
     return shapes
 
 
@@ -82,12 +82,12 @@ def _compare(folder: Path, expected: Mapping[str, tuple[int, ...]], found: Shape
     ]
     differences = [
         ("lacks", sorted(set(expected) - set(found))),
-        ("has besides", sorted(set(found) - set(expected))),
-        ("has in another shape", other_shape),
+        ("has unexpected", sorted(set(found) - set(expected))),
+        ("has with another shape", other_shape),
     ]
     told = "; ".join(f"{what} {_first(names)}" for what, names in differences if names)
     if told:
-        raise UserError(f"{folder}: its tensors are not those of its config.json: {told}")
+        raise UserError(f"{folder}: its tensors do not match its config.json: {told}")
 
 
 def _first(names: list[str], count: int = 3) -> str:
@@ -98,7 +98,7 @@ def _first(names: list[str], count: int = 3) -> str:
 def _check_processor(folder: Path, config: Phi3VConfig) -> None:
     try:
         processor = Phi3VProcessor.from_pretrained(folder)
-    # Whatever the tokenizer's own reader raises, it is the file that has to be replaced.
+    # Whatever exception the tokenizer's reader raises, the fix is to replace the file.
     except Exception as error:
         raise UserError(
             f"{folder}: tokenizer or image processor cannot be read ({str(error).splitlines()[0]})"

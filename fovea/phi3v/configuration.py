@@ -1,4 +1,4 @@
-"""The configuration of Phi-3-Vision: transformers' Phi-3 decoder with a CLIP tower beside it."""
+"""The configuration of Phi-3-Vision: transformers' Phi-3 decoder with a CLIP tower."""
 
 from typing import Any
 
@@ -21,18 +21,18 @@ PUBLISHED_TOWER: dict[str, Any] = {
 
 
 class Phi3VConfig(Phi3Config):  # type: ignore[misc]
-    """Reads the published `config.json` as it is and writes the same form back.
+    """Reads the published `config.json` unchanged and writes the same format.
 
-    Everything is as in `Phi3Config`, and:
+    Like `Phi3Config`, with these additional fields:
 
     Args:
-        vision_config: fields of `CLIPVisionConfig` for another tower than the published one.
-            `num_hidden_layers` counts as published: the last layer is stored, but nothing reads its output.
-            `image_size` is the side of a crop in pixels; the number of patches along it must be even, since
+        vision_config: fields of `CLIPVisionConfig` for a tower other than the published one.
+            `num_hidden_layers` counts as published: the last layer is stored, but its output is not used.
+            `image_size` is the side of a crop in pixels; the number of patches along it must be even, because
             2 x 2 of them become one token.
-        image_token_id: the id that stands in `input_ids` for one image token.
+        image_token_id: the id of an image token in `input_ids`.
         embd_layer, img_processor: kept as published; only the published arrangement ("sub_glb" with learnable
-            separators) exists.
+            separators) is supported.
 
     Raises:
         ValueError: the tower's crop is not an even number of patches.
@@ -49,7 +49,7 @@ class Phi3VConfig(Phi3Config):  # type: ignore[misc]
     img_processor: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        # Neither names remote code nor chooses the attention kernel for whoever loads the checkpoint.
+        # The checkpoint must neither name remote code nor choose the attention kernel.
         kwargs.pop("auto_map", None)
         kwargs.pop("_attn_implementation", None)
         super().__post_init__(**kwargs)
@@ -61,12 +61,12 @@ class Phi3VConfig(Phi3Config):  # type: ignore[misc]
             )
 
     def convert_rope_params_to_dict(self, **kwargs: Any) -> dict[str, Any]:
-        """Turn the published `rope_scaling` and `rope_theta` into transformers' `rope_parameters`."""
+        """Convert the published `rope_scaling` and `rope_theta` to transformers' `rope_parameters`."""
         parameters: dict[str, Any] = dict(kwargs.pop("rope_scaling", None) or self.rope_parameters or {})
         kind = parameters.pop("type", "default")
         parameters.setdefault("rope_type", "longrope" if kind == "su" else kind)
         if parameters["rope_type"] == "longrope":
-            # What transformers would infer too, but not without a warning.
+            # transformers would infer this too, but with a warning.
             factor = self.max_position_embeddings / self.original_max_position_embeddings
             parameters.setdefault("factor", factor)
         self.rope_parameters: dict[str, Any] = parameters
@@ -80,7 +80,7 @@ class Phi3VConfig(Phi3Config):  # type: ignore[misc]
         return side
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, in the published form; the tower only where it is another one."""
+        """All fields, in the published format; the tower only if it differs from the published one."""
         output: dict[str, Any] = super().to_dict()
         rope = output.pop("rope_parameters", None) or {}
         output["rope_theta"] = rope.get("rope_theta", 10000.0)

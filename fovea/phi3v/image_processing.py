@@ -1,4 +1,4 @@
-"""Pictures to crops, as Phi-3-Vision was trained: in Pillow, NumPy and torch, without torchvision."""
+"""Cut pictures into crops as Phi-3-Vision was trained, with Pillow, NumPy and torch, without torchvision."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ PUBLISHED_NUM_IMG_TOKENS = 144
 
 
 class Phi3VImagesKwargs(ImagesKwargs, total=False):  # type: ignore[misc, call-arg]
-    """The settings that `from_pretrained` may override."""
+    """The settings that `from_pretrained` can override."""
 
     num_crops: int
     crop_size: int
@@ -25,17 +25,17 @@ class Phi3VImagesKwargs(ImagesKwargs, total=False):  # type: ignore[misc, call-a
 
 
 class Phi3VImageProcessor(BaseImageProcessor):  # type: ignore[misc]
-    """Lays a picture out in crops, beside one global view of all of it.
+    """Cuts a picture into crops, and adds one global view of the whole picture.
 
     Args:
-        num_crops: the most crops that one picture may take. It decides how many tokens a picture costs, and
+        num_crops: the maximum number of crops of a picture. It determines the number of tokens, and
             must be the same in training, evaluation and serving.
         crop_size: the side of a crop in pixels: `vision_config.image_size` of the model.
         image_mean: of the three channels, on the scale of 0 to 1.
-        image_std: likewise.
-        num_img_tokens: the tokens of one crop, `config.tokens_per_side ** 2` of the model. It must be given
-            where `crop_size` is not the published one.
-        **kwargs: what else a published file holds; it changes nothing.
+        image_std: of the three channels, on the scale of 0 to 1.
+        num_img_tokens: the tokens of one crop, `config.tokens_per_side ** 2` of the model. It is required
+            if `crop_size` is not the published one.
+        **kwargs: other fields of a published file, which are ignored.
 
     Raises:
         ValueError: `num_img_tokens` is missing or not a square.
@@ -69,23 +69,23 @@ class Phi3VImageProcessor(BaseImageProcessor):  # type: ignore[misc]
         self.num_img_tokens = num_img_tokens
 
     def to_dict(self) -> dict[str, Any]:
-        """What `preprocessor_config.json` holds."""
+        """The content of `preprocessor_config.json`."""
         output: dict[str, Any] = super().to_dict()
         return output | {"processor_class": "Phi3VProcessor"}
 
     def num_image_tokens(self, height: int, width: int) -> int:
-        """Tokens that a picture takes whose padded size is `height` x `width` pixels."""
+        """The number of tokens of a picture whose padded size is `height` x `width` pixels."""
         side = math.isqrt(self.num_img_tokens)
         rows, columns = height // self.crop_size, width // self.crop_size
         return (rows * columns + 1) * self.num_img_tokens + 1 + (rows + 1) * side
 
     def crop_grid(self, width: int, height: int, num_crops: int | None = None) -> tuple[int, int]:
-        """Crops (across, down) that a picture of this width and height is cut into; none is decoded for it.
+        """The number of crops (across, down) of a picture of this width and height, without decoding it.
 
         Args:
             width: in pixels.
             height: in pixels.
-            num_crops: instead of the stored one.
+            num_crops: overrides the stored one.
         """
         num_crops = self.num_crops if num_crops is None else num_crops
         if width < height:
@@ -106,16 +106,16 @@ class Phi3VImageProcessor(BaseImageProcessor):  # type: ignore[misc]
         Args:
             images: one picture or a list of them: Pillow images, or uint8 arrays, height x width (x
                 channels).
-            num_crops: instead of the stored one.
+            num_crops: overrides the stored one.
             return_tensors: "pt" or "np".
 
         Returns:
             `pixel_values`, float32 (crops of all pictures, 3, crop_size, crop_size): for each picture its
             global view, then its crops row by row; `image_sizes` (pictures, 2): the padded height and width
-            in pixels; `num_img_tokens` (pictures): what each takes in `input_ids`.
+            in pixels; `num_img_tokens` (pictures): the number of tokens of each in `input_ids`.
 
         Raises:
-            ValueError: something is not an image or has no pixels; it says which, counted from 1.
+            ValueError: an input is not an image or has no pixels; the message says which, counted from 1.
         """
         pictures = list(images) if isinstance(images, list | tuple) else [images]
         return self.collate(self.crop_all(pictures, num_crops), return_tensors)
@@ -123,7 +123,7 @@ class Phi3VImageProcessor(BaseImageProcessor):  # type: ignore[misc]
     def crop_all(
         self, pictures: Sequence[Any], num_crops: int | None
     ) -> list[tuple[torch.Tensor, tuple[int, int]]]:
-        """Crops and padded size of each; the error says which picture, counted from 1."""
+        """Return crops and padded size of each picture; an error says which picture, counted from 1."""
         stacks = []
         for number, picture in enumerate(pictures, start=1):
             try:
@@ -135,7 +135,7 @@ class Phi3VImageProcessor(BaseImageProcessor):  # type: ignore[misc]
     def collate(
         self, stacks: Sequence[tuple[torch.Tensor, tuple[int, int]]], return_tensors: str | None = "pt"
     ) -> BatchFeature:
-        """Join what `crop_all` gave."""
+        """Join the results of `crop_all`."""
         empty = torch.empty(0, 3, self.crop_size, self.crop_size)
         data = {
             "pixel_values": torch.cat([stack for stack, _ in stacks] or [empty]),
@@ -145,11 +145,11 @@ class Phi3VImageProcessor(BaseImageProcessor):  # type: ignore[misc]
         return BatchFeature(data=data, tensor_type=return_tensors)
 
     def crops(self, picture: Image.Image, num_crops: int) -> tuple[torch.Tensor, tuple[int, int]]:
-        """One RGB picture to (1 + rows * columns, 3, crop_size, crop_size) and its padded (height, width)."""
+        """Return crops (1 + rows * columns, 3, crop_size, crop_size) and the padded (height, width)."""
         if num_crops < 1:
             raise ValueError(f"num_crops must be at least 1, not {num_crops}")
         side = self.crop_size
-        # An array of its own: torch may not share memory that Pillow holds read-only.
+        # A copy: torch must not share memory that Pillow holds read-only.
         pixels = torch.from_numpy(np.array(fit(picture, side, num_crops)))
         height, width = pixels.shape[:2]
         rows, columns = height // side, width // side
@@ -157,7 +157,7 @@ class Phi3VImageProcessor(BaseImageProcessor):  # type: ignore[misc]
         planes = pixels.permute(2, 0, 1).float()
         planes.mul_((1 / (255 * std))[:, None, None]).sub_((mean / std)[:, None, None])
         stack = torch.empty(1 + rows * columns, 3, side, side)
-        # At their own size pixels stay exactly as they are.
+        # Pixels are not resampled if the size stays the same.
         stack[0] = (
             planes
             if (height, width) == (side, side)
@@ -169,7 +169,7 @@ class Phi3VImageProcessor(BaseImageProcessor):  # type: ignore[misc]
 
 
 def as_rgb(picture: Any) -> Image.Image:
-    """Decode to RGB; ValueError where that cannot be."""
+    """Decode to RGB, or raise ValueError."""
     if isinstance(picture, np.ndarray):
         picture = _from_array(picture)
     if not isinstance(picture, Image.Image):
@@ -178,7 +178,7 @@ def as_rgb(picture: Any) -> Image.Image:
         raise ValueError(f"the image has no pixels: it is {picture.width} x {picture.height}")
     try:
         return picture.convert("RGB")
-    # Pillow's decoders also raise SyntaxError, for one.
+    # Pillow's decoders also raise SyntaxError, for example.
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"the image cannot be decoded: {error}") from error
 
@@ -194,9 +194,9 @@ def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
 
 
 def fit(picture: Image.Image, side: int, num_crops: int) -> Image.Image:
-    """Resize to fill as many crops as allowed, then pad with white to whole crops.
+    """Resize to fill the allowed crops, then pad with white to whole crops.
 
-    A picture that is taller than wide is laid out on its side, and turned back at the end.
+    A picture that is taller than wide is transposed, and transposed back at the end.
     """
     tall = picture.width < picture.height
     if tall:
@@ -209,7 +209,7 @@ def fit(picture: Image.Image, side: int, num_crops: int) -> Image.Image:
 
 
 def fitted_size(width: int, height: int, side: int, num_crops: int) -> tuple[int, int]:
-    """Width and height in pixels to which a picture that is not taller than wide is resized.
+    """Width and height in pixels after resizing a picture that is not taller than wide.
 
     It is as wide as a whole number of crops of `side` pixels, the most that `num_crops` allows.
     """
@@ -217,5 +217,5 @@ def fitted_size(width: int, height: int, side: int, num_crops: int) -> tuple[int
     across = 1
     while (across + 1) * math.ceil((across + 1) / ratio) <= num_crops:
         across += 1
-    # A strip that would be thinner than one pixel keeps one row.
+    # Keep at least one row of very wide pictures.
     return across * side, max(1, int(across * side / ratio))

@@ -1,6 +1,6 @@
-"""Phi-3-Vision: transformers' own Phi-3 decoder and CLIP tower, and only what joins them.
+"""Phi-3-Vision: transformers' Phi-3 decoder and CLIP tower, and the parts that connect them.
 
-Modules are named so that the names of the parameters in memory are those of the published checkpoint:
+Modules are named so that parameters have the same names in memory as in the published checkpoint:
 loading, saving and adapters need no renaming.
 """
 
@@ -29,16 +29,16 @@ from transformers.utils.import_utils import torch_compilable_check
 from fovea.phi3v.configuration import Phi3VConfig
 
 END_OF_ANSWER_IDS = (32007, 32000, 2)
-"""`<|end|>`, `<|endoftext|>` and `</s>`: any of them ends an answer."""
+"""`<|end|>`, `<|endoftext|>` and `</s>`: each of them ends an answer."""
 
 IGNORED_LABEL = -100
 
 
 class Phi3VRotaryEmbedding(nn.Module):
-    """Rotary positions whose short or long factors are chosen for each sequence by itself.
+    """Rotary positions with short or long factors chosen for each sequence separately.
 
-    transformers' Phi-3 chooses once for a batch, by its longest member: a sequence's result then depends on
-    what else is in its batch. Also, nothing here waits for the device, and no cast of the model touches the
+    transformers' Phi-3 chooses once for a batch, by its longest sequence, so that a result depends on the
+    rest of the batch. This class also never waits for the device, and casts of the model do not affect the
     frequencies, which must stay float32.
     """
 
@@ -46,7 +46,7 @@ class Phi3VRotaryEmbedding(nn.Module):
         super().__init__()
         rope_type = config.rope_parameters["rope_type"]
         self.boundary: int = config.original_max_position_embeddings
-        with torch.device("cpu"):  # also while the model is being built without memory
+        with torch.device("cpu"):  # even while the model is built on the meta device
             if rope_type == "default":
                 short, self.attention_scaling = Phi3RotaryEmbedding.compute_default_rope_parameters(config)
                 long = short
@@ -58,10 +58,10 @@ class Phi3VRotaryEmbedding(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines (batch, sequence, head size), in the type of `x`.
+        """Return cosines and sines (batch, sequence, head size), in the dtype of `x`.
 
         Args:
-            x: gives type and device.
+            x: determines dtype and device.
             position_ids: (batch, sequence).
         """
         if self.frequencies.device != x.device:
@@ -77,17 +77,17 @@ class Phi3VRotaryEmbedding(nn.Module):
 class Phi3VVisionTower(CLIPVisionModel):  # type: ignore[misc]
     """CLIP up to its second-to-last layer.
 
-    The last layer and the norm after it are kept, so that a checkpoint is written back whole, but never run.
+    The last layer and the norm after it are kept to write a checkpoint back completely, but never run.
     """
 
     config: CLIPVisionConfig
 
     def get_input_embeddings(self) -> nn.Module:
-        """None, on purpose: checkpointing the decoder must not start a graph at the tower's pixels."""
+        """Return None: checkpointing the decoder must not start a graph at the tower's pixels."""
         raise NotImplementedError
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Crops (n, 3, side, side) to features of their patches (n, patches, hidden), no class token."""
+        """Return the features (n, patches, hidden) of crops (n, 3, side, side), without the class token."""
         hidden: torch.Tensor = self.pre_layrnorm(self.embeddings(pixel_values))
         for layer in self.encoder.layers[:-1]:
             hidden = layer(hidden, attention_mask=None)
@@ -95,7 +95,7 @@ class Phi3VVisionTower(CLIPVisionModel):  # type: ignore[misc]
 
 
 class Phi3VImageEmbedding(nn.Module):
-    """From crops to what stands in the decoder's input."""
+    """Converts crops to embeddings for the decoder's input."""
 
     def __init__(self, config: Phi3VConfig) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class Phi3VImageEmbedding(nn.Module):
         pixel_values: torch.Tensor,
         image_sizes: torch.Tensor,
     ) -> torch.Tensor:
-        """Put image features at the placeholders, into new embeddings.
+        """Return new embeddings with the image features at the placeholders.
 
         Args:
             embeddings: of the text, (batch, sequence, hidden).
@@ -129,19 +129,19 @@ class Phi3VImageEmbedding(nn.Module):
             image_sizes: (images, 2), padded height and width in pixels.
 
         Raises:
-            ValueError: placeholders, crops and sizes do not agree.
+            ValueError: the numbers of placeholders, crops and sizes do not match.
         """
         grid = image_sizes.to(embeddings.device) // self.crop_size
         self._check(is_image, pixel_values, grid)
         features = self.merged_features(pixel_values)
-        # Every row of the table is projected once, however often a separator is used.
+        # Every row of the table is projected once, even if a separator is used often.
         table = torch.cat([features, self.sub_GN[0, 0], self.glb_GN[0]])
         table = self.img_projection(table).to(embeddings.dtype)
         rows = token_rows(is_image, grid, self.side, crops=len(pixel_values))
         return torch.where(is_image[..., None], functional.embedding(rows, table), embeddings)
 
     def merged_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Crops (n, 3, crop_size, crop_size) to 2 x 2 patches each: (n * side**2, 4 * channels)."""
+        """Merge crops (n, 3, crop_size, crop_size) to 2 x 2 patches: (n * side**2, 4 * channels)."""
         features = self.img_processor["vision_model"](pixel_values)
         channels, side = features.shape[-1], self.side
         blocks: torch.Tensor = features.reshape(-1, side, 2, side, 2, channels).permute(0, 1, 3, 2, 4, 5)
@@ -152,36 +152,36 @@ class Phi3VImageEmbedding(nn.Module):
         torch_compilable_check(
             (is_image.sum() == tokens) & (crops == len(pixel_values)),
             lambda: (
-                f"input_ids hold {int(is_image.sum())} image placeholders, pixel_values {len(pixel_values)} "
-                f"crops, but image_sizes ask for {int(tokens)} and {int(crops)}: "
-                "use the processor that was stored with the model, and cut nothing off"
+                f"input_ids have {int(is_image.sum())} image placeholders, pixel_values {len(pixel_values)} "
+                f"crops, but image_sizes need {int(tokens)} and {int(crops)}: "
+                "use the processor stored with the model, and do not truncate"
             ),
         )
 
 
 def crop_counts(grid: torch.Tensor) -> torch.Tensor:
-    """Crops of each image, its global view among them; `grid` (images, 2) counts crops down and across."""
+    """Crops of each image, including its global view; `grid` (images, 2) counts crops down and across."""
     return 1 + grid.prod(dim=-1)
 
 
 def token_counts(grid: torch.Tensor, side: int) -> torch.Tensor:
-    """Tokens of each image; `side` is a crop's tokens along one side."""
+    """Tokens of each image; `side` is the number of a crop's tokens along one side."""
     return crop_counts(grid) * side**2 + 1 + (grid[:, 0] + 1) * side
 
 
 def token_rows(is_image: torch.Tensor, grid: torch.Tensor, side: int, crops: int) -> torch.Tensor:
-    """For every position, the row of the table of features that stands there (any, where no image is).
+    """For every position, the row of the feature table to use there (arbitrary outside of images).
 
-    The table holds side**2 rows for each crop, then the end of a line, then the mark between crops and
-    global view. An image is laid out as its crops, line by line over their whole width, then that mark, then
-    its global view, each line with its end. This is arithmetic on tensors of fixed shapes, so that it
+    The table has side**2 rows for each crop, then the end of a line, then the separator between crops and
+    global view. An image consists of its crops, line by line over their whole width, the separator, and
+    its global view, each line with its end. The computation uses tensors of fixed shapes, so that it
     neither waits for the device nor breaks a compiled graph.
 
     Args:
         is_image: bool (batch, sequence).
         grid: (images, 2), crops down and across.
         side: tokens along one side of a crop.
-        crops: how many the table holds.
+        crops: the number of crops in the table.
 
     Returns:
         long (batch, sequence).
@@ -208,7 +208,7 @@ def token_rows(is_image: torch.Tensor, grid: torch.Tensor, side: int, crops: int
 
 
 class Phi3VLastAttention(Phi3Attention):  # type: ignore[misc]
-    """Attention of chosen positions to all."""
+    """Attention of selected positions to all."""
 
     def forward(
         self,
@@ -219,7 +219,7 @@ class Phi3VLastAttention(Phi3Attention):  # type: ignore[misc]
         positions_to_keep: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As `Phi3Attention.forward`, for `positions_to_keep` alone where they are given."""
+        """As `Phi3Attention.forward`, only for `positions_to_keep` if they are given."""
         if positions_to_keep is None:
             made: tuple[torch.Tensor, torch.Tensor | None] = super().forward(
                 hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs
@@ -233,8 +233,8 @@ class Phi3VLastAttention(Phi3Attention):  # type: ignore[misc]
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
-        # Other kinds want as many queries as keys, and a compiled graph their number: what they make of all
-        # positions is chosen from afterwards.
+        # Other implementations need as many queries as keys, and a compiled graph needs a fixed number:
+        # compute all positions and select afterwards.
         chosen = kind in ("eager", "sdpa") and not torch.compiler.is_compiling()
         if chosen:
             query = query[:, :, positions_to_keep]
@@ -255,7 +255,7 @@ class Phi3VLastAttention(Phi3Attention):  # type: ignore[misc]
 
 
 def _rows_of(mask: torch.Tensor | None, positions: torch.Tensor, queries: int, keys: int) -> torch.Tensor:
-    """Return the rows of a mask (batch, 1, queries, keys); None is the causal one of the last positions."""
+    """Return the selected rows of a mask (batch, 1, queries, keys); None is the causal mask."""
     if mask is not None:
         return mask[:, :, positions]
     causal = torch.arange(keys, device=positions.device) <= positions[:, None] + (keys - queries)
@@ -263,7 +263,7 @@ def _rows_of(mask: torch.Tensor | None, positions: torch.Tensor, queries: int, k
 
 
 class Phi3VLastLayer(Phi3DecoderLayer):  # type: ignore[misc]
-    """The decoder's last layer, which can leave out what nobody reads: other layers need every position."""
+    """The decoder's last layer, which can skip unused positions; other layers need every position."""
 
     def __init__(self, config: Phi3VConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
@@ -285,7 +285,7 @@ class Phi3VLastLayer(Phi3DecoderLayer):  # type: ignore[misc]
 
 
 class Phi3VPreTrainedModel(Phi3PreTrainedModel):  # type: ignore[misc]
-    """What the model and its parts share with transformers' loading and saving."""
+    """The shared base for transformers' loading and saving."""
 
     config: Phi3VConfig
     input_modalities = ("image", "text")
@@ -300,7 +300,7 @@ class Phi3VPreTrainedModel(Phi3PreTrainedModel):  # type: ignore[misc]
 
 
 class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):  # type: ignore[misc]
-    """The Phi-3 decoder, whose input may hold images."""
+    """The Phi-3 decoder, whose input can contain images."""
 
     def __init__(self, config: Phi3VConfig) -> None:
         super().__init__(config)
@@ -321,14 +321,14 @@ class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):  # type: ignore[misc]
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """As `Phi3Model.forward`, with images as `Phi3VImageProcessor` makes them.
+        """As `Phi3Model.forward`, with images as produced by `Phi3VImageProcessor`.
 
         With `positions_to_keep` (kept,), as a keyword, the last hidden state is (batch, kept, hidden): the
-        last layer computes these positions alone, and has no attention weights of others.
+        last layer computes only these positions, and has no attention weights of others.
         """
         if pixel_values is not None and len(pixel_values):
             if input_ids is None or inputs_embeds is not None or image_sizes is None:
-                raise ValueError("pixel_values go with input_ids and image_sizes, and not with inputs_embeds")
+                raise ValueError("pixel_values need input_ids and image_sizes, and exclude inputs_embeds")
             inputs_embeds = self.vision_embed_tokens(
                 self.embed_tokens(input_ids),
                 input_ids == self.config.image_token_id,
@@ -338,7 +338,7 @@ class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):  # type: ignore[misc]
         elif inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
-            # Padding on the left takes no positions, and so changes nothing.
+            # Left padding takes no positions, and therefore changes nothing.
             positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
             position_ids = positions[:, -inputs_embeds.shape[1] :]
         return super().forward(
@@ -354,7 +354,7 @@ class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):  # type: ignore[misc]
 class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """Phi-3-Vision with its language model head.
 
-    Every parameter's name is the published checkpoint's. Safetensors only.
+    Every parameter has the name of the published checkpoint. Weights are read only from safetensors.
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
@@ -378,13 +378,13 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):  # type: ignore[m
     def adjust_generation_fn(
         self, generation_config: GenerationConfig | None, *args: Any, **kwargs: Any
     ) -> None:
-        """As in transformers; and an answer ends where it was trained to, whatever the checkpoint says."""
+        """As in transformers, with the end-of-answer tokens of the training, regardless of the checkpoint."""
         super().adjust_generation_fn(generation_config, *args, **kwargs)
         if generation_config is None:
             self._end_answers()
 
     def _end_answers(self) -> None:
-        """Stop at `END_OF_ANSWER_IDS`: published files name the text model's end alone, or nothing."""
+        """Stop at `END_OF_ANSWER_IDS`: published files have only the text model's end token, or none."""
         stored = self.generation_config.eos_token_id
         others = [stored] if isinstance(stored, int) else stored or []
         self.generation_config.eos_token_id = list(dict.fromkeys([*END_OF_ANSWER_IDS, *others]))
@@ -403,35 +403,35 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):  # type: ignore[m
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """One pass. `input_ids` is never written to.
+        """Run one forward pass. `input_ids` is not modified.
 
         Args:
-            input_ids: (batch, sequence), with `config.image_token_id` where image tokens stand.
-            attention_mask: (batch, sequence), 0 where there is padding, on either side.
-            position_ids: (batch, sequence); from the mask where they are not given.
+            input_ids: (batch, sequence), with `config.image_token_id` for each image token.
+            attention_mask: (batch, sequence), 0 for padding, on either side.
+            position_ids: (batch, sequence); computed from the mask if not given.
             past_key_values: the cache of earlier positions.
             inputs_embeds: (batch, sequence, hidden), instead of `input_ids`; not together with images.
-            pixel_values: the crops of all images of the batch, in the order of their places, as
-                `Phi3VImageProcessor` makes them.
-            image_sizes: (images, 2), likewise.
-            labels: (batch, sequence), -100 where nothing is asked. Not shifted: the label at a position is
-                predicted from the positions before it.
-            use_cache: with labels, only if asked for.
+            pixel_values: the crops of all images of the batch, in the order of their places, as produced by
+                `Phi3VImageProcessor`.
+            image_sizes: (images, 2), as produced by `Phi3VImageProcessor`.
+            labels: (batch, sequence), -100 for positions without supervision. Not shifted: the label at a
+                position is predicted from the positions before it.
+            use_cache: with labels, only if requested.
             logits_to_keep: without labels, the last n positions (0: all) or which ones, as in
                 `Phi3ForCausalLM`.
             **kwargs: for the decoder; `num_items_in_batch` is for the loss.
 
         Returns:
             With labels: `loss`, the mean over supervised positions, or their sum divided by
-            `num_items_in_batch` where the Trainer gives it; and `logits` of those positions alone,
-            (positions, vocabulary), in the order of the batch: the head runs nowhere else, and the last
-            layer only where any sample of the batch is supervised. Without: `logits` (batch, kept positions,
-            vocabulary).
+            `num_items_in_batch` if the Trainer passes it; and `logits` of only those positions,
+            (positions, vocabulary), in the order of the batch: the head runs only there, and the last
+            layer only where any sample of the batch is supervised. Without labels: `logits` (batch, kept
+            positions, vocabulary).
         """
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
         if labels is not None:
             use_cache = bool(use_cache)
-            # Each position says what comes after it.
+            # Each position predicts the next one.
             targets = labels[:, 1:]
             supervised = targets != IGNORED_LABEL
             kept = supervised.any(0).nonzero()[:, 0]
@@ -453,7 +453,7 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):  # type: ignore[m
         else:
             targets, supervised = targets[:, kept].to(hidden.device), supervised[:, kept].to(hidden.device)
             logits = self.lm_head(hidden[supervised])
-            # In float32, whatever the model's type.
+            # In float32, for any dtype of the model.
             loss = self.loss_function(
                 logits=logits,
                 labels=None,
@@ -477,13 +477,13 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):  # type: ignore[m
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """As in transformers; where a sequence outgrows the short rotary factors, it is computed anew."""
+        """As in transformers; a sequence that outgrows the short rotary factors is recomputed."""
         if self._outgrows_short_factors(input_ids, past_key_values, position_ids):
             if kwargs.get("inputs_embeds") is not None:
                 raise ValueError(
                     "generation from inputs_embeds cannot cross original_max_position_embeddings"
                 )
-            # As on the first step: the whole sequence, with its images.
+            # As in the first step: the whole sequence, with its images.
             past_key_values, is_first_iteration, kwargs["next_sequence_length"] = None, True, None
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(
             input_ids,
@@ -497,10 +497,10 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):  # type: ignore[m
     def _outgrows_short_factors(
         self, input_ids: torch.Tensor, cache: Cache | None, position_ids: torch.Tensor | None
     ) -> bool:
-        """Whether any sequence is cached with short factors and now needs the long ones."""
+        """Return whether any sequence is cached with short factors and now needs the long ones."""
         boundary = self.config.original_max_position_embeddings
         cached = cache.get_seq_length() if cache is not None else 0
-        # Most generation ends here, without waiting for the device.
+        # Usually the function returns here, without waiting for the device.
         if not cached or input_ids.shape[1] <= boundary:
             return False
         if position_ids is None or position_ids.shape[1] != input_ids.shape[1]:
@@ -537,6 +537,6 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):  # type: ignore[m
 
 
 def _repeat_samples(rows: torch.Tensor, sample: torch.Tensor, samples: int, times: int) -> torch.Tensor:
-    """Repeat the rows of each sample together; `sample` says whose each row is, in ascending order."""
+    """Repeat the rows of each sample together; `sample` has the sample of each row, in ascending order."""
     parts = torch.split(rows, torch.bincount(sample, minlength=samples).tolist())
     return torch.cat([part for part in parts for _ in range(times)])

@@ -1,4 +1,4 @@
-"""Text and pictures to the model's input, and token ids back to text."""
+"""Convert text and pictures to the model's input, and token ids back to text."""
 
 import re
 from collections.abc import Sequence
@@ -42,12 +42,12 @@ CHAT_TEMPLATE = """\
 
 
 class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
-    """One object for a model's text and pictures.
+    """Combines a model's tokenizer and image processor.
 
     Args:
-        image_processor: what cuts pictures into crops.
-        tokenizer: any that has `<|image|>` and the turn markers as the published one has them.
-        chat_template: instead of the built-in one, which takes messages with image parts.
+        image_processor: cuts pictures into crops.
+        tokenizer: any that has `<|image|>` and the turn markers of the published one.
+        chat_template: replaces the built-in one, which accepts messages with image parts.
     """
 
     def __init__(
@@ -65,20 +65,20 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
 
     @classmethod
     def _load_tokenizer_from_pretrained(cls, sub_processor_type: str, folder: Any, **kwargs: Any) -> Any:
-        # tokenizer.json as it is; the class that the published tokenizer_config.json names builds its own.
+        # Reads tokenizer.json directly; the class in the published tokenizer_config.json builds its own.
         return PreTrainedTokenizerFast.from_pretrained(folder, **kwargs)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> list[str]:
         """Write the tokenizer's files, `chat_template.jinja` and `preprocessor_config.json`."""
         (combined,) = super().save_pretrained(save_directory, **kwargs)
-        # One place for the image processor's settings, and the one that other software reads.
+        # The image processor's settings are stored in one place, which other software reads too.
         Path(combined).unlink()
         written: list[str] = self.image_processor.save_pretrained(save_directory)
         return written
 
     @property
     def model_input_names(self) -> list[str]:
-        """What a call returns."""
+        """The names of the model's inputs."""
         return ["input_ids", "attention_mask", "pixel_values", "image_sizes"]
 
     def __call__(
@@ -100,30 +100,30 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
         Args:
             text: one or several; `<|image_k|>` shows the sample's k-th image, in any order, each once, k
                 from 1 without gaps.
-            images: for one text, an image or a list. For several, a list of lists (None or [] where a text
-                has no image), or a flat list from which each text takes as many as it has marks.
-            padding: True or "longest", or "max_length" with `max_length`. Nothing is ever cut.
-            padding_side: "right" for training, "left" for generation; the tokenizer's own by default.
+            images: for one text, an image or a list. For several, a list of lists (None or [] for a text
+                without images), or a flat list from which each text takes as many as it has markers.
+            padding: True or "longest", or "max_length" with `max_length`. Texts are never truncated.
+            padding_side: "right" for training, "left" for generation; by default the tokenizer's.
             max_length: the length to pad to.
             pad_to_multiple_of: pad further, to a multiple of this.
-            num_crops: instead of the stored one.
+            num_crops: overrides the stored one.
             add_special_tokens: the beginning-of-sequence token before each chunk of text.
             return_tensors: "pt", "np", or None for lists of ids.
-            **others: what transformers passes for other kinds of input: None.
+            **others: arguments of transformers for other kinds of input; must be None.
 
         Returns:
             `input_ids` and `attention_mask` (batch, sequence), with the id of `<|image|>` for each image
-            token. With images also `pixel_values` and `image_sizes` as `Phi3VImageProcessor` makes them, in
-            the order in which the marks stand in the batch.
+            token. With images also `pixel_values` and `image_sizes` as produced by `Phi3VImageProcessor`, in
+            the order of the markers in the batch.
 
         Raises:
-            ValueError: what cannot be prepared: which sample (counted from 1), and why.
+            ValueError: a sample cannot be prepared; the message says which (counted from 1), and why.
         """
         unknown = sorted(name for name, value in others.items() if value is not None)
         if unknown:
             raise TypeError(f"Phi3VProcessor has no argument {', '.join(unknown)}")
         if text is None:
-            raise ValueError("text is needed: images alone mean nothing to the model")
+            raise ValueError("text is required")
         texts = [text] if isinstance(text, str) else list(text)
         samples = self._samples(texts, images, single=isinstance(text, str))
         encoded = self._encode([sample for sample, _ in samples], add_special_tokens)
@@ -145,7 +145,7 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
         return BatchFeature(data=data, tensor_type=return_tensors)
 
     def _samples(self, texts: list[str], images: Any, single: bool) -> list[tuple[str, list[Any]]]:
-        """Give every text its images."""
+        """Assign the images to the texts."""
         if images is None:
             return [(text, []) for text in texts]
         if not isinstance(images, list | tuple):
@@ -154,7 +154,7 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
         if nested:
             if len(images) != len(texts):
                 raise ValueError(
-                    f"{len(texts)} texts and {len(images)} lists of images: one list for each text is needed"
+                    f"{len(texts)} texts and {len(images)} lists of images: give one list for each text"
                 )
             return [
                 (text, list(own) if isinstance(own, list | tuple) else [] if own is None else [own])
@@ -165,7 +165,7 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
         counts = [len(MARK.findall(text)) for text in texts]
         if sum(counts) != len(images):
             raise ValueError(
-                f"the {len(texts)} texts hold {sum(counts)} image marks, but there are {len(images)} images"
+                f"the {len(texts)} texts have {sum(counts)} image markers, but there are {len(images)} images"
             )
         rest = iter(images)
         return [(text, [next(rest) for _ in range(count)]) for text, count in zip(texts, counts, strict=True)]
@@ -173,23 +173,23 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
     def _shown(
         self, text: str, pictures: list[Any], num_crops: int | None
     ) -> list[tuple[torch.Tensor, tuple[int, int]]]:
-        """The crops of a sample's images, in the order in which its text shows them."""
+        """The crops of a sample's images, in the order of its markers."""
         marks = [int(number) for number in MARK.findall(text)]
         if len(set(marks)) != len(marks):
-            raise ValueError(f"an image mark stands twice in the text: {_marks(marks)}")
+            raise ValueError(f"an image marker occurs twice in the text: {_marks(marks)}")
         if sorted(marks) != list(range(1, len(marks) + 1)):
             raise ValueError(
-                f"image marks must count from <|image_1|> without gaps, but the text holds {_marks(marks)}"
+                f"image markers must count from <|image_1|> without gaps, but the text has {_marks(marks)}"
             )
         if len(marks) != len(pictures):
-            raise ValueError(f"the text holds {len(marks)} image marks, but there are {len(pictures)} images")
+            raise ValueError(f"the text has {len(marks)} image markers, but there are {len(pictures)} images")
         cropped = self.image_processor.crop_all(pictures, num_crops)
         return [cropped[mark - 1] for mark in marks]
 
     def _encode(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[list[int]]]:
-        """The ids of each text's chunks, each tokenised on its own as in training."""
+        """The ids of each text's chunks, each tokenised separately as in training."""
         chunks = [MARK.split(text)[::2] for text in texts]
-        # One call for all: a call of the tokenizer costs more than a text.
+        # One call for all texts: a tokenizer call costs more than a text.
         encoded = iter(
             self.tokenizer(
                 [part for text in chunks for part in text], add_special_tokens=add_special_tokens
@@ -198,11 +198,9 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
         return [list(islice(encoded, len(text))) for text in chunks]
 
     def _ids(self, encoded: list[list[int]], lengths: list[int]) -> list[int]:
-        """A text's chunks with placeholders for its images between them."""
+        """A text's chunks, with placeholders for its images between them."""
         if any(self.image_token_id in chunk for chunk in encoded):
-            raise ValueError(
-                f"the text holds {IMAGE_TOKEN} itself: an image's place is marked by <|image_1|>"
-            )
+            raise ValueError(f"the text contains {IMAGE_TOKEN}; mark the place of an image by <|image_1|>")
         ids = list(encoded[0])
         for length, chunk in zip(lengths, encoded[1:], strict=True):
             ids += [self.image_token_id] * length

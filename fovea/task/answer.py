@@ -10,11 +10,12 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model answered, and the fields that the task's parser found in it.
+    """A model's answer, with the result of the task's parser.
 
-    ``completion_tokens`` counts the token that ended the answer; ``finish_reason`` is ``length`` where none
-    did. ``scores`` are the fields' log-probabilities (`fovea.field_scores`); None where the answer could not
-    be read. Answers with the same text are equal: scores differ in their last digits with the batch.
+    ``completion_tokens`` includes the token that ended the answer; ``finish_reason`` is ``length`` if there
+    was none. ``scores`` has the likelihood of each field (`fovea.field_scores`); it is None if the answer
+    could not be parsed. Answers with the same text are equal: scores depend, in their last digits, on the
+    rest of the batch.
     """
 
     text: str

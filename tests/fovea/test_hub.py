@@ -41,7 +41,7 @@ def test_only_what_is_wanted_comes_and_only_once(hub: HubServer) -> None:
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_a_file_that_is_not_the_hubs_is_refused(hub: HubServer, name: str) -> None:
     hub.corrupt.add(name)
-    with pytest.raises(UserError, match=rf"{name} is not the file that the hub names .*fetch it again"):
+    with pytest.raises(UserError, match=rf"{name} differs from the hub .*download it again"):
         download_model(NAME, ("*.json", "*.safetensors"))
 
 

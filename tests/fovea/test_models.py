@@ -83,9 +83,9 @@ def test_other_models_are_refused(s3: str, damaged: Path, tmp_path: Path) -> Non
     with pytest.raises(UserError, match=r"config\.json: .*JSON"):
         imported(damaged, s3)
     (damaged / "model.safetensors").rename(damaged / "pytorch_model.bin")
-    with pytest.raises(UserError, match="pickled weights are not read"):
+    with pytest.raises(UserError, match="pickled weights are not supported"):
         imported(damaged, s3)
-    with pytest.raises(UserError, match="no such folder; from a hub, name the commit"):
+    with pytest.raises(UserError, match="no such folder; for a hub, add the commit"):
         imported(tmp_path / "nowhere", s3)
     assert not list(Storage().list(s3 + "/"))
 

@@ -98,7 +98,7 @@ def test_only_what_matches_the_pattern_is_fetched(s3: str, payload: Path) -> Non
     storage = Storage()
     folder = storage.download(model_record(storage, payload, f"{s3}/models/a/"), pattern="*.bin")
     assert [path.name for path in folder.rglob("*") if path.is_file()] == ["weights.bin"]
-    with pytest.raises(UserError, match="names no file"):
+    with pytest.raises(UserError, match="has no file"):
         storage.download(model_record(storage, payload, f"{s3}/models/a/"), pattern="*.none")
 
 

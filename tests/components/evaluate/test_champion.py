@@ -43,7 +43,7 @@ def find(root: str, folder: Path) -> ModelRecord | AbsentRecord:
 def test_the_champion_is_found_by_where_its_weights_are(
     s3: str, tmp_path: Path, registry: dict[str, str]
 ) -> None:
-    assert find(s3, tmp_path) == AbsentRecord(reason="no version of shoes was deployed yet")
+    assert find(s3, tmp_path) == AbsentRecord(reason="no version of shoes has been deployed")
     models: list[Record] = [model(s3, {"rank": rank}) for rank in (4, 8)]
     registry["shoes"] = models[1].uri
     assert find(s3, tmp_path) == models[1]
@@ -63,4 +63,4 @@ def test_without_a_registry_there_is_no_champion(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     absent = find(s3, tmp_path)
     assert isinstance(absent, AbsentRecord)
-    assert "no MLflow" in absent.reason
+    assert "MLflow is not configured" in absent.reason

@@ -159,7 +159,7 @@ QKV = "base_model.model.model.layers.0.self_attn.qkv_proj"
                 "base_model.model.model.layers.9.self_attn.qkv_proj.lora_A.weight": torch.zeros(4, 64),
                 "base_model.model.model.layers.9.self_attn.qkv_proj.lora_B.weight": torch.zeros(192, 4),
             },
-            "layers.9.self_attn.qkv_proj.weight, which the base does not have",
+            "layers.9.self_attn.qkv_proj.weight, which the adapter changes",
         ),
     ],
 )

@@ -61,8 +61,8 @@ def test_half_precision_is_read(folder: Path, dtype: torch.dtype):
     ("changes", "reason"),
     [
         ({NORM: None}, "lacks model.norm.weight"),
-        ({"score.weight": torch.ones(1)}, "has besides score.weight"),
-        ({NORM: torch.ones(65)}, "has in another shape model.norm.weight [65] instead of [64]"),
+        ({"score.weight": torch.ones(1)}, "has unexpected score.weight"),
+        ({NORM: torch.ones(65)}, "has with another shape model.norm.weight [65] instead of [64]"),
         ({NORM: torch.ones(64, dtype=torch.int8)}, "model.norm.weight is I8, only BF16, F16, F32 are read"),
     ],
     ids=["missing", "besides", "shape", "type"],
@@ -76,13 +76,13 @@ def test_another_configuration_than_the_weights(folder: Path):
     change_json(folder / "config.json", num_hidden_layers=3)
     assert re.search(r"lacks model\.layers\.2\.input_layernorm\.weight, .* and 3 more", refused(folder))
     change_json(folder / "config.json", rope_scaling={"type": "su", "short_factor": [1.0]})
-    assert "config.json: is no Phi-3-Vision configuration" in refused(folder)
+    assert "config.json: is not a Phi-3-Vision configuration" in refused(folder)
 
 
 def test_a_file_that_was_cut_off(folder: Path):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    assert "model.safetensors: is not a whole safetensors file" in refused(folder)
+    assert "model.safetensors: is not a complete safetensors file" in refused(folder)
 
 
 @pytest.mark.parametrize("name", ["model-00009-of-00009.safetensors", "../secret.safetensors"])
@@ -97,7 +97,7 @@ def test_shards_that_are_not_there(folder: Path, tmp_path: Path, name: str):
 
 def test_two_sets_of_weights(folder: Path):
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {}}')
-    assert "holds both model.safetensors and model.safetensors.index.json" in refused(folder)
+    assert "contains both model.safetensors and model.safetensors.index.json" in refused(folder)
 
 
 @pytest.mark.parametrize(

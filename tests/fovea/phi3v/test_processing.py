@@ -89,16 +89,16 @@ BLANK = Image.new("RGB", (5, 5))
 @pytest.mark.parametrize(
     ("text", "images", "reason"),
     [
-        ("<|image_1|>", [BLANK, BLANK], "the text holds 1 image marks, but there are 2 images"),
-        ("<|image_1|>", [], "the text holds 1 image marks, but there are 0 images"),
-        ("no mark", [BLANK], "the text holds 0 image marks, but there are 1 images"),
-        ("<|image_2|>", [BLANK], "without gaps, but the text holds <|image_2|>"),
+        ("<|image_1|>", [BLANK, BLANK], "the text has 1 image markers, but there are 2 images"),
+        ("<|image_1|>", [], "the text has 1 image markers, but there are 0 images"),
+        ("no mark", [BLANK], "the text has 0 image markers, but there are 1 images"),
+        ("<|image_2|>", [BLANK], "without gaps, but the text has <|image_2|>"),
         ("<|image_1|><|image_3|>", [BLANK, BLANK], "without gaps"),
         ("<|image_0|>", [BLANK], "without gaps"),
-        ("<|image_1|><|image_1|>", [BLANK], "stands twice"),
+        ("<|image_1|><|image_1|>", [BLANK], "occurs twice"),
         ("<|image_1|>", [Image.new("RGB", (5, 0))], "image 1: the image has no pixels"),
         ("<|image_1|><|image_2|>", [BLANK, "bag.jpg"], "image 2: not an image but str"),
-        ("<|image_1|> and <|image|>", [BLANK], "holds <|image|> itself"),
+        ("<|image_1|> and <|image|>", [BLANK], "contains <|image|>"),
     ],
 )
 def test_errors_say_which_sample_and_why(processor, text, images, reason):
@@ -109,9 +109,9 @@ def test_errors_say_which_sample_and_why(processor, text, images, reason):
 def test_errors_of_a_whole_call(processor):
     with pytest.raises(ValueError, match="2 texts and 1 lists of images"):
         processor(["a", "b"], [[BLANK]])
-    with pytest.raises(ValueError, match="2 texts hold 1 image marks, but there are 2 images"):
+    with pytest.raises(ValueError, match="2 texts have 1 image markers, but there are 2 images"):
         processor(["<|image_1|>", "b"], [BLANK, BLANK])
-    with pytest.raises(ValueError, match="text is needed"):
+    with pytest.raises(ValueError, match="text is required"):
         processor(images=[BLANK])
     foreign = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE()))
     with pytest.raises(ValueError, match=r"has no <\|image\|>"):
