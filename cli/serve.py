@@ -54,7 +54,7 @@ def serve(
 
 
 def _locate_named(model: str, name: str, state: Path) -> "LocatedModel":
-    """Return the model that was named; what lies in S3 is downloaded."""
+    """Return the named model; a model in S3 is downloaded."""
     from pipelines.local.run import ARTIFACT_ROOT
     from pipelines.local.state import State
     from serving.engine.loading import LocatedModel, locate_model

@@ -26,7 +26,7 @@ class DeployParameters(Parameters):
     deploy_probes: Annotated[int, FormerName("probes")] = Field(default=8, ge=1, le=256)
     """Held-out pictures that the server is asked about."""
     deploy_timeout_seconds: Annotated[float, FormerName("timeout_seconds")] = Field(default=600.0, gt=0)
-    """For a local server's start and its answers, together; on KServe each phase has a limit of its own."""
+    """For a local server's start and its answers, together; on KServe each phase has its own limit."""
     kserve: KServeParameters = KServeParameters()
     """How the service is run and rolled out on KServe, as YAML or JSON: namespace, runtime, replicas, gpus,
     memory, node_selector, tolerations, rollout, traffic_steps and more."""

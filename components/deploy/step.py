@@ -32,7 +32,7 @@ logger = logging.getLogger("fovea")
 
 
 class Verdict(NamedTuple):
-    """What the pipeline goes on with."""
+    """The outputs of the task."""
 
     deployed: bool
     reason: str

@@ -67,7 +67,7 @@ def bootstrap(
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """A figure of the first less that of the second, and the interval that the difference lies in."""
+    """The difference of two figures, first minus second, with its interval."""
 
     difference: float
     low: float

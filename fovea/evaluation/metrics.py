@@ -125,8 +125,8 @@ def with_intervals(metrics: Metrics) -> dict[str, float]:
 def confusions(outcomes: Outcomes) -> dict[str, Confusion]:
     """Return how often each category was answered with which, for each field of categories.
 
-    The 30 most frequent, and the rest as one: `OTHER` also stands for answers that are no category of the
-    split, `UNREADABLE` for answers without one.
+    The 30 most frequent, and the rest as one: `OTHER` includes answers that are not a category of the
+    split, `UNREADABLE` those that could not be read.
     """
     return {
         name: _confusion(outcomes, name) for name, field in outcomes.task.fields.items() if field.is_category

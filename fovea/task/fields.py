@@ -43,7 +43,7 @@ Fields = Mapping[str, FieldValue]
 Scalar = bool | float | str
 
 OTHER = "(other)"
-"""All categories that are too rare for a slice of their own."""
+"""The slice of all categories that are too rare for a separate one."""
 
 PRICE_TOLERANCE = 0.1
 """A price is right if it is off by at most this share of the true one."""
@@ -140,7 +140,7 @@ class BaseField(BaseModel):
         return str(value)
 
     def parse(self, text: str) -> FieldValue:
-        """Return the value that ``text`` stands for; ValueError where it stands for none."""
+        """Return the value of ``text``; ValueError where it is not one."""
         return text
 
     def show(self, value: FieldValue, length: int = 120) -> str:
@@ -309,7 +309,7 @@ class PriceField(BaseField):
         )
 
     def comparable_by(self, fields: Mapping[str, BaseField]) -> tuple[str, ...]:
-        """Return the currency fields: a price in another currency is another price, whatever its number."""
+        """Return the currency fields: a price in another currency is another price, also with the same number."""
         return tuple(name for name, field in fields.items() if isinstance(field, CurrencyField))
 
     def is_right(self, truth: FieldValue, answer: FieldValue) -> bool:

@@ -141,7 +141,7 @@ class Task(BaseModel):
         return ParsedAnswer(fields, None)
 
     def spans(self, text: str) -> dict[str, tuple[int, int]] | None:
-        """Return where each field stands in an answer: its first character, and the first one after it.
+        """Return the span of each field in an answer: its first character, and the first one after it.
 
         None where ``text`` does not follow the template; whether the values are allowed is not looked at.
         """
@@ -195,7 +195,7 @@ class Task(BaseModel):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read the task that lies in ``folder``.
+        """Read the task from ``folder``.
 
         Raises:
             UserError: there is none, or it is not a task.

@@ -163,7 +163,7 @@ class Pipelines:
         """Yield each task's name and state when it changes, and at the end the run's, named ``run``.
 
         Raises:
-            UserError: the endpoint refuses, or can no longer be reached. The run itself goes on.
+            UserError: the endpoint refuses, or can no longer be reached. The run itself continues.
         """
         seen: dict[str, str] = {}
         while True:

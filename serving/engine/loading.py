@@ -89,7 +89,7 @@ def find_evaluation(source: str, digest: str) -> EvaluationRecord:
 
 
 def _checked(folder: Path, source: str) -> str:
-    """Return the digest of a record whose files lie in a folder.
+    """Return the digest of a record whose files are in a folder.
 
     Raises:
         UserError: one does not, or is another one.

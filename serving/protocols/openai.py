@@ -47,7 +47,7 @@ _ERROR_KINDS = {
 
 
 class ImageUrl(Open):
-    """OpenAI's way to hand over a picture."""
+    """A picture in OpenAI's format."""
 
     url: str = Field(
         description="data:image/…;base64,… or an http: or https: address, where the server fetches those."

@@ -28,7 +28,7 @@ Served = Annotated[ServedModel, Depends(_served)]
 
 
 async def read_body(request: Request, kind: type[Body]) -> Body:
-    """Read a body of JSON, whatever its content type says: curl and others send none or a wrong one.
+    """Read a JSON body regardless of its content type: curl and others send none or a wrong one.
 
     Raises:
         RequestError: it is not what ``kind`` describes.
