@@ -167,8 +167,8 @@ class Evaluation:
             run.log_metrics(shuffled.figures if shuffled else {}, prefix=f"{self.split}/shuffled/")
             for field, confusion in own["confusions"].items():
                 run.log_table(_columns(confusion), f"confusion-{field}.json")
-        figures = ", ".join(
-            f"{metric.title} {figure_text(metrics.figures[name], metric.unit)}"
+        figures = "; ".join(
+            f"{metric.title}: {figure_text(metrics.figures[name], metric.unit)}"
             for name, metric in metrics_of(self.dataset.task).items()
         )
         logger.info("%s: %d rows: %s", attempt.task, metrics.samples, figures)

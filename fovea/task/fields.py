@@ -309,7 +309,7 @@ class PriceField(BaseField):
         )
 
     def comparable_by(self, fields: Mapping[str, BaseField]) -> tuple[str, ...]:
-        """Return the currency fields: a price in another currency is another price, also with the same number."""
+        """Return the currency fields: a price in another currency is another price."""
         return tuple(name for name, field in fields.items() if isinstance(field, CurrencyField))
 
     def is_right(self, truth: FieldValue, answer: FieldValue) -> bool:
