@@ -44,7 +44,7 @@ def metrics_of(task: Task) -> dict[str, TaskMetric]:
     found = [
         TaskMetric(
             f"{name}.{metric.name}",
-            f"{label(name)}, {metric.title}",
+            f"{label(name)} {metric.title}",
             metric.unit,
             metric.lower_is_better,
             _of_field(name, metric.function),

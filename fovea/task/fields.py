@@ -189,7 +189,7 @@ class TextField(BaseField):
 
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("exact", "right, letter by letter", mean("exact")),
-        Metric("f1", "F1 of its words", mean("f1")),
+        Metric("f1", "F1 of words", mean("f1")),
     )
     right_metric: ClassVar[str] = "exact"
 

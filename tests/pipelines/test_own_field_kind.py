@@ -53,7 +53,7 @@ def task(monkeypatch: pytest.MonkeyPatch) -> Iterator[Task]:
         json_type: ClassVar[Literal["string", "number"]] = "number"
         metrics: ClassVar[tuple[Metric, ...]] = (
             Metric("right", "right", mean("right")),
-            Metric("stars_off", "mean stars off", mean("off"), lower_is_better=True),
+            Metric("stars_off", "mean error", mean("off"), lower_is_better=True),
         )
         right_metric: ClassVar[str] = "right"
         requirements: ClassVar[tuple[Requirement, ...]] = (Requirement("right", 0.9),)
@@ -214,7 +214,7 @@ def test_an_own_field_kind_is_prepared_trained_evaluated_judged_and_served(
         dataset=dataset,
         storage=Storage(),
     ).read_text()
-    assert "Stars, mean stars off" in page
+    assert "Stars mean error" in page
     serve(folder)
 
 

@@ -43,7 +43,7 @@ def summary() -> Summary:
         settings={"source": HOSTILE},
         samples=304,
         models={"base": metrics(0.05), "challenger": metrics(0.97), "shuffled": metrics(0.08)},
-        figures=(FigureTitle(name="category.accuracy", title="Category, right", unit="fraction"),),
+        figures=(FigureTitle(name="category.accuracy", title="Category right", unit="fraction"),),
         gate=GateSummary(
             passed=False,
             reason=HOSTILE,

@@ -120,7 +120,7 @@ def test_what_it_shows(bucket: Bucket, tmp_path: Path) -> None:
     assert f"90.0 % {100 * low:.1f} – {100 * high:.1f}" in text
     assert "majority category" in text
     assert "shuffled" in text
-    for name in ("Full price, median error", "By category", "By full price", "CATEGORY 2", "10.00 to 40.00"):
+    for name in ("Full price median error", "By category", "By full price", "CATEGORY 2", "10.00 to 40.00"):
         assert name in text
     assert "108 of 120 rows have every field right" in text
     assert 'value="1">CATEGORY 0: 36 of 40 right</option>' in page
