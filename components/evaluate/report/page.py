@@ -267,7 +267,7 @@ class _Report:
         models = {name: record for name, record in self._models.items() if record is not None}
         for field in self._challenger.slices:
             ordered = self._dataset.task.fields[field].is_amount
-            order = "in their order" if ordered else "the worst first"
+            order = "in order" if ordered else "the worst first"
             tables = [_slice_table(field, metric, models, ordered) for metric in self._metrics.values()]
             yield field, f"By {label(field).lower()}", order, list(models), tables
 
