@@ -38,7 +38,7 @@ from fovea.storage import Storage, join_uri
 from fovea.task import Task
 
 STEP = "prepare_data"
-VERSION = 3
+VERSION = 4
 """Raised whenever the same inputs would give another dataset."""
 
 logger = logging.getLogger("fovea")

@@ -53,16 +53,34 @@ _SIGNS = {
     "FR": "CHF",
     "SFR": "CHF",
     "RM": "MYR",
+    "₱": "PHP",
+    "TL": "TRY",
+    "RP": "IDR",
+    "R": "ZAR",
+    "РУБ": "RUB",
+    "ر.س": "SAR",
+    "LEI": "RON",
 }
+_WITHOUT_CURRENCY = {"INCL", "INC", "VAT", "EACH", "EA"}
+"""Words around a price that say nothing about its currency."""
+_THREE_DECIMALS = {"BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"}
 
-# A number, with what may stand around it; "1390,-" is a way to write no cents.
+# A number, with the words and signs around it; "1390,-" has no cents, "1390-" may be a negative number.
 _PRICE = re.compile(
     r"(?P<before>(?:[^\d.,]|(?<=[A-Za-z])\.)*)"
     r"(?P<number>\d[\d.,' ]*?)"
-    r"(?:(?P<mark>[.,]?)[-–—]+)?"
+    r"(?:(?P<no_cents>[.,/:][-–—]+)|(?P<minus>[-–—]+))?"
     r"(?P<after>\D*)",
     re.ASCII,
 )
+_RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹₀₁₂₃₄₅₆₇₈₉"
+_RAISED_CENTS = re.compile(rf"([^.,]*\d)([{_RAISED}]{{2}})(\D*)")
+_FOOTNOTE = re.compile(rf"(.*\d[.,]\d\d)[{_RAISED}](\D*)")
+# "US $": the sign that a country's letters belong to.
+_COUNTRY = re.compile(r"\b(US|CA|AU|HK|NZ|NT|A|C|S|R)\s+\$", re.IGNORECASE)
+# ".75", ",89"
+_WITHOUT_ZERO = re.compile(r"(?<![\w.,])([.,]\d{1,2})(?!\d)")
+_THREE_AFTER_MARK = re.compile(r"\d{1,3}[.,]\d{3}", re.ASCII)
 _MAX_LENGTH = 50
 _RATE = re.compile(r"\d{1,9}(\.\d{1,12})?|\.\d{1,12}", re.ASCII)
 _TOO_MUCH = Decimal(10) ** 12
@@ -88,14 +106,39 @@ def parse_price(value: str | Decimal, decimal_mark: DecimalMark = "") -> Price:
     """
     if isinstance(value, Decimal):
         return Price(_positive(value), frozenset())
-    text = unicodedata.normalize("NFKC", value).replace("’", "'").strip()
+    text = unicodedata.normalize("NFKC", _lowered(value)).replace("’", "'").strip()
     if text.lower() in _MISSING:
         raise UnusableError("missing")
+    text = _WITHOUT_ZERO.sub(r"0\1", _COUNTRY.sub(r"\1$", text))
     match = _PRICE.fullmatch(text) if len(text) <= _MAX_LENGTH else None
     if match is None:
         raise UnusableError("unreadable")
-    currencies = _currencies(match["before"], match["after"])
-    return Price(_positive(_amount(match["number"].strip(), decimal_mark or match["mark"] or "")), currencies)
+    number, currencies = match["number"].strip(), _currencies(match["before"], match["after"])
+    if match["no_cents"]:
+        amount = _whole(number)
+    elif currencies & _THREE_DECIMALS and not decimal_mark and _THREE_AFTER_MARK.fullmatch(number):
+        raise UnusableError("ambiguous")
+    else:
+        amount = _amount(number, decimal_mark)
+    if match["minus"]:
+        raise UnusableError("not_positive" if amount % 1 else "ambiguous")
+    return Price(_positive(amount), currencies)
+
+
+def _lowered(text: str) -> str:
+    """Return a price with raised digits as cents, and without the mark of a footnote.
+
+    Raises:
+        UnusableError: ``ambiguous``, for raised digits that could be either.
+    """
+    if not any(digit in text for digit in _RAISED):
+        return text
+    cents, footnote = _RAISED_CENTS.fullmatch(text), _FOOTNOTE.fullmatch(text)
+    if cents:
+        return f"{cents[1]}.{unicodedata.normalize('NFKC', cents[2])}{cents[3]}"
+    if footnote:
+        return f"{footnote[1]}{footnote[2]}"
+    raise UnusableError("ambiguous")
 
 
 def parse_rate(value: str | Decimal) -> Decimal:
@@ -137,7 +180,9 @@ def _currencies(before: str, after: str) -> frozenset[str]:
     """Return the currencies that all words and signs around a number allow."""
     possible: frozenset[str] | None = None
     for word in [*before.upper().split(), *after.upper().split()]:
-        name = word.strip(".:")
+        name = word.strip(".:/,")
+        if name in _WITHOUT_CURRENCY:
+            continue
         stands_for = frozenset(_SIGNS.get(name, name if name in _CODES else "").split())
         if not stands_for:
             raise UnusableError("unreadable")
@@ -145,6 +190,13 @@ def _currencies(before: str, after: str) -> frozenset[str]:
     if possible is not None and not possible:
         raise UnusableError("unreadable")
     return possible or frozenset()
+
+
+def _whole(number: str) -> Decimal:
+    """Return a number without decimals, whose separators are of thousands."""
+    if not (number.isdigit() or _GROUPED.fullmatch(number)):
+        raise UnusableError("unreadable")
+    return Decimal(re.sub(r"\D", "", number))
 
 
 def _amount(number: str, decimal_mark: str) -> Decimal:

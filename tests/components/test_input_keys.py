@@ -34,12 +34,12 @@ from tests.some_records import made_by, some_evaluation
 
 KEYS = {
     "import_model": "5179e3e99fb4a85f98237234dfcec9fe115bc09064b5b158abe1ce86ed9f9b68",
-    "prepare_data": "e53b9bb8f85244fc6187af8df2691ca6374f8c75aa60c52bd4a96d3bc51d8c0c",
+    "prepare_data": "2a673e484620631ad6f08830295812f92efbd44b1d6063042e4a28996cae3e10",
     "train_lora": "767bbce568cb99060c6d24c4846e0c5458376e03ce2db73e79b4f1157ab4a576",
     "merge_adapter": "da2e3aaf6ee8602f8aec6e6e4bb9de90f7d629fd0c8d937658e3c51bf6c032bf",
     "evaluate": "acbc6119c5ab16eb211055441dacd49eefb37d4656a310f2453e2413f421adef",
     "evaluate of a base": "494ab67c2751c4b7f32f593af6f6f9c1417d29a081830e6339d9d7f03f9848f0",
-    "gate": "12e613abb1ebe217493abf609eb41c060716dff7a4a172d134af39d8c3d72cc7",
+    "gate": "bd5456f467364bf4e1f242554e87fc7e3fb281d6d16ee33fc5a1f514cf6adef2",
 }
 """Input keys of the steps, with the pipeline's defaults and the parents below."""
 

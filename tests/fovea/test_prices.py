@@ -43,6 +43,23 @@ from fovea.task.prices import parse_price
         ("1390 zł", 1390.0),
         ("１３９０円", 1390.0),
         ("  1390  ", 1390.0),
+        ("12,99¹", 12.99),
+        ("19⁹⁹ €", 19.99),
+        ("1.234.-", 1234.0),
+        ("Rs. 1,299/-", 1299.0),
+        ("1 299:-", 1299.0),
+        ("US $789.99", 789.99),
+        ("₱1,299", 1299.0),
+        ("129,90 TL", 129.9),
+        ("Rp 129.000,00", 129000.0),
+        ("R 1 299,00", 1299.0),
+        ("1 490,00 руб.", 1490.0),
+        ("12,999.00 ر.س.", 12999.0),
+        (".75", 0.75),
+        (",89 €", 0.89),
+        ("12,99 € incl. VAT", 12.99),
+        ("$12.99/each", 12.99),
+        ("TND 12,345.500", 12345.5),
     ],
 )
 def test_reads(text: str, amount: float) -> None:
@@ -84,6 +101,28 @@ def test_refuses_what_is_no_price(text: str) -> None:
 @pytest.mark.parametrize("text", ["0", "0.00", "0.001"])
 def test_refuses_nothing(text: str) -> None:
     assert refused(text) == "not_positive"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("12,50-", "not_positive"),
+        ("1390-", "ambiguous"),
+        ("TND 12,345", "ambiguous"),
+        ("KWD 1.250", "ambiguous"),
+        ("Rp 129.000", "ambiguous"),
+        ("12¹", "ambiguous"),
+        ("1⁹⁹⁹", "ambiguous"),
+        ("12,9¹", "ambiguous"),
+    ],
+)
+def test_does_not_guess(text: str, reason: str) -> None:
+    assert refused(text) == reason
+
+
+@given(cents=st.integers(1, 10**9), raised=st.sampled_from("¹²³"))
+def test_a_footnote_never_becomes_a_digit(cents: int, raised: str) -> None:
+    assert parse_price(f"{cents // 100},{cents % 100:02}{raised}").amount == cents / 100
 
 
 def test_a_point_before_three_digits_could_mean_two_things() -> None:
