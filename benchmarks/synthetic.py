@@ -69,7 +69,7 @@ def configuration(size: str) -> Phi3VConfig:
             },
             **common,
         )
-    raise ValueError(f"{size} is no size: published, middling or tiny")
+    raise ValueError(f"{size} is not a size: published, middling or tiny")
 
 
 def random_model(config: Phi3VConfig, dtype: torch.dtype, device: str) -> Phi3VForCausalLM:
