@@ -6,7 +6,7 @@ FROM ${BASE_IMAGE} AS requirements
 WORKDIR /src
 COPY pyproject.toml ./
 # Dependencies change less often than the code or the version, so they have a separate file and layer.
-RUN python3 -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['platform'], sep='\n')" > requirements.txt
+RUN python3 -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *(r for g, rs in p['optional-dependencies'].items() if g != 'dev' for r in rs if not r.startswith('fovea[')), sep='\n')" > requirements.txt
 
 FROM ${BASE_IMAGE} AS environment
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore

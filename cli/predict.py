@@ -38,7 +38,7 @@ def predict(
 
     base = endpoint.rstrip("/")
     try:
-        # Proxies of the environment are for the outside.
+        # The proxies in the environment are for other hosts.
         is_here = httpx.URL(base).host in ("127.0.0.1", "::1", "localhost")
         with httpx.Client(base_url=base, timeout=_TIMEOUT_SECONDS, trust_env=not is_here) as client:
             name = model or _served_model(client)
@@ -66,8 +66,8 @@ def _served_model(client: "httpx.Client") -> str:
         return str(response.json()["data"][0]["id"])
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(
-            f"{client.base_url}: does not list its models (it answered {response.status_code}), so it is no "
-            "service of ours; correct --endpoint"
+            f"{client.base_url}: does not list its models (it answered {response.status_code}), so it is not "
+            "served by Fovea; correct --endpoint"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""`fovea rollback`: the last verified champion serves again."""
+"""`fovea rollback`: deploy the previous champion again."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,8 +16,8 @@ def rollback(
 ) -> None:
     """Bring back the model that a service had before the present one. Ends with 1 if it cannot.
 
-    It is verified as any other: it must answer about held-out pictures as it was evaluated. On KServe it
-    comes up beside the present model, which goes on serving until then.
+    It is verified as any other: its answers about held-out pictures must be those of its evaluation. On
+    KServe it starts beside the present model, which serves until then.
 
     Example: fovea rollback --service fovea
 

@@ -144,8 +144,8 @@ def _print_models(console: "Console", summary: "Summary") -> None:
     headings = text.columns(summary.models)
     for heading in headings.values():
         table.add_column(heading, justify="right")
-    for name, label in text.ROWS.items():
-        table.add_row(label, *(text.metric(summary.models[model], name) for model in headings))
+    for figure in summary.figures:
+        table.add_row(figure.title, *(text.metric(summary.models[model], figure) for model in headings))
     console.print(table)
 
 

@@ -4,28 +4,33 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fovea.parameters import parse_parameters
+from serving.options import with_options
+from serving.settings import ServerSettings
+
 if TYPE_CHECKING:
     from components.deploy.parameters import Deployment
-    from fovea.records import EvaluationRecord
     from pipelines.local.state import State
+    from serving.engine.loading import LocatedModel
 
 
+# --model and --service find the model, its name and its evaluation.
+@with_options(ServerSettings, without=("model_uri", "model_dir", "model_record", "evaluation", "model_name"))
 def serve(
     model: Annotated[
         str | None,
         typer.Option(help="A model's record, s3://…/index/….json, or a folder.", metavar="URI|DIR"),
     ] = None,
-    port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8080,
-    host: Annotated[str, typer.Option(help="0.0.0.0 lets other machines in.")] = "127.0.0.1",
     service: Annotated[
         str,
         typer.Option(help="The service whose deployment is served; by default the last run's."),
     ] = "",
     state: Annotated[Path, typer.Option(help="The folder of local runs.", metavar="DIR")] = Path(".fovea"),
+    **options: Any,
 ) -> None:
     """Serve a model over KServe's V1 and V2 and OpenAI's chat completions, with a page at /, until Ctrl-C.
 
@@ -37,51 +42,35 @@ def serve(
     """
     from pipelines.local.processes import interruptible
     from serving.server import serve as serve_model
-    from serving.settings import ServerSettings
 
+    settings = parse_parameters(ServerSettings, options, what="options")
     with interruptible():
-        found = _locate_deployed(service, state) if model is None else _locate_named(model, service, state)
-        serve_model(
-            ServerSettings(
-                model=str(found.folder),
-                digest=found.digest,
-                evaluation=found.evaluation,
-                name=found.name,
-                port=port,
-                host=host,
-            )
+        found = (
+            _locate_deployed(service, state)
+            if model is None
+            else _locate_named(model, service or settings.model_name, state)
         )
+        serve_model(settings, found)
 
 
-class _Located(NamedTuple):
-    """A model on this disk, its name, and the evaluation that its confidences come from."""
-
-    name: str
-    folder: Path
-    digest: str
-    evaluation: "EvaluationRecord | None" = None
-
-
-def _locate_named(model: str, service: str, state: Path) -> _Located:
-    """Return the model that was named; what lies in S3 is downloaded."""
+def _locate_named(model: str, name: str, state: Path) -> "LocatedModel":
+    """Return the named model; a model in S3 is downloaded."""
     from pipelines.local.run import ARTIFACT_ROOT
     from pipelines.local.state import State
-    from serving.engine.loading import locate_model
-    from serving.settings import ServerSettings
+    from serving.engine.loading import LocatedModel, locate_model
 
-    name = service or ServerSettings.name
     if not model.startswith(f"{ARTIFACT_ROOT}/") or _names_s3():
-        return _Located(name, *locate_model(model))
+        return LocatedModel(name, *locate_model(model))
     place = State(state.absolute())
     with _local_s3(place):
-        return _Located(name, *locate_model(model, place.cache))
+        return LocatedModel(name, *locate_model(model, place.cache))
 
 
-def _locate_deployed(service: str, state: Path) -> _Located:
+def _locate_deployed(service: str, state: Path) -> "LocatedModel":
     """Return the deployed model of a service, downloaded; of the last run's where none is named."""
     from pipelines.local.run import ARTIFACT_ROOT
     from pipelines.local.state import State
-    from serving.engine.loading import find_evaluation, locate_model
+    from serving.engine.loading import LocatedModel, find_evaluation, locate_model
 
     place = State(state.absolute())
     with _local_s3(place):
@@ -89,14 +78,14 @@ def _locate_deployed(service: str, state: Path) -> _Located:
         folder, digest = locate_model(deployed.model.record_uri, place.cache)
         evaluation = deployed.records.get("evaluation") if deployed.calibration_digest else None
         found = find_evaluation(evaluation, digest) if evaluation else None
-        return _Located(deployed.service, folder, digest, found)
+        return LocatedModel(deployed.service, folder, digest, found)
 
 
 @contextmanager
 def artifacts(artifact_root: str, state: Path) -> Iterator[str]:
     """Give the artifact root for the block: the one that is named, or that of the runs on this machine.
 
-    For the latter, their S3 store is served and their MLflow store is led to.
+    For the latter, their S3 store is started and MLFLOW_TRACKING_URI leads to their MLflow store.
     """
     from pipelines.local.run import ARTIFACT_ROOT
     from pipelines.local.state import State
@@ -117,7 +106,7 @@ def _names_s3() -> bool:
 
 @contextmanager
 def _local_s3(place: "State") -> Iterator[None]:
-    """Serve the S3 store of the local runs for the block, and lead this process to it."""
+    """Serve the S3 store of the local runs for the block, and set this process's environment for it."""
     from fovea.errors import UserError
     from pipelines.local.s3 import serve_s3
 

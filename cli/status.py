@@ -1,4 +1,4 @@
-"""`fovea status`: what serves what, since when, from which run."""
+"""`fovea status`: which model each service has, since when, and from which run."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +16,7 @@ def status(
     ] = "",
     state: Annotated[Path, typer.Option(help="The folder of local runs.", metavar="DIR")] = Path(".fovea"),
 ) -> None:
-    """Show what every service stands for, and on KServe what its pods really serve.
+    """Show the deployment of every service, and on KServe what its pods really serve.
 
     Example: fovea status
 

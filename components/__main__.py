@@ -43,9 +43,9 @@ COMPONENTS: dict[str, tuple[Any, type[BaseModel] | None]] = {
 }
 
 _SUFFIXES = {HTML: ".html", Markdown: ".md"}
-"""Of output files; all others are records."""
+"""File name suffixes of outputs; all others are records."""
 _SHOWN = (Metrics, ClassificationMetrics)
-"""Outputs for KFP's UI alone, which are no files."""
+"""Outputs that are shown in KFP's UI and are not files."""
 
 
 def make_app() -> typer.Typer:
@@ -95,7 +95,7 @@ def _command(name: str, component: Any, parameters: type[BaseModel] | None) -> C
 
 
 def _run(name: str, component: Any, inputs: Mapping[str, Any]) -> None:
-    """Run a component; a UserError becomes one line and status 1, as does a refusal status 1."""
+    """Run a component; a UserError becomes one line and status 1, a refusal status 1."""
     configure_logging()
     try:
         result = component.python_func(**inputs)
@@ -117,7 +117,7 @@ def _artifact_type(annotation: Any) -> type[Artifact] | None:
 
 
 def _option(parameter: inspect.Parameter, descriptions: Mapping[str, Any]) -> inspect.Parameter | None:
-    """Return the option for an artifact or a plain input; None for an output that is no file."""
+    """Return the option for an artifact or a plain input; None for an output that is not a file."""
     name, artifact = parameter.name, _artifact_type(parameter.annotation)
     is_output = OutputAnnotation in get_args(parameter.annotation)
     if artifact in _SHOWN:

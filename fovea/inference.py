@@ -1,9 +1,9 @@
 """Answers about pictures, for evaluation and serving: batched greedy generation, and parsing."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from PIL import Image
@@ -19,36 +19,16 @@ from fovea.errors import UserError
 from fovea.field_scores import field_scores
 from fovea.phi3v import Phi3VForCausalLM, Phi3VProcessor
 from fovea.phi3v.modeling import END_OF_ANSWER_IDS
-from fovea.task import FieldValue, Task, product_task
+from fovea.task import Answer, Task, product_task
 from fovea.task.task import TASK_FILE
 
 _ROUND_TOKENS = 256
 
-FinishReason = Literal["stop", "length"]
 Request = tuple[str, Sequence[Image.Image]]
 """A prompt, and the pictures for its markers ``<|image_1|>``, ``<|image_2|>``, …"""
 OnStep = Callable[[list[int]], Sequence[bool]]
 """Called with the newest token of every row after each step of a batch, padding for finished rows; returns
 for every row whether to stop it."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A model's answer, with the result of the task's parser.
-
-    ``completion_tokens`` includes the token that ended the answer; ``finish_reason`` is ``length`` if there
-    was none. ``scores`` has the likelihood of each field (`fovea.field_scores`); it is None if the answer
-    could not be parsed. Answers with the same text are equal: scores depend, in their last digits, on the
-    rest of the batch.
-    """
-
-    text: str
-    fields: dict[str, FieldValue] | None
-    parse_error: str | None
-    prompt_tokens: int
-    completion_tokens: int
-    finish_reason: FinishReason
-    scores: dict[str, float] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

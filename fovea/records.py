@@ -1,4 +1,4 @@
-"""Records: the small, typed JSON documents that steps hand over. The payload itself lies in S3."""
+"""Records: small, typed JSON documents that steps pass on. The payload stays in S3."""
 
 import hashlib
 import json
@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from fovea.errors import UserError
 from fovea.evaluation.calibration import Calibration
 from fovea.task import Task
+from fovea.task.metrics import Unit
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
@@ -47,7 +48,7 @@ class FileEntry(_Model):
 
 
 class MlflowReference(_Model):
-    """Where MLflow keeps what belongs to a record."""
+    """The MLflow experiment, run and model version of a record."""
 
     experiment_id: str
     run_id: str
@@ -63,7 +64,7 @@ class ModelReference(_Model):
 
 
 class Record(_Model):
-    """What every hand-over says: the payload, its files' digests, and what made it."""
+    """Base class of records: the payload, its files' digests, and what made it."""
 
     kind: str
     schema_version: Literal[1] = 1
@@ -80,7 +81,7 @@ class Record(_Model):
 
     @cached_property
     def digest(self) -> str:
-        """``sha256:…`` of what the record holds, not of when, where and from what it was made."""
+        """``sha256:…`` of the content, without when, where and from what it was made."""
         volatile = {"uri", "created_at", "run_id", "input_key", "mlflow", "parameters", "parents"}
         return sha256_digest(self.model_dump(mode="json", exclude=volatile))
 
@@ -93,7 +94,7 @@ class Record(_Model):
         """Read a record of this class.
 
         Raises:
-            UserError: ``text`` is no such record; ``source`` says in the message where it came from.
+            UserError: ``text`` is not such a record; ``source`` names it in the message.
         """
         try:
             record = _ANY_RECORD.validate_json(text)
@@ -112,7 +113,7 @@ class StepInputs(_Model):
 
     step: str
     version: int
-    """Of the step; another version makes another result of the same inputs."""
+    """The step's version; another version makes another result of the same inputs."""
     parameters: dict[str, Any]
     parents: dict[str, str]
     """Digests of what the step reads, by name."""
@@ -140,13 +141,13 @@ class Split(_Model):
 
 
 class Groups(_Model):
-    """Products that hang together because their pictures look alike."""
+    """Groups of products whose pictures look alike."""
 
     groups: int
     products: int
-    """Products in them all."""
+    """Products in all groups."""
     broken_up: int
-    """Groups that were too large to be true, and were taken apart."""
+    """Groups that were too large to be plausible, and were split into products."""
 
 
 class SequenceLengths(_Model):
@@ -161,8 +162,8 @@ class SequenceLengths(_Model):
 class DatasetRecord(Record):
     """A prepared dataset: Parquet shards ``{split}-*.parquet``, and ``README.md``, its card.
 
-    Columns: ``row_id`` and ``product_id`` (text); ``product_group`` (text: the first of the products that
-    hang together because their pictures look alike, or the product itself); ``image`` (the `datasets` Image
+    Columns: ``row_id`` and ``product_id`` (text); ``product_group`` (text: the first of the products
+    whose pictures look alike, or the product itself); ``image`` (the `datasets` Image
     feature); one for each field of the task; ``currency`` (text or null).
     """
 
@@ -172,7 +173,7 @@ class DatasetRecord(Record):
     dropped: dict[str, int]
     """Rows of the source that were left out, by reason."""
     currency: str | None
-    """Of all prices; None where the feed names none, or where each answer states its own."""
+    """The currency of all prices; None where the feed names none, or where each answer states its own."""
     categories: dict[str, int]
     longest_side: int
     groups: Groups | None = None
@@ -217,42 +218,33 @@ class GenerationParameters(_Model):
 
 
 class Interval(_Model):
-    """Where a figure lies at 95 %, both ends included."""
+    """A 95 % interval, both ends included."""
 
     low: float
     high: float
 
 
 class Metrics(_Model):
-    """How good answers are, by `fovea.evaluation.metrics`; over all rows, a failed parse counts as wrong.
+    """How good answers are; over all rows, an answer that could not be read counts as wrong.
 
-    Figures are fractions, but for ``price_mean_absolute_error``, which is in currency. A relative price error
-    is |predicted - true| / true; an answer without a price counts as 1.0 (100 %), and as an absolute error of
-    the whole price. ``intervals`` are by the figures' names.
+    ``figures`` are by the names of the task's metrics (`fovea.evaluation.metrics`): fractions, but for
+    amounts of money, which are in currency. ``intervals`` have the same names.
     """
 
     samples: int
     groups: int
-    """Of products whose pictures look alike; what intervals are drawn from."""
-    parse_rate: float
-    title_exact: float
-    title_f1: float
-    category_accuracy: float
-    category_macro_f1: float
-    price_median_ape: float
-    price_mean_ape: float
-    price_within_10_percent: float
-    price_mean_absolute_error: float
+    """Groups of products whose pictures look alike, which intervals resample."""
+    figures: dict[str, float]
     intervals: dict[str, Interval] = {}
 
     @property
-    def figures(self) -> dict[str, float]:
-        """Counts and figures by name, without the intervals."""
-        return self.model_dump(exclude={"intervals"})
+    def parse_rate(self) -> float:
+        """The share of answers that can be read."""
+        return self.figures["parse_rate"]
 
 
 class Confusion(_Model):
-    """Which categories were answered with which: ``rows[truth][answer]``, both by ``categories``."""
+    """A confusion matrix: ``rows[truth][answer]``, both in the order of ``categories``."""
 
     categories: tuple[str, ...]
     rows: tuple[tuple[int, ...], ...]
@@ -262,7 +254,7 @@ class EvaluationRecord(Record):
     """A model's figures on a split.
 
     The payload: ``predictions-00000.parquet`` and on, in the order of the split; where there are baselines,
-    ``baselines.parquet`` with what came of each row, by baseline.
+    ``baselines.parquet`` with the outcome of each row, by baseline.
     """
 
     kind: Literal["evaluation"] = "evaluation"
@@ -278,40 +270,43 @@ class EvaluationRecord(Record):
     shuffled: Metrics | None
     """Over all rows, with the pictures shuffled among the product groups; None where there is only one."""
     slices: dict[str, dict[str, Metrics]] = {}
-    """Over the rows of a slice: by ``category`` and ``price_band``, then by its name."""
+    """Over the rows of a slice: by field, then by the slice's name."""
     baselines: dict[str, Metrics] = {}
-    """What the trivial answers reach on the same rows; a base model's evaluation has them."""
-    confusion: Confusion | None = None
+    """The trivial answers on the same rows; a base model's evaluation has them."""
+    confusions: dict[str, Confusion] = {}
+    """By field of categories."""
     calibration: Calibration | None = None
-    """Of the confidences, from the validation split; None where it was not asked for."""
+    """Fitted on the validation split; None where it was not requested."""
 
 
 class RuleResult(_Model):
-    """One rule of the gate, with what it saw."""
+    """The result of one rule of the gate."""
 
     name: str
     description: str
     value: float | None
-    """The figure; of a comparison the gain, above 0 where the model is better; of a condition 1 or 0."""
+    """The figure; for a comparison the gain, above 0 where the model is better; for a condition 1 or 0."""
     comparison: Literal[">=", "<=", ">", "<"]
-    """Of the value, or of a comparison's gain at the lower end of its interval, to the limit."""
+    """How the value, or the lower end of the gain's interval, must compare with the limit."""
     limit: float | None
     passed: bool
     reason: str
     metric: str = ""
-    """Empty for a condition, as are the next two."""
+    """Empty for a condition, as are ``slice`` and ``against``."""
+    unit: Unit = "fraction"
+    """Of the metric."""
     slice: str = ""
     against: str = ""
     own: float | None = None
-    """Of a comparison, the model's figure."""
+    """For a comparison, the model's figure."""
     compared: float | None = None
-    """And the one it is compared with."""
+    """For a comparison, the other model's figure."""
     interval: Interval | None = None
-    """Where the value lies at 95 %."""
+    """The value's 95 % interval."""
     samples: int | None = None
-    """How many rows it rests on."""
+    """Rows that it is computed on."""
     inputs: dict[str, Digest] = {}
-    """Digests of the evaluations it looks at."""
+    """Digests of the evaluations that it reads."""
 
 
 class Decision(Record):
@@ -323,18 +318,18 @@ class Decision(Record):
     reason: str
     rules: tuple[RuleResult, ...]
     base_passed: bool = False
-    """Whether the same rules would let the base pass: then they ask for nothing."""
+    """Whether the base passes the same rules; they then require nothing."""
     base_reason: str = ""
 
 
 class AbsentRecord(_Model):
-    """In a record's place where there is none, and that is no fault: such as a champion before the first."""
+    """Replaces a record that is legitimately missing, such as the champion's before the first deployment."""
 
     kind: Literal["absent"] = "absent"
     reason: str
 
     def to_json(self) -> str:
-        """Return it as an indented JSON document."""
+        """Return the document as indented JSON."""
         return self.model_dump_json(indent=2) + "\n"
 
 
@@ -349,19 +344,19 @@ R = TypeVar("R", bound=Record)
 
 
 def read_record(path: str | Path, record_type: type[R]) -> R:
-    """Read a record from a local file, which is what a KFP artifact of ours is.
+    """Read a record from a local file: a KFP artifact is one.
 
     Raises:
-        UserError: the file cannot be read, or holds no such record.
+        UserError: the file cannot be read, or is not such a record.
     """
     return record_type.from_json(_read(path), source=str(path))
 
 
 def read_optional_record(path: str | Path, record_type: type[R]) -> R | AbsentRecord:
-    """Read a record from a local file, or what stands in its place.
+    """Read a record, or the AbsentRecord in its place, from a local file.
 
     Raises:
-        UserError: the file cannot be read, or holds neither.
+        UserError: the file cannot be read, or is neither.
     """
     text = _read(path)
     try:

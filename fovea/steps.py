@@ -1,7 +1,7 @@
-"""What every step does around its work: find an earlier result, commit a new one, say how it went.
+"""Running a step: find an earlier result or commit a new one, and report how it went.
 
 A step's result is found by its input key, a digest of the step's name and version, its parameters and its
-parents' digests. That index, in S3, is the only cache.
+parents' digests. The index in S3 is the only cache.
 """
 
 import importlib
@@ -33,16 +33,16 @@ _TRACEBACK_CHARACTERS = 4000
 
 
 class Interrupted(BaseException):
-    """The process was told to end (SIGTERM). Not an Exception: no handler of errors may swallow it."""
+    """The process received SIGTERM. Not an Exception, so that no error handler swallows it."""
 
 
 class RunContext(BaseModel):
-    """Which run a step belongs to and where that run keeps its artifacts."""
+    """The run of a step, and where the run keeps its artifacts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     artifact_root: str
-    """``s3://bucket/prefix`` under which payloads, the index and the runs' reports lie."""
+    """``s3://bucket/prefix`` of payloads, the index and the runs' reports."""
     run_id: str
 
     def run_uri(self, name: str) -> str:
@@ -55,7 +55,7 @@ class Attempt:
     """One attempt at a step: where its payload goes, and S3."""
 
     payload: Path
-    """An empty local folder; what lies in it when the work is done is the record's payload."""
+    """An empty local folder; its content when the work is done is the record's payload."""
     storage: Storage
     context: RunContext
     task: str
@@ -80,7 +80,7 @@ class StepReport(BaseModel):
 
 
 class Failure(BaseModel):
-    """How a run died; kept as ``runs/{run_id}/failure.json``."""
+    """Why a run failed; kept as ``runs/{run_id}/failure.json``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -102,11 +102,11 @@ def run_step(
     """Return the step's record: an earlier one of the same inputs, or that of the work done now.
 
     ``work`` fills ``attempt.payload`` and returns the record's own fields. The payload is uploaded under a
-    prefix of this attempt's own, and the record written last. ``task`` names the step within the run where a
+    prefix of this attempt, and the record is written last. ``task`` names the step within the run where a
     graph has it twice.
 
     Raises:
-        UserError: a record of another type lies at the inputs' key, or S3 cannot be reached.
+        UserError: a record of another type has the inputs' key, or S3 cannot be reached.
     """
     task = task or inputs.step
     storage = storage or Storage()
@@ -184,7 +184,7 @@ def reporting_failure(task: str, context: RunContext, storage: Storage) -> Itera
         try:
             storage.write_bytes(context.run_uri("failure.json"), failure.model_dump_json().encode())
         except UserError as second:
-            # The first error matters more than that it could not be written down.
+            # The first error matters more than the failure to record it.
             logger.warning("%s: the failure could not be recorded: %s", task, second)
         raise
     finally:
@@ -201,20 +201,10 @@ def _in_main_thread() -> bool:
 
 
 def configure_logging() -> None:
-    """Log to standard output, a line an event; libraries from WARNING on."""
+    """Log to standard output, one line an event; libraries from WARNING on."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True, stream=sys.stdout)
-    # Libraries' bars do not read well in a log, and the steps say themselves how far they are.
+    # Progress bars are not readable in a log, and the steps report their progress.
     for library in ("transformers", "datasets"):
         if library in sys.modules:
             importlib.import_module(f"{library}.utils.logging").disable_progress_bar()
     logger.setLevel(logging.INFO)
-
-
-def plain_line(text: str, length: int = 1000) -> str:
-    """Return ``text`` on one line without quotes or backslashes, cut to ``length`` characters.
-
-    The line becomes a pipeline parameter, and KFP's local runner evaluates conditions on parameters as code.
-    """
-    line = " ".join(text.translate(str.maketrans("", "", "\"'`\\{}")).split())
-    line = "".join(character for character in line if character.isprintable())
-    return line if len(line) <= length else line[: length - 1] + "…"

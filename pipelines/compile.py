@@ -1,4 +1,4 @@
-"""Compile the pipeline to the YAML that Kubeflow Pipelines takes, and that a local run runs too."""
+"""Compilation of the pipeline to YAML for Kubeflow Pipelines and for local runs."""
 
 import hashlib
 import tempfile

@@ -1,4 +1,4 @@
-"""The graph: from a table of pictures to a model that answers, or to the reason why not.
+"""The pipeline's graph: from a table with pictures to a deployed model, or to the reason why not.
 
 A few settings are parameters of the pipeline, all others one text (`pipelines.form`). ``preflight`` checks
 them together and returns each component's own. What the platform decides (addresses, credentials, which hosts
@@ -34,7 +34,7 @@ def make_pipeline(
     Args:
         build: Makes the tasks; takes the parameters by name.
         parameters: The pipeline's parameters.
-        descriptions: What each of them is.
+        descriptions: The description of each parameter.
         description: What the pipeline does, for the UI.
     """
 
@@ -86,7 +86,7 @@ def build_graph(form: Mapping[str, Any]) -> None:
         reported = _task(
             report_evaluation, root, decision=judged["decision"], dataset=dataset, model=model, **evaluations
         )
-        # Both branches: kfp.local passes over a lone If on a named output without a word. And both after the
+        # Both branches: kfp.local silently skips a lone If on a named output. And both after the
         # report: a run that is refused ends there.
         with dsl.If(judged["passed"] == True, name="passed"):  # noqa: E712
             deployed = _task(
@@ -109,4 +109,4 @@ def build_graph(form: Mapping[str, Any]) -> None:
 _FORM = form_parameters()
 
 finetune = make_pipeline(build_graph, _FORM, {each.name: describe_parameter(each.name) for each in _FORM})
-"""The pipeline of a run on one machine, whose tasks ask for nothing."""
+"""The pipeline of a run on one machine, whose tasks request no resources."""

@@ -25,7 +25,7 @@ FLAT = (
     "learning_rate",
     "num_train_epochs",
 )
-"""The settings that are parameters of the pipeline of their own: those that most runs set."""
+"""The settings that are separate parameters of the pipeline: those that most runs set."""
 
 SETTINGS = "settings"
 """The pipeline's parameter that holds all other settings as YAML."""
@@ -35,7 +35,7 @@ _TYPES = (str, int, float, bool)
 
 
 def form_parameters(defaults: Mapping[str, Any] | None = None) -> list[inspect.Parameter]:
-    """Return the pipeline's parameters; a platform's ``defaults`` take the place of the project's own."""
+    """Return the pipeline's parameters; a platform's ``defaults`` replace the project's."""
     defaults = defaults or {}
     found = []
     for name in FLAT:
@@ -45,7 +45,7 @@ def form_parameters(defaults: Mapping[str, Any] | None = None) -> list[inspect.P
     others = {name: value for name, value in defaults.items() if name not in FLAT}
     # On one line: KFP writes defaults into a comment above the compiled pipeline.
     found.append(_parameter(SETTINGS, str, json.dumps(others, ensure_ascii=False) if others else ""))
-    # What has no default comes first, as in any signature.
+    # Parameters without a default come first, as in any signature.
     return sorted(found, key=lambda each: each.default is not inspect.Parameter.empty)
 
 
@@ -61,17 +61,17 @@ def _kfp_type(annotation: Any) -> type:
 
 
 def describe_parameter(name: str) -> str:
-    """Return what a parameter of the form is, in one line."""
+    """Return a form parameter's description, on one line."""
     return _ABOUT_SETTINGS if name == SETTINGS else describe_setting(name)
 
 
 def describe_setting(name: str) -> str:
-    """Return what a setting is, in one line."""
+    """Return a setting's description, on one line."""
     return " ".join((RunSettings.model_fields[name].description or "").split())
 
 
 def limits_of(name: str) -> str:
-    """Return which values a setting may have, in one line; empty where any of its type will do."""
+    """Return the allowed values of a setting, on one line; empty if all of its type are."""
     schema = RunSettings.model_json_schema()["properties"].get(name, {})
     if "enum" in schema:
         return ", ".join(str(each) or "empty" for each in schema["enum"])
@@ -80,7 +80,7 @@ def limits_of(name: str) -> str:
 
 
 def to_arguments(run: RunSettings) -> dict[str, Any]:
-    """Return a run's settings as the pipeline's arguments; the text holds those that are not the defaults."""
+    """Return a run's settings as the pipeline's arguments; the text has those that are not the defaults."""
     values = run.model_dump(mode="json", exclude_none=True)
     changed = run.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     others = {name: value for name, value in changed.items() if name not in FLAT}
@@ -88,11 +88,11 @@ def to_arguments(run: RunSettings) -> dict[str, Any]:
 
 
 def from_arguments(arguments: Mapping[str, Any]) -> RunSettings:
-    """Return the settings that the pipeline's arguments stand for.
+    """Return the settings of the pipeline's arguments.
 
     Raises:
-        UserError: ``settings`` is not YAML of settings or names one that is a parameter of its own, or a
-            value is wrong.
+        UserError: ``settings`` is not YAML of settings or names a separate parameter, or a value is
+            wrong.
     """
     text = str(arguments.get(SETTINGS) or "")
     try:
@@ -103,7 +103,7 @@ def from_arguments(arguments: Mapping[str, Any]) -> RunSettings:
         raise UserError(f"{SETTINGS}: must hold lines of 'name: value'")
     twice = [name for name in FLAT if name in others]
     if twice:
-        raise UserError(f"{SETTINGS}: {', '.join(twice)} is a parameter of its own; set it there")
+        raise UserError(f"{SETTINGS}: {', '.join(twice)} is a separate parameter; set it there")
     flat = {name: arguments[name] for name in FLAT if name in arguments}
     return validate_settings({**flat, **others})
 
@@ -118,7 +118,7 @@ def docstring(first: str, descriptions: Mapping[str, str]) -> str:
 
 
 def settings_table(names: Iterable[str]) -> str:
-    """Return a Markdown table of settings: name, default, what is allowed and what it is."""
+    """Return a Markdown table of settings: name, default, allowed values and description."""
     rows = ["| setting | default | allowed | |", "|---|---|---|---|"]
     for name in names:
         field = RunSettings.model_fields[name]

@@ -7,7 +7,7 @@ _HEAD = f"""# The settings of a run
 
 This page is generated from the settings' declarations by `make settings`. A wrong name or value is an error
 before anything is done. On the command line a setting is `--set name=value`, or a line of the file given with
-`--settings`. In the form of Kubeflow Pipelines, the first table's settings are parameters of their own; all
+`--settings`. In the form of Kubeflow Pipelines, the first table's settings are separate parameters; all
 others are lines of the parameter `{SETTINGS}`.
 
 """

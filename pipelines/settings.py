@@ -26,16 +26,16 @@ from fovea.parameters import Parameters, parse_parameters
 P = TypeVar("P", bound=Parameters)
 
 _PLACEHOLDER = "{{$"
-"""Where a parameter's text holds it, Kubeflow Pipelines looks for a placeholder to fill in, and fails."""
+"""Kubeflow Pipelines takes text with it for a placeholder, and fails."""
 
 SAMPLE_SETTINGS = Path(__file__).with_name("sample.yaml")
 """The settings of the run on the sample catalogue and the sample model."""
 
 _SAMPLE_MARK = "sample-model.json"
-"""Lies in every sample model's folder."""
+"""A file in every sample model's folder."""
 
 NAMES = ("experiment", "registered_model_name", "service_name")
-"""The settings that say under which names a run's results are known."""
+"""The settings that name a run's results."""
 
 COMPONENTS: dict[str, type[Parameters]] = {
     "prepare_data": PrepareDataParameters,
@@ -59,7 +59,7 @@ class RunSettings(
     """The settings of a run: the parameters of its components, and where its results are kept."""
 
     artifact_root: str = Field(pattern=r"^s3://[^/\s]+(/\S*)?$")
-    """Where everything the run makes is kept: s3://bucket/prefix."""
+    """Where everything that the run makes is stored: s3://bucket/prefix."""
     base_model: str = Field(pattern=r"^s3://[^/\s]+/\S+\.json$")
     """Record of the base model in S3: s3://…/index/import_model/….json."""
     on_refusal: Literal["fail", "end"] = "fail"
@@ -95,7 +95,7 @@ class RunSettings(
 def default_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return a local run's own defaults, for settings that are not given.
 
-    The sample model has values of its own. A run with a source gets its names from the source, so that it
+    The sample model has its own values. A run with a source gets its names from the source, so that it
     does not replace the sample's service and is not compared with the sample's champion.
     """
     base, source = given.get("base_model"), given.get("source")
@@ -107,8 +107,8 @@ def default_settings(given: Mapping[str, Any]) -> dict[str, Any]:
 def name_for(source: str) -> str:
     """Return the name of a table's service: its file's, its folder's or its hub dataset's.
 
-    ``feeds/Shoes 2026.csv`` gives ``shoes-2026``. What cannot be a service's name, or is the sample's, gets
-    ``catalogue`` in front.
+    ``feeds/Shoes 2026.csv`` gives ``shoes-2026``. A name that is not valid for a service, or is the
+    sample's, gets the prefix ``catalogue``.
     """
     known = unicodedata.normalize("NFKD", re.sub(r"\.[A-Za-z]+$", "", _last_part(source)))
     name = re.sub(r"[^a-z0-9]+", "-", known.encode("ascii", "ignore").decode().lower()).strip("-")
@@ -138,14 +138,14 @@ def _before_pattern(path: str) -> str:
 
 
 def read_settings(path: Path, others: Collection[str] = ()) -> dict[str, Any]:
-    """Read a YAML file of settings; its keys are checked, its values not yet.
+    """Read a YAML file of settings and check its keys; values are checked later.
 
     Args:
         path: The file.
-        others: Names that are settings here, too.
+        others: Additional names that are allowed.
 
     Raises:
-        UserError: the file cannot be read, is no mapping, or has a key that is no setting.
+        UserError: the file cannot be read, is not a mapping, or has an unknown key.
     """
     try:
         content = yaml.safe_load(path.read_text())
@@ -165,11 +165,11 @@ def read_settings(path: Path, others: Collection[str] = ()) -> dict[str, Any]:
 
 
 def read_overrides(overrides: Sequence[str], others: Collection[str] = ()) -> dict[str, str]:
-    """Read ``key=value`` overrides; of two for the same key the last one holds.
+    """Read ``key=value`` overrides; of two for the same key the last one is used.
 
     Args:
-        overrides: As they were given.
-        others: Names that are settings here, too.
+        overrides: The overrides, as given on the command line.
+        others: Additional names that are allowed.
 
     Raises:
         UserError: an override is not of this form, or names no setting.

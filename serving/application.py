@@ -1,16 +1,15 @@
-"""The application: KServe's model server with our model, routes, bounds and error answers."""
+"""The application: a model behind its routes, bounds and error answers, and the server that runs it."""
 
 import logging
+import signal
 import socket
 import sys
-import warnings
-from functools import partial
+from collections.abc import Sequence
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
+import uvicorn
 from fastapi import FastAPI
-from fastapi.exceptions import FastAPIDeprecationWarning
-from fastapi.responses import JSONResponse
 from starlette.middleware.cors import CORSMiddleware
 from transformers.utils.logging import disable_progress_bar
 
@@ -20,18 +19,18 @@ from fovea.inference import Predictor
 from fovea.platform import load_platform
 from fovea.records import EvaluationRecord
 from serving.engine.batching import BatchLimits
-from serving.engine.model import PICTURE_LIMITS, KServeModel, ServedModel
+from serving.engine.loading import LocatedModel
+from serving.engine.model import PICTURE_LIMITS, ServedModel
 from serving.engine.pictures import PictureFetcher
-from serving.kserve_api import DataPlane, ModelServer, app, metrics_handler
 from serving.middleware.access import ApiKeys, KeyCheck
 from serving.middleware.limits import BodyLimit
 from serving.middleware.logs import RequestLog
+from serving.middleware.metrics import show_metrics
 from serving.page import page_router
 from serving.protocols.errors import add_error_handlers
-from serving.protocols.openai import openai_router
-from serving.protocols.openapi import document
-from serving.protocols.v1 import v1_router
-from serving.protocols.v2 import v2_router
+from serving.protocols.openapi import describe
+from serving.protocols.protocol import Protocol
+from serving.protocols.registry import PROTOCOLS
 from serving.settings import ServerSettings
 
 logger = logging.getLogger("serving")
@@ -40,34 +39,29 @@ _SWITCH_SECONDS = 0.001
 """After so long the thread that generates gives Python's lock to others that ask for it. The event loop asks
 after every wait: with the usual 5 ms, many short turns of it add up."""
 
+_KEEP_ALIVE_SECONDS = 65
+"""Longer than the 60 s that proxies keep an idle connection, so that none is closed while it is reused."""
 
-def run(
-    settings: ServerSettings,
-    folder: Path,
-    digest: str,
-    listener: socket.socket,
-    evaluation: EvaluationRecord | None = None,
-) -> None:
-    """Load the model in ``folder`` and serve it on ``listener`` until the process is told to stop.
+
+def run(settings: ServerSettings, model: LocatedModel, listener: socket.socket) -> None:
+    """Load a model and serve it on ``listener`` until the process is told to stop.
 
     Raises:
         UserError: the model cannot be loaded, or the evaluation asked it something else.
     """
     sys.setswitchinterval(_SWITCH_SECONDS)
     disable_progress_bar()
-    # Of kserve's own use of FastAPI, once for each route.
-    warnings.simplefilter("ignore", FastAPIDeprecationWarning)
     fetcher = _fetcher(settings)
     keys = ApiKeys(settings.api_keys) if settings.api_keys else None
-    logger.info("loading %s", digest)
+    logger.info("loading %s", model.digest)
     predictor = Predictor.load(
-        folder, device=settings.device, dtype=settings.dtype, static_shapes=settings.compile
+        model.folder, device=settings.device, dtype=settings.dtype, static_shapes=settings.compile
     )
     served = ServedModel(
-        name=settings.name,
-        digest=digest,
+        name=model.name,
+        digest=model.digest,
         predictor=predictor,
-        calibration=_calibration(evaluation, predictor),
+        calibration=_calibration(model.evaluation, predictor),
         limits=BatchLimits(
             max_batch_size=settings.max_batch_size,
             max_waiting=settings.max_waiting,
@@ -77,37 +71,35 @@ def run(
         fetcher=fetcher,
         max_request_seconds=settings.request_seconds,
     )
-    server = _Server(listener, settings)
-    build(app, served, server.dataplane, settings, keys)
+    application = build(served, settings, keys)
     try:
-        server.start([KServeModel(served)])
+        _serve(application, listener, settings)
     finally:
         served.close()
     logger.info("stopped")
 
 
 def build(
-    application: FastAPI,
     served: ServedModel,
-    plane: DataPlane,
     settings: ServerSettings,
     keys: ApiKeys | None = None,
-) -> None:
-    """Put routes, error answers and bounds on an application, innermost first."""
-    application.router.default_response_class = JSONResponse
+    protocols: Sequence[Protocol] = PROTOCOLS,
+) -> FastAPI:
+    """Return the application: the routes of the protocols, error answers and bounds, innermost first."""
+    application = FastAPI(docs_url=None, redoc_url=None)
+    application.state.served = served
     application.include_router(page_router())
-    application.include_router(v1_router(served, plane))
-    application.include_router(v2_router(served, plane))
-    application.include_router(openai_router(served))
-    application.add_api_route(
-        "/metrics", metrics_handler, methods=["GET"], tags=["Operation"], include_in_schema=False
-    )
-    application.openapi = document(application, with_keys=keys is not None)  # type: ignore[method-assign]
-    add_error_handlers(application)
-    # Looked up once it is asked: the document is published of no model.
-    application.add_middleware(BodyLimit, check_room=lambda: served.batcher.check_room())
+    for protocol in protocols:
+        application.include_router(protocol.router)
+    application.add_api_route("/metrics", show_metrics, include_in_schema=False)
+    described = cache(partial(describe, protocols, with_keys=keys is not None))
+    application.openapi = described  # type: ignore[method-assign]
+    add_error_handlers(application, protocols)
+    application.add_middleware(BodyLimit, protocols=protocols, check_room=served.batcher.check_room)
     if keys is not None:
-        application.add_middleware(KeyCheck, keys=keys, requests_per_minute=settings.requests_per_minute)
+        application.add_middleware(
+            KeyCheck, keys=keys, protocols=protocols, requests_per_minute=settings.requests_per_minute
+        )
     application.add_middleware(RequestLog)
     if settings.cors_origins:
         application.add_middleware(
@@ -117,6 +109,39 @@ def build(
             allow_headers=["authorization", "content-type", "x-api-key", "x-request-id", "x-request-timeout"],
             expose_headers=["retry-after", "x-request-id"],
         )
+    return application
+
+
+def _serve(application: FastAPI, listener: socket.socket, settings: ServerSettings) -> None:
+    """Answer on ``listener`` until SIGTERM or Ctrl-C; requests under way have ``grace_seconds`` to finish."""
+    server = uvicorn.Server(
+        uvicorn.Config(
+            application,
+            loop="asyncio",
+            log_config=None,
+            access_log=False,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=settings.grace_seconds,
+        )
+    )
+    # Once it has stopped, uvicorn raises the signal again; by default that would end the process as failed.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    listener.listen(1024)
+    _announce(listener, settings.address_file)
+    server.run(sockets=[listener])
+
+
+def _announce(listener: socket.socket, file: Path | None) -> None:
+    """Say where requests are answered, in the log and in ``file``."""
+    host, port = listener.getsockname()[:2]
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    logger.info("answering at %s", address)
+    if file is not None:
+        # A process that waits for the file must not read half of it.
+        part = file.with_name(file.name + ".part")
+        part.write_text(address)
+        part.replace(file)
 
 
 def _calibration(evaluation: EvaluationRecord | None, predictor: Predictor) -> Calibration | None:
@@ -149,41 +174,3 @@ def _fetcher(settings: ServerSettings) -> PictureFetcher | None:
         return None
     profile = load_platform().fetch_profile(settings.fetch_profile)
     return PictureFetcher(profile, PICTURE_LIMITS)
-
-
-class _Server(ModelServer):  # type: ignore[misc]
-    """KServe's server, on a socket that is bound already: KServe itself would listen on every interface."""
-
-    def __init__(self, listener: socket.socket, settings: ServerSettings) -> None:
-        host, port = listener.getsockname()[:2]
-        super().__init__(
-            http_port=port,
-            enable_grpc=False,
-            enable_latency_logging=False,
-            grace_period=settings.grace_seconds,
-        )
-        self._listener = listener
-        self._address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        self._address_file = settings.address_file
-
-    def setup_event_loop(self) -> None:
-        # KServe sets up a loop here that it does not run, and that Python 3.14 does not have.
-        pass
-
-    async def _serve(self) -> None:
-        # KServe would add routes that load, unload and explain models, without asking who wants that.
-        self._rest_server.create_application = _nothing
-        uvicorn_server = self._rest_server._server
-        uvicorn_server.serve = partial(uvicorn_server.serve, sockets=[self._listener])
-        self._listener.listen(1024)
-        logger.info("answering at %s", self._address)
-        if self._address_file is not None:
-            # Whoever waits for the file finds it whole.
-            part = self._address_file.with_name(self._address_file.name + ".part")
-            part.write_text(self._address)
-            part.replace(self._address_file)
-        await super()._serve()
-
-
-def _nothing(*_: Any) -> None:
-    return None

@@ -1,4 +1,4 @@
-"""Starts KServe's model server on a model: port first, then the model, then the answers."""
+"""Starts the server on a model: port first, then the model, then the answers."""
 
 import logging
 import os
@@ -6,18 +6,21 @@ import signal
 import socket
 import sys
 import threading
-from pathlib import Path
 
 from fovea.errors import UserError
-from serving.engine.loading import find_evaluation, locate_model
+from serving.engine.loading import LocatedModel, find_evaluation, locate_model
 from serving.middleware.logs import configure_logging
 from serving.settings import ServerSettings
 
 logger = logging.getLogger("serving")
 
 
-def serve(settings: ServerSettings) -> None:
+def serve(settings: ServerSettings, model: LocatedModel | None = None) -> None:
     """Serve until SIGTERM or Ctrl-C; requests that are being answered are finished.
+
+    Args:
+        settings: of the server.
+        model: what is served; without it, the model that the settings name.
 
     Raises:
         UserError: the port is taken, the model cannot be loaded, or a setting leads to nothing.
@@ -26,15 +29,20 @@ def serve(settings: ServerSettings) -> None:
         threading.Thread(target=_stop_with_parent, name="parent", daemon=True).start()
     configure_logging(settings.log_format)
     with _listen(settings.host, settings.port) as listener:
-        digest = settings.digest
-        folder = Path(settings.model)
-        if digest is None:
-            folder, digest = locate_model(settings.model, record=settings.record)
-        evaluation = find_evaluation(settings.evaluation, digest) if settings.evaluation else None
-        # Only now the imports and the model that take seconds: what is wrong so far is known at once.
+        located = model or _locate(settings)
+        # These imports and loading the model take seconds, so errors in the settings are found before.
         from serving.application import run
 
-        run(settings, folder, digest, listener, evaluation)
+        run(settings, located, listener)
+
+
+def _locate(settings: ServerSettings) -> LocatedModel:
+    source = settings.model_uri or settings.model_dir
+    if source is None:
+        raise UserError("there is no model to serve; give --model-uri or --model-dir")
+    folder, digest = locate_model(str(source), record=settings.model_record)
+    evaluation = find_evaluation(settings.evaluation, digest) if settings.evaluation else None
+    return LocatedModel(settings.model_name, folder, digest, evaluation)
 
 
 def _listen(host: str, port: int) -> socket.socket:

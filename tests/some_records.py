@@ -7,22 +7,20 @@ from fovea.records import EvaluationRecord, GenerationParameters, Metrics, now
 SOME_DIGEST = "sha256:" + "0" * 64
 
 
-def some_metrics(**figures: Any) -> Metrics:
+def some_metrics(samples: int = 300, groups: int = 280, intervals: Any = None, **figures: float) -> Metrics:
     """Return `Metrics` with ``figures``, and something in all the others."""
     others = {
-        "samples": 300,
-        "groups": 280,
         "parse_rate": 1.0,
-        "title_exact": 0.5,
-        "title_f1": 0.7,
-        "category_accuracy": 0.5,
-        "category_macro_f1": 0.4,
-        "price_median_ape": 0.1,
-        "price_mean_ape": 0.2,
-        "price_within_10_percent": 0.5,
-        "price_mean_absolute_error": 12.5,
+        "product.exact": 0.5,
+        "product.f1": 0.7,
+        "category.accuracy": 0.5,
+        "category.macro_f1": 0.4,
+        "full_price.median_ape": 0.1,
+        "full_price.mean_ape": 0.2,
+        "full_price.within_10_percent": 0.5,
+        "full_price.mean_absolute_error": 12.5,
     }
-    return Metrics(**{**others, **figures})
+    return Metrics(samples=samples, groups=groups, figures={**others, **figures}, intervals=intervals or {})
 
 
 def made_by(step: str) -> dict[str, Any]:

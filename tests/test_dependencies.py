@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from functools import cache
@@ -14,7 +15,10 @@ import yaml
 REPOSITORY = Path(__file__).resolve().parents[1]
 MAKEFILE = (REPOSITORY / "Makefile").read_text()
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-OWN: dict[str, tuple[str, ...]] = dict.fromkeys(("fovea", "sample"), ())
+OWN: dict[str, tuple[str, ...]] = {
+    "fovea": ("fetch", "pages", "storage", "tracking", "training"),
+    "sample": (),
+}
 OWN |= dict.fromkeys(("cli", "components", "pipelines", "serving"), ("platform",))
 OWN |= dict.fromkeys(("benchmarks", "tests", "tools"), ("platform", "dev"))
 """The packages here, and the groups of dependencies that each may use."""
@@ -26,9 +30,17 @@ def normal(name: str) -> str:
 
 
 def declared(groups: tuple[str, ...]) -> set[str]:
-    optional = PROJECT["optional-dependencies"]
-    requirements = [*PROJECT["dependencies"], *(each for group in groups for each in optional[group])]
+    requirements = [*PROJECT["dependencies"], *(each for group in groups for each in required_by(group))]
     return {normal(re.split(r"[^\w.-]", each, maxsplit=1)[0]) for each in requirements}
+
+
+def required_by(group: str) -> list[str]:
+    """The requirements of a group, with those of the groups that it names as ``fovea[…]``."""
+    found = []
+    for each in PROJECT["optional-dependencies"][group]:
+        others = re.fullmatch(r"fovea\[([\w,-]+)\]", each)
+        found += [own for other in others[1].split(",") for own in required_by(other)] if others else [each]
+    return found
 
 
 def imported(file: Path) -> set[str]:
@@ -70,6 +82,29 @@ def test_the_python_versions_that_are_promised_are_tested() -> None:
 
 
 def test_groups_are_told_apart() -> None:
-    assert {"torch", "huggingface-hub"} <= declared(())
-    assert "kfp" not in declared(())
+    assert {"torch", "transformers"} <= declared(())
+    assert not {"kfp", "mlflow", "boto3", "jinja2", "httpcore"} & declared(())
     assert {"kfp", "moto", "torch"} <= declared(("platform", "dev"))
+
+
+def test_the_bare_library_has_the_model_and_needs_no_server_or_store() -> None:
+    """Packages of the extras are hidden from an import of what ``pip install fovea`` is for."""
+    hidden = [
+        "mlflow",
+        "boto3",
+        "botocore",
+        "jinja2",
+        "pynvml",
+        "peft",
+        "pyarrow",
+        "sklearn",
+        "kfp",
+        "kserve",
+    ]
+    assert not {name for package in hidden for name in distributions().get(package, set())} & declared(())
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({hidden!r})); "
+        "import fovea.phi3v, fovea.task, fovea.inference"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr

@@ -1,1 +1,1 @@
-"""Deployment: the model is served, asked about pictures it never saw, and only then made known."""
+"""Deployment: the model is served and verified with held-out pictures, and only then becomes the champion."""

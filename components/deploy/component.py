@@ -31,7 +31,7 @@ def deploy(
         parameters: Fields of DeployParameters.
 
     Returns:
-        deployed: Whether the service now stands for this model.
+        deployed: Whether the service now serves this model.
         reason: Why, on one line.
     """
     from components.deploy.step import deploy_step

@@ -17,7 +17,7 @@ def deployment_uri(artifact_root: str, service_name: str) -> str:
 
 
 def write_deployment(storage: Storage, artifact_root: str, document: Deployment) -> str:
-    """Write a document into the service's history, and then as its present one; return the latter's URI."""
+    """Write a document to the service's history, and then as its present one; return the URI of that."""
     text = (document.model_dump_json(indent=2) + "\n").encode()
     storage.write_bytes(_history_uri(artifact_root, document, "deployment.json"), text)
     uri = deployment_uri(artifact_root, document.service)
@@ -26,7 +26,7 @@ def write_deployment(storage: Storage, artifact_root: str, document: Deployment)
 
 
 def present_deployment(storage: Storage, artifact_root: str, service_name: str) -> Deployment | None:
-    """Return what a service stands for, or None.
+    """Return the present deployment of a service, or None.
 
     Raises:
         UserError: its document cannot be read.
@@ -36,7 +36,7 @@ def present_deployment(storage: Storage, artifact_root: str, service_name: str) 
 
 
 def present_deployments(storage: Storage, artifact_root: str) -> Iterator[Deployment]:
-    """Yield what every service stands for, in the order of their names.
+    """Yield the present deployment of every service, in the order of their names.
 
     Raises:
         UserError: a document cannot be read.
@@ -48,7 +48,7 @@ def present_deployments(storage: Storage, artifact_root: str) -> Iterator[Deploy
 
 
 def withdraw(storage: Storage, artifact_root: str, document: Deployment) -> None:
-    """Mark a deployment as one to which no rollback returns."""
+    """Mark a deployment as rolled back, so that no later rollback returns to it."""
     storage.write_bytes(_history_uri(artifact_root, document, _WITHDRAWN), b"{}\n")
 
 
@@ -61,7 +61,7 @@ def champion_before(storage: Storage, artifact_root: str, present: Deployment) -
     prefix = join_uri(artifact_root, "deployments", present.service, "")
     uris = list(storage.list(prefix))
     deployments = [(uri, _read(storage, uri)) for uri in uris if uri.endswith("/deployment.json")]
-    # A model that was taken back is out, with all its deployments until then; it may come in anew.
+    # All deployments of a model before its rollback are out; it may be deployed again later.
     withdrawn = {
         each.model.digest: each.verified_at
         for uri, each in sorted(deployments, key=lambda pair: pair[1].verified_at)

@@ -1,4 +1,4 @@
-"""How a service is run on KServe: what the flow checks before anything is spent, and the deployment obeys."""
+"""The parameters of a service on KServe, which preflight validates before the run starts its work."""
 
 import json
 from typing import Annotated, Any, Literal
@@ -12,7 +12,7 @@ Seconds = Annotated[float, Field(gt=0)]
 
 
 class Toleration(BaseModel):
-    """Which taint of a node is put up with; the fields are Kubernetes' own."""
+    """A taint of a node that pods tolerate; the fields are those of Kubernetes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -24,19 +24,19 @@ class Toleration(BaseModel):
 
 
 class KServeParameters(BaseModel):
-    """How an InferenceService is made and rolled out. What is left out is the platform engineer's to set."""
+    """How an InferenceService is run and rolled out. The platform engineer sets all other fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     namespace: str = Field(default="", pattern=f"{_LABEL}|^$")
-    """Where the service is; empty for the deployment's own namespace."""
+    """The service's namespace; empty for that of the deployer's token or kubeconfig."""
     runtime: str = Field(default="fovea", pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")
     """The ServingRuntime, which names the server's image."""
     service_account_name: str = Field(default="", pattern=f"{_LABEL}|^$")
-    """The account of the server's pods, which may read the model from S3."""
+    """The account of the server's pods, which needs to read the model from S3."""
     replicas: int = Field(default=1, ge=1, le=100)
     max_replicas: int = Field(default=0, ge=0, le=100)
-    """Above ``replicas``, KServe scales up to so many; 0 keeps to ``replicas``."""
+    """KServe scales from ``replicas`` up to this number; 0 for no scaling."""
     cpu: str = Field(default="4", pattern=_QUANTITY)
     memory: str = Field(default="24Gi", pattern=_QUANTITY)
     gpus: int = Field(default=1, ge=0, le=16)
@@ -44,33 +44,33 @@ class KServeParameters(BaseModel):
     node_selector: dict[str, str] = {}
     tolerations: tuple[Toleration, ...] = ()
     rollout: Literal["canary", "recreate", "auto"] = "canary"
-    """``canary``: beside the old model, dark until it is verified. ``recreate``: in its place, with a
-    downtime. ``auto``: as a canary, and in the old model's place where the canary finds no node."""
+    """``canary``: beside the old model, without traffic until it is verified. ``recreate``: in its place,
+    with a downtime. ``auto``: as a canary, or in its place where no node has room for the canary."""
     traffic_steps: tuple[Annotated[int, Field(ge=1, le=99)], ...] = (10, 50)
-    """Per cent of the traffic that the verified canary gets, one after the other, before it is promoted."""
+    """Per cent of the traffic that the verified canary gets, step by step, before it is promoted."""
     step_seconds: float = Field(default=60.0, ge=0)
-    """For so long each step is watched."""
+    """How long errors and latency are watched at each step."""
     max_error_rate: float = Field(default=0.01, ge=0, le=1)
     max_answer_seconds: Seconds = 10.0
-    """The 95th percentile of a single picture's answers may take so long."""
+    """Limit of the 95th percentile of the time for one picture."""
     schedule_seconds: Seconds = 900.0
-    """For a node to be found: an autoscaler may have to bring one."""
+    """Limit until the pods have a node, which an autoscaler may have to add."""
     start_seconds: Seconds = 1800.0
-    """From a node to a server that answers: image, model, warm-up."""
+    """Limit from then until the server answers: image, model, warm-up."""
     verify_seconds: Seconds = 600.0
     traffic_seconds: Seconds = 300.0
-    """For KServe to carry out a change of the traffic, or the promotion."""
+    """Limit for KServe to change the traffic, or to promote the canary."""
     restore_seconds: Seconds = 1800.0
-    """To get back to the previous state after a failure."""
+    """Limit to restore the previous state after a failure."""
     lease_seconds: float = Field(default=30.0, ge=1)
-    """A deployment that was killed keeps others out for so long."""
+    """Duration of the Lease: how long a deployment that was killed keeps others out."""
     dry_run: bool = False
-    """Show what would be changed, and change nothing."""
+    """Log what would be changed, and change nothing."""
 
     @model_validator(mode="before")
     @classmethod
     def _from_json(cls, value: Any) -> Any:
-        """Take JSON too, which is how a single setting is written on a command line."""
+        """Accept JSON too, as a single setting is written on a command line."""
         if isinstance(value, str):
             try:
                 return json.loads(value or "{}")

@@ -1,4 +1,4 @@
-"""The parameters of a deployment, and the document that one leaves behind."""
+"""The parameters of a deployment, and its document."""
 
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
@@ -26,7 +26,7 @@ class DeployParameters(Parameters):
     deploy_probes: Annotated[int, FormerName("probes")] = Field(default=8, ge=1, le=256)
     """Held-out pictures that the server is asked about."""
     deploy_timeout_seconds: Annotated[float, FormerName("timeout_seconds")] = Field(default=600.0, gt=0)
-    """For a local server's start and its answers, together; on KServe each phase has a limit of its own."""
+    """For a local server's start and its answers, together; on KServe each phase has its own limit."""
     kserve: KServeParameters = KServeParameters()
     """How the service is run and rolled out on KServe, as YAML or JSON: namespace, runtime, replicas, gpus,
     memory, node_selector, tolerations, rollout, traffic_steps and more."""
@@ -41,7 +41,7 @@ class DeployParameters(Parameters):
 
 
 class Example(BaseModel):
-    """One held-out picture, what the server said about it, and what is true."""
+    """One held-out picture, the server's answer, and the truth."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -53,7 +53,7 @@ class Example(BaseModel):
 
 
 class Deployment(BaseModel):
-    """What a service answers with: ``deployments/{service}.json`` under the artifact root, written last."""
+    """The document of a service's deployment: ``deployments/{service}.json`` under the artifact root."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -64,31 +64,31 @@ class Deployment(BaseModel):
     decision_digest: str
     evaluation_digest: str
     calibration_digest: str = ""
-    """Of what its confidences come from, which stands in the evaluation's record; empty where it has none."""
+    """Digest of the calibration in the evaluation's record; empty where there is none."""
     dtype: str
     """The type that the model was verified in."""
     probes: int
     """How many held-out pictures were asked about, each over both protocols."""
     agreed: int
-    """For how many of them the answer was the evaluation's."""
+    """For how many of them the answers were those of the evaluation."""
     example: Example
     predict_path: str
     chat_path: str
     verified_at: datetime
     run_id: str
     records: dict[str, str] = {}
-    """The records' URIs by name: all that it takes to deploy the same again."""
+    """The records' URIs by name, from which the same model can be deployed again."""
     parameters: DeployParameters | None = None
     rollout: str = ""
     """On KServe: first, unchanged, canary or recreate."""
     namespace: str = ""
     inference_service: dict[str, Any] | None = None
-    """What was applied: the state to come back to."""
+    """The manifest that was applied last, which a later rollout restores if it fails."""
 
     @field_validator("parameters", mode="before")
     @classmethod
     def _rename_parameters(cls, values: Any) -> Any:
-        """Read the documents of versions whose parameters had other names."""
+        """Accept documents of versions whose parameters had other names."""
         former = DeployParameters.renamed()
         return (
             {former.get(name, name): value for name, value in values.items()}

@@ -1,37 +1,27 @@
-"""The deployment's work: refuse what did not pass, serve, verify, and only then write the deployment down."""
+"""The deploy step: refuse what the gate did not pass, deploy to the target, then commit the document."""
 
 import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import httpx
-
-from components.deploy.candidate import Candidate
-from components.deploy.history import deployment_uri, present_deployment, write_deployment
+from components.deploy.history import deployment_uri, write_deployment
 from components.deploy.parameters import Deployment, DeployParameters
-from components.deploy.targets.local import LocalServer, ServerError
-from components.deploy.verification import (
-    CHAT_PATH,
-    PREDICT_PATH,
-    Expectation,
-    Outcome,
-    Verification,
-    load_probes,
-    verify,
-)
+from components.deploy.release import Release
+from components.deploy.targets.local import LocalTarget
+from components.deploy.targets.target import RolloutOutcome, Target
+from components.deploy.verification import CHAT_PATH, PREDICT_PATH, Verification
 from fovea import tracking
 from fovea.champion import ALIAS
-from fovea.errors import UserError
 from fovea.parameters import parse_parameters
-from fovea.progress import Progress
 from fovea.records import ModelReference
-from fovea.steps import RunContext, StepReport, plain_line, reporting_failure
+from fovea.steps import RunContext, StepReport, reporting_failure
 from fovea.storage import Storage
+from fovea.text import plain_line
 
 __all__ = ["Verdict", "deploy", "deploy_step", "deployment_uri"]
 
@@ -42,10 +32,23 @@ logger = logging.getLogger("fovea")
 
 
 class Verdict(NamedTuple):
-    """What the pipeline goes on with."""
+    """The outputs of the task."""
 
     deployed: bool
     reason: str
+
+
+def _kserve_target(storage: Storage, run_id: str) -> Target:
+    # The Kubernetes client takes a second to import, which a local run must not wait for.
+    from components.deploy.targets.kserve import KServeTarget
+
+    return KServeTarget(storage, run_id)
+
+
+_TARGETS: Mapping[str, Callable[[Storage, str], Target]] = {
+    "local": lambda storage, _: LocalTarget(storage),
+    "kserve": _kserve_target,
+}
 
 
 def deploy_step(
@@ -77,21 +80,20 @@ def deploy_step(
     context, storage = RunContext(artifact_root=artifact_root, run_id=run_id), Storage()
     started = time.monotonic()
     with reporting_failure(STEP, context, storage):
-        asked = parse_parameters(DeployParameters, parameters)
-        candidate = Candidate.from_files(
-            {
-                "model": model_record,
-                "evaluation": evaluation_record,
-                "dataset": dataset_record,
-                "decision": decision_record,
-            }
-        )
-        verdict, document = deploy(candidate, asked, context, storage)
-        Path(deployment).parent.mkdir(parents=True, exist_ok=True)
+        settings = parse_parameters(DeployParameters, parameters)
+        files = {
+            "model": model_record,
+            "evaluation": evaluation_record,
+            "dataset": dataset_record,
+            "decision": decision_record,
+        }
+        release = Release.from_files(files, artifact_root)
+        verdict, document = deploy(release, settings, run_id, storage)
         if document is not None:
             text = document.model_dump_json(indent=2) + "\n"
         else:
             text = json.dumps(verdict._asdict(), indent=2) + "\n"
+        Path(deployment).parent.mkdir(parents=True, exist_ok=True)
         Path(deployment).write_text(text)
         report = StepReport(
             task=STEP,
@@ -99,27 +101,22 @@ def deploy_step(
             seconds=round(time.monotonic() - started, 2),
             reused=False,
             digest="sha256:" + hashlib.sha256(text.encode()).hexdigest(),
-            record_uri=deployment_uri(artifact_root, asked.service_name) if document else "",
+            record_uri=deployment_uri(artifact_root, settings.service_name) if document else "",
         )
         storage.write_bytes(context.run_uri(f"{STEP}.json"), report.model_dump_json().encode())
     return verdict
 
 
 def deploy(
-    candidate: Candidate,
-    asked: DeployParameters,
-    context: RunContext,
-    storage: Storage,
-    decided_at: datetime | None = None,
+    release: Release, settings: DeployParameters, run_id: str, storage: Storage
 ) -> tuple[Verdict, Deployment | None]:
-    """Serve a candidate, verify it, and only then make it known: in S3, and as MLflow's champion.
+    """Deploy a release, and commit its document to S3 and as MLflow's champion only if it was verified.
 
     Args:
-        candidate: the model with its records.
-        asked: where and how.
-        context: the run that deploys, and the artifact root.
+        release: the model with its records.
+        settings: where and how.
+        run_id: the run that deploys.
         storage: S3.
-        decided_at: when it was decided to deploy it; by default, when the gate did.
 
     Returns:
         The verdict, and the document of the deployment where there is one.
@@ -127,110 +124,50 @@ def deploy(
     Raises:
         UserError: the held-out pictures cannot be read, or S3 cannot be reached.
     """
-    reason = candidate.refusal()
-    if reason:
-        outcome = Outcome(Verification(False, reason))
-    elif asked.deploy_target == "kserve":
-        outcome, asked = _on_kserve(candidate, asked, context, storage, decided_at)
+    refusal = release.refusal()
+    if refusal:
+        outcome = RolloutOutcome(Verification(False, refusal))
     else:
-        outcome = Outcome(_on_this_machine(candidate, asked, context.artifact_root, storage))
+        outcome = _TARGETS[settings.deploy_target](storage, run_id).deploy(release, settings)
     verdict = Verdict(outcome.verification.passed, plain_line(outcome.verification.reason))
     logger.info("deploy: %s", verdict.reason)
     if not verdict.deployed:
         return verdict, None
-    document = _document(candidate, asked, context, outcome)
-    write_deployment(storage, context.artifact_root, document)
-    tracking.tag_model_version(candidate.model.mlflow, _tags(document), alias=ALIAS)
+    document = _document(release, settings, run_id, outcome)
+    write_deployment(storage, release.artifact_root, document)
+    tracking.tag_model_version(release.model.mlflow, _tags(document), alias=ALIAS)
     return verdict, document
 
 
-def _on_kserve(
-    candidate: Candidate,
-    asked: DeployParameters,
-    context: RunContext,
-    storage: Storage,
-    decided_at: datetime | None,
-) -> tuple[Outcome, DeployParameters]:
-    """Roll out on KServe; return the outcome, and the parameters with the namespace that was meant."""
-    # The Kubernetes client takes a second to import, which a local run need not wait for.
-    from components.deploy.targets.cluster import Cluster
-    from components.deploy.targets.kserve import KServeTarget
-
-    try:
-        cluster = Cluster.connect(asked.kserve.namespace)
-    except UserError as error:
-        return Outcome(Verification(False, str(error))), asked
-    target = KServeTarget(
-        cluster=cluster,
-        run_id=context.run_id,
-        decided_at=decided_at or candidate.decision.created_at,
-        previous=present_deployment(storage, context.artifact_root, asked.service_name),
-    )
-    settings = asked.kserve.model_copy(update={"namespace": cluster.namespace})
-    return (
-        target.deploy(candidate, asked, context.artifact_root, storage),
-        asked.model_copy(update={"kserve": settings}),
-    )
-
-
-def _on_this_machine(
-    candidate: Candidate, asked: DeployParameters, artifact_root: str, storage: Storage
-) -> Verification:
-    deadline = time.monotonic() + asked.deploy_timeout_seconds
-    generation = candidate.evaluation.generation
-    probes = load_probes(storage, candidate.dataset, candidate.evaluation, asked.deploy_probes)
-    expected = Expectation(
-        name=asked.service_name,
-        model_digest=candidate.model.digest,
-        task=candidate.task,
-        max_new_tokens=generation.max_new_tokens,
-        dtype=generation.dtype,
-        calibration=candidate.calibration,
-    )
-    server = LocalServer(
-        model_uri=candidate.record_uris(artifact_root)["model"],
-        name=asked.service_name,
-        port=asked.deploy_port,
-        dtype=generation.dtype,
-        evaluation_uri=candidate.calibration_uri(artifact_root),
-    )
-    try:
-        with server.running(asked.deploy_timeout_seconds) as address:
-            timeout = max(1.0, deadline - time.monotonic())
-            logger.info("deploy: asking %s about %d held-out pictures", address, len(probes))
-            # Proxies of the environment are for the outside.
-            with httpx.Client(base_url=address, timeout=timeout, trust_env=False) as client:
-                return verify(client, probes, expected, Progress(logger, "deploy: asking"))
-    except ServerError as error:
-        return Verification(False, str(error))
-
-
 def _document(
-    candidate: Candidate, asked: DeployParameters, context: RunContext, outcome: Outcome
+    release: Release, settings: DeployParameters, run_id: str, outcome: RolloutOutcome
 ) -> Deployment:
-    found, model = outcome.verification, candidate.model
+    found, records = outcome.verification, release.record_uris
     assert found.example is not None  # noqa: S101 - there is one whenever the verification passed
-    records = candidate.record_uris(context.artifact_root)
+    if outcome.namespace:
+        # A rollback deploys there, although its own default may be another namespace.
+        kserve = settings.kserve.model_copy(update={"namespace": outcome.namespace})
+        settings = settings.model_copy(update={"kserve": kserve})
     return Deployment(
-        service=asked.service_name,
-        target=asked.deploy_target,
-        model=ModelReference(digest=model.digest, record_uri=records["model"]),
-        decision_digest=candidate.decision.digest,
-        evaluation_digest=candidate.evaluation.digest,
-        calibration_digest=candidate.calibration.digest if candidate.calibration else "",
-        dtype=candidate.evaluation.generation.dtype,
+        service=settings.service_name,
+        target=settings.deploy_target,
+        model=ModelReference(digest=release.model.digest, record_uri=records["model"]),
+        decision_digest=release.decision.digest,
+        evaluation_digest=release.evaluation.digest,
+        calibration_digest=release.calibration.digest if release.calibration else "",
+        dtype=release.evaluation.generation.dtype,
         probes=found.asked,
         agreed=found.agreed,
         example=found.example,
-        predict_path=PREDICT_PATH.format(name=asked.service_name),
+        predict_path=PREDICT_PATH.format(name=settings.service_name),
         chat_path=CHAT_PATH,
-        # Not to the second: of two deployments the later one must be known.
+        # With fractions of a second, which say which of two deployments is the later one.
         verified_at=datetime.now(UTC),
-        run_id=context.run_id,
+        run_id=run_id,
         records=records,
-        parameters=asked,
+        parameters=settings,
         rollout=outcome.kind,
-        namespace=asked.kserve.namespace if asked.deploy_target == "kserve" else "",
+        namespace=outcome.namespace,
         inference_service=outcome.manifest,
     )
 

@@ -1,4 +1,4 @@
-"""Asks a served model about held-out pictures and holds its answers against the evaluation's."""
+"""Verification of a served model: its answers about held-out pictures must be those of its evaluation."""
 
 import base64
 import math
@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 from components.deploy.parameters import Example
 from fovea.errors import UserError
 from fovea.evaluation.calibration import Calibration
+from fovea.predictions import fetch_predictions
 from fovea.records import DatasetRecord, EvaluationRecord
 from fovea.storage import Storage
-from fovea.task import FieldValue, Task
+from fovea.task import Answer, FieldValue, Task
 
 PREDICT_PATH = "/v1/models/{name}:predict"
 CHAT_PATH = "/openai/v1/chat/completions"
@@ -28,9 +29,9 @@ _AT_ONCE = 16
 
 @dataclass(frozen=True)
 class Probe:
-    """A held-out picture, with what the evaluation got for it and what is true.
+    """A held-out picture, with the evaluation's answer and the truth.
 
-    ``likelihood`` is the evaluation's, of all its fields together; None where the answer could not be read.
+    ``likelihood`` is the evaluation's, of all fields together; None where its answer could not be parsed.
     """
 
     row_id: str
@@ -47,7 +48,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Expectation:
-    """What the server must say about itself and about its answers."""
+    """What a server must answer, and with which model and task."""
 
     name: str
     model_digest: str
@@ -55,35 +56,20 @@ class Expectation:
     max_new_tokens: int
     dtype: str
     max_answer_seconds: float = math.inf
-    """The 95th percentile of the answers about a single picture."""
+    """Limit of the 95th percentile of the time for one picture."""
     calibration: Calibration | None = None
-    """What its confidences must come from; None where it must give none."""
+    """The calibration of its confidences; None where it must give none."""
 
 
 @dataclass(frozen=True)
 class Verification:
-    """How it went; ``example`` is there where at least one answer came."""
+    """What a verification found; ``example`` is None where no answer was received."""
 
     passed: bool
     reason: str
     asked: int = 0
     agreed: int = 0
     example: Example | None = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How it went with a service.
-
-    Args:
-        verification: of the new model.
-        kind: first, unchanged, canary or recreate; dry_run where nothing was changed.
-        manifest: what was applied last, to come back to.
-    """
-
-    verification: Verification
-    kind: str = ""
-    manifest: dict[str, Any] | None = None
 
 
 def load_probes(
@@ -94,21 +80,18 @@ def load_probes(
     Raises:
         UserError: a picture that was evaluated is not in the dataset, or none was.
     """
-    folder = storage.download(evaluation, pattern="predictions-*.parquet")
-    files = sorted(folder.glob("predictions-*.parquet"))
-    predictions = pq.read_table(files).slice(0, count).to_pylist()
-    texts: dict[str, str] = {row["row_id"]: row["text"] for row in predictions}
-    likelihoods = {row["row_id"]: _likelihood(row) for row in predictions}
+    predictions = fetch_predictions(storage, evaluation, dataset.task)[:count]
+    answers = {each.row.row_id: each.answer for each in predictions}
     shards = storage.download(dataset, pattern=f"{evaluation.split}-*.parquet")
     names = list(dataset.task.fields)
     rows = pq.read_table(
         sorted(shards.glob(f"{evaluation.split}-*.parquet")),
         columns=["row_id", "image", *names],
-        filters=[("row_id", "in", list(texts))],
+        filters=[("row_id", "in", list(answers))],
     ).to_pylist()
     found = {row["row_id"]: row for row in rows}
-    missing = [row_id for row_id in texts if row_id not in found]
-    if missing or not texts:
+    missing = [row_id for row_id in answers if row_id not in found]
+    if missing or not answers:
         raise UserError(
             f"{evaluation.uri}: "
             + (f"row {missing[0]} is not in the dataset" if missing else "holds no prediction")
@@ -118,32 +101,34 @@ def load_probes(
         Probe(
             row_id=row_id,
             picture=found[row_id]["image"]["bytes"],
-            text=text,
+            text=answer.text,
             truth={name: found[row_id][name] for name in names},
-            likelihood=likelihoods[row_id],
+            likelihood=_likelihood(answer),
         )
-        for row_id, text in texts.items()
+        for row_id, answer in answers.items()
     ]
 
 
-def _likelihood(prediction: dict[str, Any]) -> float | None:
-    scores = [value for name, value in prediction.items() if name.startswith("score_")]
-    return None if any(score is None for score in scores) else math.exp(sum(scores))
+def _likelihood(answer: Answer) -> float | None:
+    """Return the probability of the answer's fields; None where one has no score."""
+    if answer.fields is None or answer.scores is None or answer.scores.keys() != answer.fields.keys():
+        return None
+    return math.exp(sum(answer.scores.values()))
 
 
 def most_that_differ(likelihoods: Iterable[float | None]) -> int:
     """Return how many answers may differ from the evaluation's where both compute in 16 bits.
 
-    What else is in a batch changes the rounding, and so the logits a little. To sample is to add noise of
-    Gumbel's distribution to the logits: at temperature 1 it changes an answer with the probability that the
-    evaluation did not give it. 16-bit rounding is smaller: logits of 16 to 32 are an eighth apart in
-    bfloat16, so a difference of two is off by about 0.3, less than the 0.45 of sampling at a temperature of
-    1/4, which raises an answer's odds to their fourth power or more. That bounds the chance of each answer
-    to differ, and so many may as a right model exceeds once in a thousand deployments. One that could not
-    be read may differ.
+    The other pictures of a batch change the rounding, and so the logits a little. Sampling adds noise of
+    Gumbel's distribution to the logits: at temperature 1, it changes an answer with the probability that the
+    evaluation did not give it. The noise of 16-bit rounding is smaller. Logits of 16 to 32 are an eighth
+    apart in bfloat16, so a difference of two logits is off by about 0.3. That is less than the 0.45 of
+    sampling at a temperature of 1/4, which raises an answer's odds to their fourth power or more. This bounds
+    the chance of each answer to differ. A correct model exceeds the number returned at most once in 1,000
+    deployments. An answer that could not be parsed may always differ.
 
     Args:
-        likelihoods: what the evaluation gave each answer; None where it could not be read.
+        likelihoods: the evaluation's, of each answer; None where it could not be parsed.
     """
     counts = np.ones(1)  # the probabilities of 0, 1, 2, … that differ
     for likelihood in likelihoods:
@@ -160,13 +145,12 @@ def verify(
     expected: Expectation,
     progress: Callable[[int, int], None] | None = None,
 ) -> Verification:
-    """Ask about every picture over V1, many at once, and over OpenAI's chat, one by one.
+    """Ask about every picture over V1, in batches, and over OpenAI's chat, one by one; compare the answers.
 
     Args:
         client: with the server's address as its base URL, and a timeout.
         probes: at least one.
-        expected: the model, its task, and the type it computes in: in float32 every text must be exactly the
-            evaluation's.
+        expected: what the server must answer; in float32, every text must be exactly the evaluation's.
         progress: called with (done, total) pictures.
     """
     try:
@@ -190,7 +174,7 @@ def verify(
 
 @dataclass(frozen=True)
 class _Served:
-    """An answer as it came over one of the protocols."""
+    """An answer over one of the protocols."""
 
     protocol: str
     text: str
@@ -293,12 +277,12 @@ def _compare(
 
 
 def percentile(seconds: Sequence[float], fraction: float = 0.95) -> float:
-    """Return the value that ``fraction`` of them do not exceed."""
+    """Return the value that ``fraction`` of the times do not exceed."""
     return sorted(seconds)[min(len(seconds) - 1, math.ceil(fraction * len(seconds)) - 1)]
 
 
 def _stranger(answer: _Served, expected: Expectation) -> str | None:
-    """Say how an answer is not from the model, or not on the task, that was asked for."""
+    """Return why an answer is of another model or task than expected, or None."""
     task = {"name": expected.task.name, "version": expected.task.version}
     if answer.model_digest != expected.model_digest:
         return f"{answer.protocol} answers with model {answer.model_digest}, not {expected.model_digest}"
@@ -308,7 +292,7 @@ def _stranger(answer: _Served, expected: Expectation) -> str | None:
 
 
 def _other_confidences(answers: Sequence[_Served], expected: Expectation) -> str | None:
-    """Say how the answers' confidences are not of the fields that the evaluation calibrated."""
+    """Return how the fields with confidences differ from those that the evaluation calibrated, or None."""
     known = expected.calibration.known if expected.calibration else frozenset()
     if not any(answer.fields for answer in answers):
         return None

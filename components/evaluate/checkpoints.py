@@ -1,7 +1,7 @@
-"""Answers in S3 while an evaluation goes on, so that one that was killed goes on where it was.
+"""Checkpoints of an evaluation: answers in S3, from which an evaluation that was killed continues.
 
-checkpoints/evaluate/{input key}/{split}-{first row}-{attempt}.parquet   some rows' answers
-checkpoints/evaluate/{input key}/{split}-{first row}-{attempt}.json      their record, written last
+checkpoints/evaluate/{input key}/{split}-{first row}-{attempt}.parquet   answers to some rows
+checkpoints/evaluate/{input key}/{split}-{first row}-{attempt}.json      the record, written last
 """
 
 import hashlib
@@ -23,7 +23,7 @@ logger = logging.getLogger("fovea")
 
 
 class Part(BaseModel):
-    """The record of some consecutive rows' answers."""
+    """The record of the answers to some consecutive rows."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -36,7 +36,7 @@ class Part(BaseModel):
 
 
 class Parts:
-    """What an evaluation has answered so far, found by its inputs."""
+    """The answers of an evaluation so far, found by its input key."""
 
     def __init__(self, storage: Storage, artifact_root: str, input_key: str) -> None:
         self._storage = storage
@@ -44,7 +44,7 @@ class Parts:
         self._prefix = join_uri(artifact_root, "checkpoints", "evaluate", input_key) + "/"
 
     def save(self, table: pa.Table, split: str, first_row: int) -> None:
-        """Keep answers: the table has a column ``row_id``."""
+        """Store answers; the table has a column ``row_id``."""
         buffer = io.BytesIO()
         parquet.write_table(table, buffer, compression="zstd")
         data = buffer.getvalue()
@@ -55,7 +55,7 @@ class Parts:
             rows=len(table),
             sha256=hashlib.sha256(data).hexdigest(),
         )
-        # Another attempt at the same time has names of its own.
+        # A random part, since two attempts may run at the same time.
         name = f"{self._prefix}{split}-{first_row:08d}-{uuid.uuid4().hex[:8]}"
         self._storage.write_bytes(f"{name}.parquet", data)
         self._storage.write_bytes(f"{name}.json", part.model_dump_json().encode())
@@ -63,7 +63,7 @@ class Parts:
     def load(self, split: str, row_ids: Sequence[str]) -> list[pa.Table]:
         """Return the answers to the first of these rows, without a gap; none where there are none.
 
-        What is broken, or was made of other inputs, is passed over: it is answered again.
+        A part that is broken or of other inputs is ignored: its rows are answered again.
         """
         tables: list[pa.Table] = []
         done = 0
@@ -81,16 +81,16 @@ class Parts:
         return tables
 
     def remove_all(self) -> None:
-        """Let go of all parts: the evaluation is there now."""
+        """Delete all parts, once the evaluation is committed."""
         try:
             uris = list(self._storage.list(self._prefix))
-            # The records first: what has none is no part.
+            # The records first: a part without its record is ignored.
             self._storage.delete(sorted(uris, key=lambda uri: not uri.endswith(".json")))
         except UserError as error:
             logger.warning("evaluate: parts that are not needed any more stay: %s", error)
 
     def _read(self, uri: str, split: str, first_row: int, row_ids: Sequence[str]) -> pa.Table | None:
-        """Return the part that begins at ``first_row``; None where this one does not."""
+        """Return the part if it starts at ``first_row``; None otherwise."""
         part = Part.model_validate_json(self._storage.read_bytes(uri))
         if (part.split, part.first_row) != (split, first_row):
             return None

@@ -55,7 +55,7 @@ def evaluate(
         dataset: Record of the dataset, whose task is asked.
         evaluation: Record of the evaluation; of the model's absence where there is none.
         metrics: Its figures, for the KFP UI.
-        confusion: Which categories were answered with which, for the KFP UI.
+        confusion: Which values of the first category were answered with which, for the KFP UI.
         artifact_root: s3://bucket/prefix that payloads and records lie under.
         run_id: The run's ID.
         parameters: Fields of EvaluateParameters.
@@ -82,9 +82,8 @@ def evaluate(
     if isinstance(record, EvaluationRecord):
         for name, value in figures(record).items():
             metrics.log_metric(name, value)
-        if record.confusion is not None:
-            rows = [list(row) for row in record.confusion.rows]
-            confusion.log_confusion_matrix(list(record.confusion.categories), rows)
+        for found in list(record.confusions.values())[:1]:
+            confusion.log_confusion_matrix(list(found.categories), [list(row) for row in found.rows])
 
 
 @dsl.component(base_image=IMAGE, packages_to_install=[], install_kfp_package=False)

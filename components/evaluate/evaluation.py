@@ -1,4 +1,4 @@
-"""The work of evaluate: ask the model about every picture of a split, and measure what it answers."""
+"""The work of evaluate: generate an answer to every picture of a split, and compute the metrics."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -6,33 +6,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.evaluate.baselines import nearest, shuffle_among_groups, trivial_answers
+from components.evaluate.baselines import nearest, shuffle_among_groups
 from components.evaluate.checkpoints import Parts
 from components.evaluate.parameters import EvaluateParameters
-from components.evaluate.predictions import answers_from, answers_table, write_predictions
 from components.evaluate.split import Split
 from fovea import tracking
+from fovea.evaluation.baselines import trivial_answers
 from fovea.evaluation.calibration import Calibration, fit_calibration
 from fovea.evaluation.intervals import measure
-from fovea.evaluation.metrics import confusion, slices, with_intervals
-from fovea.evaluation.outcomes import Fields, Outcomes, write_baselines
-from fovea.inference import Answer, Predictor
+from fovea.evaluation.metrics import confusions, metrics_of, slices, with_intervals
+from fovea.evaluation.outcomes import Outcomes, write_baselines
+from fovea.evaluation.text import figure_text
+from fovea.inference import Predictor
 from fovea.memory import reuse_freed_memory
+from fovea.predictions import Prediction, from_table, to_table, write_predictions
 from fovea.records import Confusion, DatasetRecord, GenerationParameters, ModelRecord
 from fovea.steps import Attempt
-from fovea.task import Task
+from fovea.task import Answer, Fields, Task
 
 logger = logging.getLogger("fovea")
 
 _TRAINING, _VALIDATION = "train", "validation"
-# Pictures in memory at once, in batches: enough to put those of like length together. As many rows at most
-# are lost where an evaluation is killed.
+# Batches of pictures in memory: enough to group those of similar length. An evaluation that is killed loses
+# these rows at most.
 _BATCHES_AHEAD = 4
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation: of which model, on what, and how."""
+    """One evaluation of a model on a dataset."""
 
     attempt: Attempt
     model: ModelRecord
@@ -59,7 +61,7 @@ class Evaluation:
         shown = shuffle_among_groups([row.product_group for row in split.rows])
         if shown is None:
             logger.warning("%s: there is one product group, and nothing to shuffle", attempt.task)
-        write_predictions(attempt.payload, task, split.rows, answers, shown, calibration)
+        write_predictions(attempt.payload, task, _predictions(split, answers, shown, calibration))
         own = self._measured(split, answers, shown) | {
             "baselines": {name: measure(outcomes) for name, outcomes in baselines.items()},
             "calibration": calibration,
@@ -78,11 +80,11 @@ class Evaluation:
         return folder
 
     def _answer(self, predictor: Predictor, split: Split) -> list[Answer]:
-        """Return the answers to the rows of a split, some of which an earlier attempt may have got."""
+        """Return the answers to the rows of a split; those of an earlier attempt are reused."""
         progress = self.attempt.progress(f"answering the {split.name} split")
         task, rows = self.dataset.task, split.rows
         kept = self.parts.load(split.name, [row.row_id for row in rows])
-        answers = [answer for table in kept for answer in answers_from(table, task)]
+        answers = [each.answer for table in kept for each in from_table(table, task)]
         if answers:
             logger.info("%s: %d of %d rows were answered before", self.attempt.task, len(answers), len(rows))
 
@@ -97,7 +99,8 @@ class Evaluation:
                 progress=report,
             )
             asked = rows[len(answers) : len(answers) + len(some)]
-            self.parts.save(answers_table(task, asked, some), split.name, len(answers))
+            made = [Prediction(row, answer) for row, answer in zip(asked, some, strict=True)]
+            self.parts.save(to_table(task, made), split.name, len(answers))
             answers += some
         return answers
 
@@ -117,7 +120,7 @@ class Evaluation:
         return calibration
 
     def _baselines(self, predictor: Predictor, data: Path, split: Split) -> Mapping[str, Outcomes]:
-        """Return what comes of each row under each baseline, and write it down."""
+        """Return the outcomes of each baseline, and write them to the payload."""
         task = self.dataset.task
         training = Split(data, _TRAINING, task)
         pictured = Split(data, _TRAINING, task, self.asked.neighbour_samples)
@@ -136,8 +139,8 @@ class Evaluation:
         task = self.dataset.task
         fields = [answer.fields for answer in answers]
         outcomes = _outcomes(task, split, fields)
-        # The question is the same for every row and generation is greedy, so what the model says of another
-        # product's picture is what it said of that picture when it came to it.
+        # The question is the same for every row and generation is greedy, so the answer to another product's
+        # picture is the one already generated for that picture.
         shuffled = _outcomes(task, split, [fields[other] for other in shown]) if shown else None
         return {
             "model_digest": self.model.digest,
@@ -152,7 +155,7 @@ class Evaluation:
                 kind: {name: measure(outcomes.take(mask)) for name, mask in masks.items()}
                 for kind, masks in slices(outcomes).items()
             },
-            "confusion": confusion(outcomes),
+            "confusions": confusions(outcomes),
         }
 
     def _track(self, own: Mapping[str, Any]) -> None:
@@ -162,19 +165,17 @@ class Evaluation:
             run = tracking.Run.of(self.model.mlflow)
             run.log_metrics(with_intervals(metrics), prefix=f"{self.split}/")
             run.log_metrics(shuffled.figures if shuffled else {}, prefix=f"{self.split}/shuffled/")
-            run.log_table(_columns(own["confusion"]), "confusion.json")
-        logger.info(
-            "%s: of %d rows %.1f %% can be read, %.1f %% have the right category, median price error %.1f %%",
-            attempt.task,
-            metrics.samples,
-            100 * metrics.parse_rate,
-            100 * metrics.category_accuracy,
-            100 * metrics.price_median_ape,
+            for field, confusion in own["confusions"].items():
+                run.log_table(_columns(confusion), f"confusion-{field}.json")
+        figures = "; ".join(
+            f"{metric.title}: {figure_text(metrics.figures[name], metric.unit)}"
+            for name, metric in metrics_of(self.dataset.task).items()
         )
+        logger.info("%s: %d rows: %s", attempt.task, metrics.samples, figures)
 
 
 def _columns(confusion: Confusion) -> dict[str, list[str] | list[int]]:
-    """Return the matrix as a table of which category was answered with which, and in how many rows."""
+    """Return the matrix as a table: truth, answer and number of rows."""
     names = confusion.categories
     pairs = [(row, column) for row in range(len(names)) for column in range(len(names))]
     found = [(row, column) for row, column in pairs if confusion.rows[row][column]]
@@ -194,3 +195,14 @@ def _outcomes(task: Task, split: Split, answers: Sequence[Fields | None]) -> Out
         [row.product_group for row in rows],
         [row.row_id for row in rows],
     )
+
+
+def _predictions(
+    split: Split, answers: Sequence[Answer], shown: Sequence[int] | None, calibration: Calibration | None
+) -> list[Prediction]:
+    """Return the answers with their rows, the confidences, and whose picture is shown instead."""
+    others = [split.rows[other].row_id for other in shown] if shown else [None] * len(answers)
+    return [
+        Prediction(row, answer, calibration.confidences(answer.scores) if calibration else {}, other)
+        for row, answer, other in zip(split.rows, answers, others, strict=True)
+    ]

@@ -1,8 +1,7 @@
-"""A split of a prepared dataset: its truths at once, its pictures a batch at a time."""
+"""A split of a prepared dataset: truths in memory, pictures in batches."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as parquet
@@ -11,17 +10,8 @@ from pyarrow import ArrowException
 
 from fovea.errors import UserError
 from fovea.images import PictureError, PictureLimits, decode_picture
-from fovea.task import FieldValue, Task
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row without its picture."""
-
-    row_id: str
-    product_id: str
-    product_group: str
-    truth: dict[str, FieldValue]
+from fovea.predictions import Row
+from fovea.task import Task
 
 
 class Split:
@@ -34,10 +24,10 @@ class Split:
         """Read the rows.
 
         Args:
-            folder: Where the dataset's Parquet files lie.
-            name: Of the split.
+            folder: The folder with the dataset's Parquet files.
+            name: The split.
             task: Its fields are the columns of the truth.
-            max_samples: How many rows to take, 0 for all. Which ones depends on their ids alone.
+            max_samples: Rows to take, 0 for all. Which ones depends on their ids alone.
 
         Raises:
             UserError: the split is not there, has no rows or lacks a column.
@@ -71,7 +61,7 @@ class Split:
 
         Args:
             batch: how many at most.
-            first: the row to begin with.
+            first: the row to start with.
 
         Raises:
             UserError: a picture cannot be decoded.

@@ -1,6 +1,6 @@
 """The step: from a model and a dataset to the record of an evaluation.
 
-It imports nothing heavy: an evaluation that exists is found again in a second, without torch.
+It imports no torch: an existing evaluation is found in a second.
 """
 
 import re
@@ -13,7 +13,7 @@ from components.evaluate.parameters import EvaluateParameters
 from fovea.devices import has_gpu
 from fovea.errors import UserError
 from fovea.evaluation.metrics import with_intervals
-from fovea.evaluation.outcomes import CHALLENGER, Roles
+from fovea.evaluation.outcomes import CHALLENGER
 from fovea.parameters import parse_parameters
 from fovea.records import (
     AbsentRecord,
@@ -30,7 +30,7 @@ from fovea.steps import Attempt, RunContext, reporting_failure, run_step
 from fovea.storage import Storage
 
 STEP = "evaluate"
-VERSION = 7
+VERSION = 8
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 
@@ -47,11 +47,11 @@ def evaluate_step(
     split: str = "test",
     num_crops: int = 0,
 ) -> EvaluationRecord | AbsentRecord:
-    """Evaluate a model on a split of a dataset; an evaluation of the same inputs that exists is reused.
+    """Evaluate a model on a split of a dataset; an existing evaluation of the same inputs is reused.
 
     Args:
-        model_record: File with the ModelRecord, or with the AbsentRecord that says why there is no model:
-            then that is what is written and returned.
+        model_record: File with the ModelRecord, or with an AbsentRecord, which is then written and
+            returned.
         dataset_record: File with the DatasetRecord, whose task is asked.
         evaluation_record: Where the EvaluationRecord goes.
         artifact_root: ``s3://bucket/prefix`` of payloads and records.
@@ -125,7 +125,6 @@ def _shaping(asked: EvaluateParameters, model: ModelRecord) -> dict[str, Any]:
 
 
 def _check(model: ModelRecord, dataset: DatasetRecord, subject: str, split: str) -> None:
-    Roles.of(dataset.task)
     for needed in (split, *(["train"] if model.base is None else [])):
         if needed not in dataset.splits:
             raise UserError(f"the dataset has no {needed!r} split; it has {sorted(dataset.splits)}")

@@ -1,12 +1,12 @@
-"""The gate's conditions on the evidence itself, which hold for every judgement. Pure: no files."""
+"""The gate's conditions on its evidence, checked in every judgement. Pure functions: no files."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from components.gate.evidence import SHUFFLED, Evidence, RefusedError, finite, outcomes_of
-from components.gate.parameters import BASELINES
-from fovea.evaluation.metrics import METRICS, figure
+from fovea.evaluation.baselines import baselines_of
+from fovea.evaluation.metrics import figure, metrics_of
 from fovea.evaluation.outcomes import CHALLENGER
 from fovea.records import AbsentRecord, EvaluationRecord, RuleResult
 
@@ -15,14 +15,14 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class CheckRule:
-    """A condition on the evidence itself: ``wrong`` returns what is wrong with it, or an empty string."""
+    """A condition on the evidence. ``wrong`` returns what is wrong, or an empty string."""
 
     name: str
     description: str
     wrong: Callable[[Evidence], str]
 
     def apply(self, evidence: Evidence) -> RuleResult:
-        """Return what the rule says: the value is 1 where the condition holds, else 0."""
+        """Return the rule's result: the value is 1 where the condition holds, else 0."""
         try:
             wrong = self.wrong(evidence)
         except AttributeError as error:  # a record that was built without validation
@@ -81,11 +81,12 @@ def _differing(one: EvaluationRecord, other: EvaluationRecord) -> list[str]:
 
 
 def _disagreeing(evidence: Evidence) -> str:
-    """Say which figure is missing, not finite, or not what its predictions come to."""
-    names = [CHALLENGER, SHUFFLED, "base", *(f"baseline:{name}" for name in BASELINES)]
-    if not isinstance(evidence.champion, AbsentRecord):
-        names.append("champion")
+    """Return which figure is missing, not finite, or different from that of its predictions."""
     try:
+        task = outcomes_of(evidence, CHALLENGER).task
+        names = [CHALLENGER, SHUFFLED, "base", *(f"baseline:{name}" for name in baselines_of(task))]
+        if not isinstance(evidence.champion, AbsentRecord):
+            names.append("champion")
         for name in names:
             _check_figures(evidence, name)
     except RefusedError as error:
@@ -95,9 +96,10 @@ def _disagreeing(evidence: Evidence) -> str:
 
 def _check_figures(evidence: Evidence, who: str) -> None:
     metrics, outcomes = evidence.metrics(who), outcomes_of(evidence, who)
-    for metric in METRICS:
+    for metric in metrics_of(outcomes.task):
         what = f"{metric} of {who}"
-        recorded, interval = getattr(metrics, metric, None), getattr(metrics, "intervals", {}).get(metric)
+        recorded = metrics.figures.get(metric) if metrics else None
+        interval = metrics.intervals.get(metric) if metrics else None
         if recorded is None or interval is None:
             raise RefusedError(f"{what if recorded is None else f'the interval of {what}'} is missing")
         found = figure(outcomes, metric)
@@ -149,4 +151,4 @@ CHECKS = (
     CheckRule("comparable", "Same data, task, split, generation and sample on all sides", _incomparable),
     CheckRule("figures_agree", "Every figure is there, and is what its predictions come to", _disagreeing),
 )
-"""The conditions that hold for every judgement, `parameters.CONDITIONS`; no limit loosens them."""
+"""The conditions of every judgement, `parameters.CONDITIONS`; no limit relaxes them."""

@@ -1,4 +1,4 @@
-"""What the gate judges by: records, and what came of each row, read so that nothing broken goes unseen."""
+"""The gate's evidence: records and the outcomes of each row. Anything unreadable is recorded as such."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from fovea.errors import UserError
-from fovea.evaluation.outcomes import BASELINES, CHALLENGER, Outcomes, read_baselines, read_outcomes
+from fovea.evaluation.outcomes import BASELINES, CHALLENGER, Outcomes, read_baselines
+from fovea.predictions import fetch_predictions
+from fovea.predictions import shuffled as shuffle
 from fovea.records import (
     AbsentRecord,
     EvaluationRecord,
@@ -18,37 +20,36 @@ from fovea.records import (
     read_optional_record,
     read_record,
 )
-from fovea.steps import plain_line
 from fovea.storage import Storage
 from fovea.task import Task
+from fovea.text import plain_line
 
 SHUFFLED = "shuffled"
 """The same, shown other products' pictures."""
 BASE_SHUFFLED = "base:shuffled"
 """The base, shown other products' pictures."""
-PREDICTIONS = "predictions-*.parquet"
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a model is judged by. What could not be read is None, and ``unreadable`` says why."""
+    """The evidence on a model. What could not be read is None, and ``unreadable`` says why."""
 
     challenger: EvaluationRecord | None
     base: EvaluationRecord | None
     champion: EvaluationRecord | AbsentRecord | None
-    """An absent one is known not to be there."""
+    """An AbsentRecord where there is no champion."""
     model_digest: str | None
     """The model that would be deployed."""
     base_digest: str | None
     """The model it was tuned from."""
     outcomes: Mapping[str, Outcomes] = field(default_factory=dict)
-    """What came of each row: of `CHALLENGER`, `SHUFFLED`, ``base``, ``champion`` and ``baseline:…``."""
+    """Outcomes by name: of `CHALLENGER`, `SHUFFLED`, ``base``, ``champion`` and ``baseline:…``."""
     unreadable: tuple[str, ...] = ()
 
     def record(self, name: str) -> EvaluationRecord | None:
-        """Return the evaluation that holds the figures of somebody among the evidence."""
+        """Return the evaluation with the figures of a model or baseline."""
         if name in (CHALLENGER, SHUFFLED):
             return self.challenger
         if name == "champion":
@@ -56,7 +57,7 @@ class Evidence:
         return self.base
 
     def metrics(self, name: str) -> Metrics | None:
-        """Return the recorded figures of somebody among the evidence."""
+        """Return the recorded figures of a model or baseline."""
         record = self.record(name)
         if record is None:
             return None
@@ -67,11 +68,11 @@ class Evidence:
 
 
 class RefusedError(Exception):
-    """A rule cannot be looked at, and so refuses; the message says why."""
+    """A rule cannot be evaluated, and so it refuses; the message says why."""
 
 
 def outcomes_of(evidence: Evidence, who: str) -> Outcomes:
-    """Return what came of each row of somebody among the evidence; what is not there refuses."""
+    """Return the outcomes of a model or baseline; refuse where there are none."""
     found = evidence.outcomes.get(who)
     if found is None or not len(found):
         raise RefusedError(f"there are no predictions{'' if who == CHALLENGER else f' of {who}'}")
@@ -79,7 +80,7 @@ def outcomes_of(evidence: Evidence, who: str) -> Outcomes:
 
 
 def finite(value: object, what: str) -> float:
-    """Return a figure; one that is not finite refuses, and ``what`` says in the reason which it is."""
+    """Return a figure; refuse one that is not finite. ``what`` names it in the reason."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise RefusedError(f"{what} is not a finite number")
     return float(value)
@@ -88,11 +89,10 @@ def finite(value: object, what: str) -> float:
 def gather(
     *, base: str | Path, challenger: str | Path, champion: str | Path, model: str | Path, storage: Storage
 ) -> tuple[Evidence, ModelRecord | None, dict[str, Record]]:
-    """Read the records from files, and what came of each row from S3, held against the records' digests.
+    """Read the records from files, and the outcomes from S3, whose digests are checked.
 
     Returns:
-        The evidence, in which what cannot be read is missing and says why; the model's record; and the
-        records that could be read, by name.
+        The evidence; the model's record; and the records that could be read, by name.
     """
     reading = _Reading(storage)
     record = reading.record(model, ModelRecord, "model")
@@ -114,7 +114,7 @@ def gather(
 
 
 class _Reading:
-    """Reads what it can, and keeps what it cannot as lines for people."""
+    """Reads the evidence, and keeps a line about each thing that cannot be read."""
 
     def __init__(self, storage: Storage) -> None:
         self.unreadable: list[str] = []
@@ -145,7 +145,7 @@ class _Reading:
                 found[name] = self._predictions(record, task, name, shuffled=True)
         if base is not None:
             folder = self._read("baselines", lambda: self._storage.download(base, pattern=BASELINES))
-            read = folder and self._read("baselines", lambda: read_baselines(folder / BASELINES))
+            read = folder and self._read("baselines", lambda: read_baselines(folder / BASELINES, task))
             found |= {f"baseline:{name}": outcomes for name, outcomes in (read or {}).items()}
         return {name: outcomes for name, outcomes in found.items() if outcomes is not None}
 
@@ -158,17 +158,15 @@ class _Reading:
                     f"are of another task ({record.task_digest[:19]}) than the model's, {task.name} "
                     f"{task.version} ({task.digest[:19]})"
                 )
-            folder = self._storage.download(record, pattern=PREDICTIONS)
-            # Those that the record names, and whose digests were checked.
-            paths = [folder / entry.path for entry in record.files if entry.path.startswith("predictions-")]
-            return read_outcomes(paths, task, shuffled=shuffled)
+            predictions = fetch_predictions(self._storage, record, task)
+            return Outcomes.of_predictions(task, shuffle(predictions) if shuffled else predictions)
 
         return self._read(f"predictions of {name}", read)
 
     def _read(self, what: str, read: Callable[[], T]) -> T | None:
         try:
             return read()
-        except (UserError, ValueError) as error:  # ValueError: bytes that are no text
+        except (UserError, ValueError, KeyError) as error:  # ValueError: bytes that are not text
             self._complain(what, str(error))
             return None
 

@@ -1,20 +1,20 @@
-"""What the gate asks for: the limits of its default rules, and further rules as people write them.
+"""Parameters of the gate: the limits of its default rules, and additional rules as YAML.
 
-The rules are a small YAML, validated before anything costs money:
+The YAML is validated before the run uses a GPU:
 
-    defaults: true            # the rules the gate has anyway; false leaves only its conditions and these
+    defaults: true            # keep the default rules; false leaves only the conditions and these
     rules:
-      - name: bags            # of a default rule: takes its place
-        metric: category_accuracy
+      - name: bags            # a rule with a default rule's name replaces it
+        metric: category.accuracy
         slice: category=BAGS
         at_least: 0.85
       - name: cheap_prices
-        metric: price_median_ape
-        slice: price_band=1
+        metric: full_price.median_ape
+        slice: full_price=1      # the cheapest quarter
         against: champion
-        margin: 0.02          # worse by less than this, surely; without it: surely better
+        margin: 0.02          # worse by less than this; without it: better. At 95 %
 
-`preflight` reads them, and the gate judges by them.
+`preflight` checks the rules, and the gate applies them.
 """
 
 from collections.abc import Mapping
@@ -24,20 +24,12 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from fovea.errors import UserError
-from fovea.evaluation.metrics import COUNTS, METRICS
+from fovea.evaluation.baselines import baselines_of
+from fovea.evaluation.metrics import COUNTS, RELIANCE, metrics_of
 from fovea.parameters import NOT_IN_RESULT, Parameters, parse_parameters
 from fovea.storage import Storage
+from fovea.task import Task
 
-RELIANCE = "picture_reliance"
-"""The fall in category accuracy when the model is shown other products' pictures."""
-FIGURES = (*METRICS, RELIANCE, *COUNTS)
-"""What a rule can ask for."""
-SLICES = ("category", "price_band")
-"""What a rule can be narrowed to."""
-BASELINES = ("majority_category", "category_median_price", "nearest_neighbour")
-"""The trivial answers that every evaluation of a base model holds."""
-OPPONENTS = ("base", "champion", *(f"baseline:{name}" for name in BASELINES))
-"""What a rule can compare the model with."""
 CONDITIONS = (
     "records_readable",
     "evaluated_this_model",
@@ -47,7 +39,7 @@ CONDITIONS = (
     "comparable",
     "figures_agree",
 )
-"""What holds for every judgement, whatever the rules say; no rule can have such a name."""
+"""The conditions of every judgement; no rule can have one of these names."""
 
 _MOST_CHARACTERS = 64 * 1024
 _MOST_RULES = 200
@@ -69,49 +61,25 @@ class _Strict(BaseModel):
 
 
 class RuleSpec(_Strict):
-    """A figure of the model, against a limit or against somebody else's on the same rows.
+    """A rule on a figure of the model: a limit, or a comparison on the same rows.
 
-    One of ``at_least``, ``at_most`` and ``against`` says which.
+    Exactly one of ``at_least``, ``at_most`` and ``against`` is set.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,59}$")]
-    metric: str
-    """One of `FIGURES`."""
+    metric: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)?$", max_length=120)]
+    """A metric of the task, ``picture_reliance``, ``samples`` or ``groups``."""
     slice: str = ""
-    """``category=NAME`` or ``price_band=NUMBER``, 1 for the cheapest quarter; empty for all rows."""
+    """``FIELD=NAME`` or ``FIELD=NUMBER``, the slice's place from 1; empty for all rows."""
     at_least: float | None = None
     at_most: float | None = None
     against: str = ""
-    """One of `OPPONENTS`: the model must be surely better, the 95 % interval of its gain above 0."""
+    """``base``, ``champion`` or ``baseline:NAME``: the 95 % interval of the gain over it must be above 0."""
     margin: Annotated[float, Field(ge=0)] = 0.0
-    """With ``against``: the interval need only be above ``-margin``. In the metric's own unit."""
+    """With ``against``: the interval must be above ``-margin`` instead. In the metric's unit."""
     min_samples: Annotated[int, Field(ge=1)] = 30
-    """Rows that the rule must rest on."""
+    """The fewest rows that the figure is computed on."""
     description: Annotated[str, Field(max_length=200)] = ""
-
-    @field_validator("metric")
-    @classmethod
-    def _known_metric(cls, value: str) -> str:
-        if value not in FIGURES:
-            raise ValueError(f"unknown metric {value[:60]!r}; there are {_listed(FIGURES)}")
-        return value
-
-    @field_validator("slice")
-    @classmethod
-    def _known_slice(cls, value: str) -> str:
-        kind, _, name = value.partition("=")
-        if value and (kind not in SLICES or not name):
-            raise ValueError(
-                f"unknown slice {value[:60]!r}; there are {_listed(f'{kind}=…' for kind in SLICES)}"
-            )
-        return value
-
-    @field_validator("against")
-    @classmethod
-    def _known_opponent(cls, value: str) -> str:
-        if value and value not in OPPONENTS:
-            raise ValueError(f"unknown opponent {value[:60]!r}; there are {_listed(OPPONENTS)}")
-        return value
 
     @field_validator("name")
     @classmethod
@@ -127,27 +95,25 @@ class RuleSpec(_Strict):
             raise ValueError("give one of at_least, at_most and against")
         if self.margin and not self.against:
             raise ValueError("margin goes with against")
-        if self.against and self.metric not in METRICS:
-            raise ValueError(f"{self.metric} cannot be compared; use {_listed(METRICS)}")
         return self
 
     @property
     def comparison(self) -> Literal[">=", "<=", ">"]:
-        """How the value must stand to the limit; of a comparison, the lower end of the gain."""
+        """How the value compares with the limit; for ``against``, the lower end of the gain."""
         if self.against:
             return ">"
         return "<=" if self.at_most is not None else ">="
 
     @property
     def limit(self) -> float:
-        """What the value must reach; of a comparison, what the gain must surely be above."""
+        """The limit of the value; for ``against``, of the lower end of the gain."""
         if self.against:
             return 0.0 - self.margin
         return self.at_least if self.at_least is not None else self.at_most or 0.0
 
 
 class GateRules(_Strict):
-    """Rules beside, or instead of, those that the gate has by default."""
+    """Additional rules, with or without the gate's default rules."""
 
     defaults: bool = True
     rules: Annotated[tuple[RuleSpec, ...], Field(max_length=_MOST_RULES)] = ()
@@ -161,14 +127,43 @@ class GateRules(_Strict):
             raise ValueError("without the default rules there must be others")
         return self
 
+    def check(self, task: Task) -> Self:
+        """Return these rules after checking that the task has everything they name.
+
+        Raises:
+            UserError: names the first unknown metric, slice or opponent, and the choices.
+        """
+        metrics, opponents = metrics_of(task), opponents_of(task)
+        slices = [name for name, field in task.fields.items() if field.is_sliced]
+        for rule in self.rules:
+            field, _, name = rule.slice.partition("=")
+            if rule.metric not in (*metrics, RELIANCE, *COUNTS):
+                choices = _listed([*metrics, RELIANCE, *COUNTS])
+                raise UserError(f"{rule.name}: unknown metric {rule.metric!r}; there are {choices}")
+            if rule.slice and (field not in slices or not name):
+                choices = _listed([f"{each}=…" for each in slices])
+                raise UserError(f"{rule.name}: unknown slice {rule.slice[:60]!r}; there are {choices}")
+            if rule.against and rule.against not in opponents:
+                raise UserError(
+                    f"{rule.name}: unknown opponent {rule.against[:60]!r}; there are {_listed(opponents)}"
+                )
+            if rule.against and rule.metric not in metrics:
+                raise UserError(f"{rule.name}: {rule.metric} cannot be compared; use {_listed(metrics)}")
+        return self
+
     def with_defaults(self, defaults: tuple[RuleSpec, ...]) -> tuple[RuleSpec, ...]:
-        """Return the rules to judge by: a default one makes way for one of its name."""
+        """Return the rules to apply; a rule replaces the default rule of the same name."""
         named = {rule.name: rule for rule in (*(defaults if self.defaults else ()), *self.rules)}
         return tuple(named.values())
 
 
+def opponents_of(task: Task) -> tuple[str, ...]:
+    """Return the names that a rule can compare the model with."""
+    return ("base", "champion", *(f"baseline:{name}" for name in baselines_of(task)))
+
+
 def _check_rules(text: str) -> str:
-    """Refuse rules that cannot be read; what lies in S3 is read by preflight."""
+    """Refuse rules that cannot be read; preflight reads those in S3."""
     if not text.startswith("s3://"):
         try:
             read_rules(text)
@@ -178,10 +173,10 @@ def _check_rules(text: str) -> str:
 
 
 class GateParameters(Parameters):
-    """What a model must reach by default. Accuracies, rates and errors are fractions."""
+    """Limits of the default rules. Accuracies, rates and errors are fractions."""
 
     min_samples: int = Field(default=200, ge=1)
-    """Rows of the split that the figures must rest on."""
+    """Rows that the model must be evaluated on, at least."""
     min_parse_rate: float = Field(default=0.98, ge=0, le=1)
     """Share of answers that can be read, at least."""
     min_category_accuracy: float = Field(default=0.90, ge=0, le=1)
@@ -191,19 +186,18 @@ class GateParameters(Parameters):
     min_picture_reliance: float = Field(default=0.30, ge=0, le=1)
     """Fall in category accuracy when the model is shown other products' pictures, at least."""
     champion_margin: float = Field(default=0.03, ge=0, le=1)
-    """By how much the model may at worst be behind the champion, as a fraction."""
+    """How far the model may be behind the champion, as a fraction."""
     gate_rules: Annotated[
         str, NOT_IN_RESULT, Field(max_length=_MOST_CHARACTERS), AfterValidator(_check_rules)
     ] = ""
-    """Further rules, as YAML or the s3:// URI of one. The rules read from it are part of the input key."""
+    """Additional rules as YAML, or the s3:// URI of such a document."""
 
 
 def read_rules(given: str, storage: Storage | None = None) -> GateRules:
-    """Return the rules that a parameter gives: YAML, or the ``s3://…`` URI of one; empty for the defaults.
+    """Return the rules of a parameter: YAML, or its ``s3://…`` URI; empty for the defaults.
 
     Raises:
-        UserError: there is no such document, or it holds something that is not known: the message names the
-            choices.
+        UserError: there is no such document, or it has unknown keys; the message names the choices.
     """
     if not given.strip():
         return GateRules()
@@ -217,7 +211,7 @@ def parse_rules(text: str, source: str) -> GateRules:
     """Read rules from YAML.
 
     Raises:
-        UserError: it is no YAML of rules; ``source`` says in the message where it came from.
+        UserError: the text is not YAML of rules; ``source`` names it in the message.
     """
     if len(text) > _MOST_CHARACTERS:
         raise UserError(f"{source}: has {len(text)} characters, at most {_MOST_CHARACTERS} are allowed")
@@ -237,7 +231,7 @@ def parse_rules(text: str, source: str) -> GateRules:
 
 
 def _check_plain(text: str, source: str) -> None:
-    """Refuse what costs more than it looks like: references stand for gigabytes, depth for minutes."""
+    """Refuse documents that are expensive to read: references (gigabytes) and deep nesting (minutes)."""
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):

@@ -1,12 +1,13 @@
-"""The gate's rules applied to what is known of a model. Pure: no files, no network.
+"""The gate's rules, applied to the evidence on a model. Pure functions: no files, no network.
 
-Whatever is missing, not finite or not comparable refuses. Every rule is looked at, also after one has failed,
-and the verdict does not depend on their order.
+Anything missing, not finite or not comparable refuses. All rules are evaluated, also after one has
+failed, and the verdict does not depend on their order.
 """
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from components.gate.checks import CHECKS, CheckRule
 from components.gate.evidence import (
@@ -17,13 +18,24 @@ from components.gate.evidence import (
     finite,
     outcomes_of,
 )
-from components.gate.parameters import BASELINES, RELIANCE, GateParameters, RuleSpec
+from components.gate.parameters import GateParameters, RuleSpec, opponents_of
 from fovea.evaluation.intervals import RESAMPLES, PairedDifference, bootstrap, paired_bootstrap
-from fovea.evaluation.metrics import COUNTS, METRICS, figure, slices
-from fovea.evaluation.outcomes import CHALLENGER, Mask, Outcomes
+from fovea.evaluation.metrics import (
+    COUNTS,
+    PARSE_RATE,
+    RELIANCE,
+    figure,
+    metrics_of,
+    primary_metric,
+    slices,
+    unit_of,
+)
+from fovea.evaluation.outcomes import CHALLENGER, Outcomes
 from fovea.evaluation.text import figure_text, gain_text, interval_text, sign
 from fovea.records import AbsentRecord, Interval, RuleResult
-from fovea.steps import plain_line
+from fovea.task import Task
+from fovea.task.metrics import Mask, Unit
+from fovea.text import plain_line
 
 _COMPARE: Mapping[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
@@ -34,18 +46,18 @@ _COMPARE: Mapping[str, Callable[[float, float], bool]] = {
 
 @dataclass(frozen=True)
 class MetricRule:
-    """A rule on a figure, as people write it."""
+    """A rule on a figure."""
 
     spec: RuleSpec
     resamples: int = RESAMPLES
 
     @property
     def name(self) -> str:
-        """Its name, which a refusal names."""
+        """The rule's name."""
         return self.spec.name
 
     def apply(self, evidence: Evidence) -> RuleResult:
-        """Return what the rule says. What is missing, not finite or on too few rows refuses."""
+        """Return the rule's result. A figure that is missing, not finite or on too few rows refuses."""
         try:
             found = self._against(evidence) if self.spec.against else self._absolute(evidence)
         except RefusedError as error:
@@ -58,6 +70,7 @@ class MetricRule:
                 "name": spec.name,
                 "description": spec.description or _described(spec),
                 "metric": spec.metric,
+                "unit": self._unit(evidence),
                 "slice": spec.slice,
                 "against": spec.against,
                 "comparison": spec.comparison,
@@ -72,15 +85,15 @@ class MetricRule:
         spec = self.spec
         rows, mask = self._rows(evidence)
         value = _figure(evidence, CHALLENGER, spec.metric, mask)
+        unit = self._unit(evidence)
         holds = _COMPARE[spec.comparison](value, spec.limit)
         return {
             "value": value,
             "interval": self._interval(evidence, mask),
             "samples": rows,
             "passed": holds,
-            "reason": f"{spec.metric} is {figure_text(spec.metric, value, _DIGITS)}, "
-            f"{'as' if holds else 'not'} {sign(spec.comparison)} "
-            f"{figure_text(spec.metric, spec.limit, _DIGITS)}",
+            "reason": f"{spec.metric} is {figure_text(value, unit, _DIGITS)}, "
+            f"{'as' if holds else 'not'} {sign(spec.comparison)} {figure_text(spec.limit, unit, _DIGITS)}",
         }
 
     def _against(self, evidence: Evidence) -> dict[str, object]:
@@ -90,10 +103,11 @@ class MetricRule:
         rows, mask = self._rows(evidence)
         own, other = (_figure(evidence, name, spec.metric, mask) for name in (CHALLENGER, spec.against))
         found = self._paired(evidence, spec.against, spec.metric, mask)
-        better = -1 if METRICS[spec.metric].lower_is_better else 1
+        metric = metrics_of(outcomes_of(evidence, CHALLENGER).task)[spec.metric]
+        better = -1 if metric.lower_is_better else 1
         low, high = sorted((better * found.low, better * found.high))
         holds = low > spec.limit
-        metric, interval = spec.metric, Interval(low=low, high=high)
+        interval, unit = Interval(low=low, high=high), metric.unit
         return {
             "value": better * found.difference,
             "interval": interval,
@@ -101,13 +115,17 @@ class MetricRule:
             "compared": other,
             "samples": rows,
             "passed": holds,
-            "reason": f"{metric} is {figure_text(metric, own, _DIGITS)}, that of {spec.against} "
-            f"{figure_text(metric, other, _DIGITS)}: the gain, {interval_text(metric, interval, _DIGITS)} at "
-            f"95 %, is {'surely' if holds else 'not surely'} above {gain_text(metric, spec.limit, _DIGITS)}",
+            "reason": f"{metric.name} is {figure_text(own, unit, _DIGITS)}, that of {spec.against} "
+            f"{figure_text(other, unit, _DIGITS)}: the gain, {interval_text(interval, unit, _DIGITS)} at "
+            f"95 %, is {'surely' if holds else 'not surely'} above {gain_text(spec.limit, unit, _DIGITS)}",
         }
 
+    def _unit(self, evidence: Evidence) -> Unit:
+        outcomes = evidence.outcomes.get(CHALLENGER)
+        return unit_of(outcomes.task, self.spec.metric) if outcomes is not None else "fraction"
+
     def _rows(self, evidence: Evidence) -> tuple[int, Mask | None]:
-        """Return how many rows the rule rests on, and which; None for all."""
+        """Return how many rows the figure is computed on, and which; None for all."""
         outcomes = outcomes_of(evidence, CHALLENGER)
         mask = _mask(outcomes, self.spec.slice) if self.spec.slice else None
         rows = len(outcomes) if mask is None else int(mask.sum())
@@ -120,7 +138,8 @@ class MetricRule:
         if metric in COUNTS:
             return None
         if metric == RELIANCE:
-            found = self._paired(evidence, SHUFFLED, "category_accuracy", mask)
+            primary = primary_metric(outcomes_of(evidence, CHALLENGER).task)
+            found = self._paired(evidence, SHUFFLED, primary, mask)
             return Interval(low=found.low, high=found.high)
         outcomes = _taken(evidence, CHALLENGER, mask)
         return bootstrap(outcomes, [metric], self.resamples)[metric]
@@ -133,7 +152,7 @@ class MetricRule:
         return found
 
     def _inputs(self, evidence: Evidence) -> dict[str, str]:
-        """Return the digests of the evaluations that the rule looks at."""
+        """Return the digests of the evaluations that the rule reads."""
         names = {CHALLENGER, *([self.spec.against] if self.spec.against else [])}
         records = {
             name.partition(":")[0].replace("baseline", "base"): evidence.record(name) for name in names
@@ -144,19 +163,18 @@ class MetricRule:
 Rule = CheckRule | MetricRule
 
 
-# How many failed rules a reason names; the decision holds them all.
+# Failed rules that a reason names; the decision has them all.
 _NAMED = 4
 
 
-# So that a figure that just fails is not written as its limit.
+# Enough that a figure that just fails is not printed as its limit.
 _DIGITS = 2
 
 
 def _figure(evidence: Evidence, who: str, metric: str, mask: Mask | None) -> float:
     if metric == RELIANCE:
-        shown, instead = (
-            _figure(evidence, name, "category_accuracy", mask) for name in (CHALLENGER, SHUFFLED)
-        )
+        primary = primary_metric(outcomes_of(evidence, CHALLENGER).task)
+        shown, instead = (_figure(evidence, name, primary, mask) for name in (CHALLENGER, SHUFFLED))
         return shown - instead
     outcomes = _taken(evidence, who, mask)
     if metric in COUNTS:
@@ -165,7 +183,7 @@ def _figure(evidence: Evidence, who: str, metric: str, mask: Mask | None) -> flo
 
 
 def _taken(evidence: Evidence, who: str, mask: Mask | None) -> Outcomes:
-    """Return what came of the rows of a slice, in the order of the model's; None for all rows."""
+    """Return the outcomes of a slice's rows, in the challenger's order; None for all rows."""
     mine, its = outcomes_of(evidence, CHALLENGER), outcomes_of(evidence, who)
     try:
         aligned = its.aligned_with(mine)
@@ -175,13 +193,13 @@ def _taken(evidence: Evidence, who: str, mask: Mask | None) -> Outcomes:
 
 
 def _mask(outcomes: Outcomes, name: str) -> Mask:
-    kind, _, wanted = name.partition("=")
-    masks = slices(outcomes)[kind]
-    if kind == "price_band" and wanted.isdecimal() and 1 <= int(wanted) <= len(masks):
+    field, _, wanted = name.partition("=")
+    masks = slices(outcomes).get(field, {})
+    if wanted in masks:
+        return masks[wanted]
+    if wanted.isdecimal() and 1 <= int(wanted) <= len(masks):
         return list(masks.values())[int(wanted) - 1]
-    if wanted not in masks:
-        raise RefusedError(f"there is no {kind} {wanted!r} in the split; there are {', '.join(masks)}")
-    return masks[wanted]
+    raise RefusedError(f"there is no {field} {wanted!r} in the split; there are {', '.join(masks)}")
 
 
 def _described(spec: RuleSpec) -> str:
@@ -191,49 +209,69 @@ def _described(spec: RuleSpec) -> str:
     return f"{spec.metric}{where}, gain over {spec.against}"
 
 
-def default_rules(limits: GateParameters) -> tuple[RuleSpec, ...]:
-    """Return the rules of the product catalogue's task."""
-
-    def rule(name: str, description: str, metric: str, **asked: object) -> RuleSpec:
-        values = {"name": name, "description": description, "metric": metric, "min_samples": 1, **asked}
-        return RuleSpec.model_validate(values)
-
-    category, price = "category_accuracy", "price_median_ape"
-    opponents = {"base": "the base", **{f"baseline:{name}": name.replace("_", " ") for name in BASELINES}}
+def default_rules(limits: GateParameters, task: Task) -> tuple[RuleSpec, ...]:
+    """Return the rules that a task's fields require, with the limits of the gate's parameters."""
+    required = list(_required(task))
+    opponents = [each for each in opponents_of(task) if each != "champion"]
     margin = {"against": "champion", "margin": limits.champion_margin}
+    titles = {name: metric.title for name, metric in metrics_of(task).items()}
     return (
-        rule("samples", "Enough rows that it never saw", "samples", at_least=limits.min_samples),
-        rule("parse_rate", "Answers that can be read", "parse_rate", at_least=limits.min_parse_rate),
-        rule("category_accuracy", "Right categories", category, at_least=limits.min_category_accuracy),
-        rule("price_error", "Median price error", price, at_most=limits.max_price_median_ape),
-        rule(
+        _rule("samples", "Enough rows that it never saw", "samples", at_least=limits.min_samples),
+        _rule(PARSE_RATE, titles[PARSE_RATE], PARSE_RATE, at_least=limits.min_parse_rate),
+        *(
+            _rule(metric.replace(".", "_"), titles[metric], metric, **_limit(limits, limit, bound))
+            for _, metric, limit, bound in required
+        ),
+        _rule(
             RELIANCE,
-            "Fall in category accuracy when shown another product's picture",
+            f"{titles[primary_metric(task)]}: fall when shown another product's picture",
             RELIANCE,
             at_least=limits.min_picture_reliance,
         ),
         *(
-            rule(
-                f"beats_{who.removeprefix('baseline:')}_on_{what}",
-                f"{said} than {name}",
+            _rule(
+                f"beats_{who.removeprefix('baseline:')}_on_{field}",
+                f"{titles[metric]}: better than {_opponent(who)}",
                 metric,
                 against=who,
             )
-            for who, name in opponents.items()
-            for what, said, metric in (
-                ("category", "More right categories", category),
-                ("price", "Smaller median price error", price),
-            )
+            for who in opponents
+            for field, metric, _, _ in required
         ),
-        rule("keeps_parse_rate", "No fewer readable answers than the champion", "parse_rate", **margin),
-        rule("keeps_category", "No fewer right categories than the champion", category, **margin),
-        rule("keeps_price", "No larger median price error than the champion", price, **margin),
+        _rule("keeps_parse_rate", f"{titles[PARSE_RATE]}: no worse than the champion", PARSE_RATE, **margin),
+        *(
+            _rule(f"keeps_{field}", f"{titles[metric]}: no worse than the champion", metric, **margin)
+            for field, metric, _, _ in required
+        ),
     )
+
+
+def _required(task: Task) -> Iterator[tuple[str, str, float | str, str]]:
+    """Yield field, metric, limit and ``at_least`` or ``at_most`` of each requirement of the task's fields."""
+    metrics = metrics_of(task)
+    for field, kind in task.fields.items():
+        for requirement in kind.requirements:
+            metric = f"{field}.{requirement.metric}"
+            bound = "at_most" if metrics[metric].lower_is_better else "at_least"
+            yield field, metric, requirement.limit, bound
+
+
+def _limit(limits: GateParameters, limit: float | str, bound: str) -> dict[str, float]:
+    return {bound: getattr(limits, limit) if isinstance(limit, str) else limit}
+
+
+def _opponent(name: str) -> str:
+    return "the base" if name == "base" else name.removeprefix("baseline:").replace("_", " ")
+
+
+def _rule(name: str, description: str, metric: str, **limit: Any) -> RuleSpec:
+    values = {"name": name, "description": description, "metric": metric, "min_samples": 1, **limit}
+    return RuleSpec.model_validate(values)
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict, why, and what each rule said."""
+    """A verdict, its reason, and each rule's result."""
 
     passed: bool
     reason: str
@@ -247,7 +285,7 @@ def judge(
     checks: Sequence[CheckRule] = CHECKS,
     resamples: int = RESAMPLES,
 ) -> Judgement:
-    """Judge a model by every condition and rule; it passes if there are rules and all of them hold."""
+    """Judge a model by all conditions and rules. It passes if there are rules and all of them hold."""
     applied: list[Rule] = [*checks, *(MetricRule(spec, resamples) for spec in rules)]
     results = tuple(rule.apply(evidence) for rule in applied)
     failed = [_failure(result) for result in results if not result.passed]
@@ -261,15 +299,15 @@ def judge(
 
 
 def _failure(result: RuleResult) -> str:
-    """Return a failed rule's name and reason; a reason that begins with the name says both."""
+    """Return a failed rule's name and reason, without repeating the name."""
     says_it = result.reason.startswith(f"{result.name} ")
     return result.reason if says_it else f"{result.name} ({result.reason})"
 
 
 def judge_base(evidence: Evidence, rules: Sequence[RuleSpec], resamples: int = RESAMPLES) -> Judgement:
-    """Judge the base as if it were to be deployed: rules that do not refuse it ask for nothing.
+    """Judge the base as if it were to be deployed. If it passes, the rules require nothing of a model.
 
-    Those that compare with the base or the champion are left out: they say nothing of what is asked.
+    Comparisons with the base and the champion are left out.
     """
     kept = [spec for spec in rules if spec.against not in ("base", "champion")]
     base = evidence.base

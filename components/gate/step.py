@@ -1,6 +1,6 @@
-"""The step: read the evaluations, judge, and write the decision down wherever people look for it.
+"""The gate's step: read the evaluations, judge, and record the decision in S3, MLflow and the KFP UI.
 
-Its Markdown is for the KFP UI and MLflow; every value from a record is escaped there.
+In the Markdown for KFP and MLflow, every value from a record is escaped.
 """
 
 import html
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from components.gate.evidence import gather
-from components.gate.parameters import GateParameters, read_rules
+from components.gate.parameters import GateParameters, RuleSpec, read_rules
 from components.gate.rules import Judgement, default_rules, judge, judge_base
 from fovea import tracking
 from fovea.evaluation.text import interval_text, rule_limit, rule_value
@@ -18,6 +18,7 @@ from fovea.parameters import parse_parameters
 from fovea.records import Decision, MlflowReference, RuleResult, StepInputs, write_record
 from fovea.steps import RunContext, reporting_failure, run_step
 from fovea.storage import Storage
+from fovea.task import Task
 
 STEP = "gate"
 VERSION = 3
@@ -26,7 +27,7 @@ logger = logging.getLogger("fovea")
 
 
 class Verdict(NamedTuple):
-    """What the pipeline goes on with."""
+    """The outputs of the task."""
 
     passed: bool
     reason: str
@@ -56,7 +57,7 @@ def gate_step(
             since there is then no model to decide on.
         report: Where the decision goes as Markdown.
         artifact_root: ``s3://bucket/prefix`` of payloads and records.
-        run_id: The run, which is part of the decision's input key: every run decides for itself.
+        run_id: The run, which is part of the input key: a decision is never reused.
         parameters: Fields of `GateParameters`.
 
     Raises:
@@ -65,7 +66,6 @@ def gate_step(
     context, storage = RunContext(artifact_root=artifact_root, run_id=run_id), Storage()
     with reporting_failure(STEP, context, storage):
         asked = parse_parameters(GateParameters, parameters)
-        rules = read_rules(asked.gate_rules, storage).with_defaults(default_rules(asked))
         evidence, model, records = gather(
             base=base_record,
             challenger=challenger_record,
@@ -73,6 +73,7 @@ def gate_step(
             model=model_record,
             storage=storage,
         )
+        rules = _rules(asked, model.task if model else None, storage)
         judgement, of_base = judge(evidence, rules), judge_base(evidence, rules)
         parents = {name: record.digest for name, record in records.items()}
         text = markdown(judgement, of_base, parents)
@@ -101,6 +102,12 @@ def gate_step(
     return Verdict(judgement.passed, judgement.reason)
 
 
+def _rules(asked: GateParameters, task: Task | None, storage: Storage) -> tuple[RuleSpec, ...]:
+    """Return the rules to apply; without a task there are none, and the gate refuses."""
+    given = read_rules(asked.gate_rules, storage)
+    return given.check(task).with_defaults(default_rules(asked, task)) if task else ()
+
+
 def _fields(judgement: Judgement, of_base: Judgement) -> dict[str, object]:
     return {
         "passed": judgement.passed,
@@ -112,7 +119,7 @@ def _fields(judgement: Judgement, of_base: Judgement) -> dict[str, object]:
 
 
 def _track(reference: MlflowReference | None, decision: Decision, text: str, files: list[Path]) -> None:
-    """Write the decision down in MLflow: on the model's version, and as files of its run."""
+    """Record the decision in MLflow: on the model's version, and as files of its run."""
     tracking.tag_model_version(reference, _tags(decision), description=text)
     run = tracking.Run.of(reference)
     for path in files:
@@ -144,7 +151,7 @@ _MARKDOWN = str.maketrans({character: f"\\{character}" for character in "\\`*_{}
 
 
 def escape(text: str) -> str:
-    """Return ``text`` as Markdown that shows it literally, on one line and within a table's cell."""
+    """Return ``text`` escaped for Markdown, on one line."""
     return html.escape(" ".join(text.split()).translate(_MARKDOWN), quote=False)
 
 
@@ -180,7 +187,7 @@ def _row(rule: RuleResult, base: RuleResult | None) -> str:
         escape(rule.name),
         escape(rule.description),
         rule_value(rule),
-        interval_text(rule.metric, rule.interval),
+        interval_text(rule.interval, rule.unit),
         rule_limit(rule),
         "" if rule.samples is None else str(rule.samples),
         f"{rule_value(base)} {_mark(base.passed)}" if base else "",

@@ -1,26 +1,24 @@
 """Rows: from the table's text to checked values, or the reason why not."""
 
 import re
-import unicodedata
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import TypeVar
 
 from components.prepare_data.parameters import PrepareDataParameters
-from components.prepare_data.prices import Price, UnusableError, convert, parse_price, parse_rate
 from components.prepare_data.sources.source import Source
 from components.prepare_data.sources.tables import Value
 from components.prepare_data.workspace import Workspace
-from fovea.errors import UserError
-from fovea.task import CurrencyField, FieldValue, PriceField, Task
+from fovea.errors import UnusableError, UserError
+from fovea.task import FieldValue, TableRow, Task
+from fovea.task.prices import parse_rate
+from fovea.text import clean_text
 
 T = TypeVar("T")
 
 MAX_PRODUCT_LENGTH = 200
-
-# Anything that reads like one of the model's markers: <|end|>, <|image_1|>, </s>.
-_SPECIAL_TOKEN = re.compile(r"<\|[^|]*\|>|</?s>|<unk>", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -93,68 +91,49 @@ def told(dropped: Mapping[str, int]) -> str:
     )
 
 
-def clean_text(text: str, max_length: int) -> str:
-    """Return text in Unicode's composed form, with single spaces and no invisible characters.
-
-    Markup such as ``<script>`` is text like any other.
-
-    Raises:
-        UnusableError: ``empty``, ``too_long``, ``control_character`` or ``special_token``.
-    """
-    words = " ".join(unicodedata.normalize("NFC", text).split())
-    # Format characters (zero-width, direction marks, soft hyphens) show nothing: no picture could tell them.
-    words = "".join(character for character in words if unicodedata.category(character) != "Cf").strip()
-    if not words:
-        raise UnusableError("empty")
-    if len(words) > max_length:
-        raise UnusableError("too_long")
-    if not words.isprintable():
-        raise UnusableError("control_character")
-    if _SPECIAL_TOKEN.search(words):
-        raise UnusableError("special_token")
-    return words
-
-
 def clean_row(raw: Mapping[str, Value], task: Task, parameters: PrepareDataParameters) -> Row:
-    """Check one row of the table.
+    """Read one row of the table.
 
     Raises:
         UnusableError: the reason begins with the column's name, or is ``answer_not_readable_back``.
     """
-    product = _of(parameters.product_column, _text, raw, MAX_PRODUCT_LENGTH)
-    currency = _currency(raw, parameters.currency_column)
-    values: dict[str, FieldValue] = {}
-    for name, field in task.fields.items():
-        if isinstance(field, PriceField):
-            price: Price = _of(field.column, parse_price, raw, parameters.decimal_mark)
-            currency = _agreed_currency(currency, price, field.column)
-            values[name] = price.amount
-        elif not isinstance(field, CurrencyField):
-            values[name] = _of(field.column, _text, raw, field.max_length)
+    product = _of(parameters.product_column, lambda: _text(raw[parameters.product_column]))
+    row = TableRow(raw, parameters.decimal_mark, _currency(raw, parameters.currency_column))
+    values = {
+        name: _of(field.column, partial(field.read, row))
+        for name, field in task.fields.items()
+        if not field.is_derived
+    }
     picture = str(raw[parameters.image_column]).strip()
     if not picture:
         raise UnusableError(f"{parameters.image_column}_empty")
-    row = Row(product, picture, values, currency)
     if parameters.currencies == "convert":
-        row = _converted(row, raw, task, parameters)
-    row = _stating_currency(row, task)
+        values = _converted(values, row, task, parameters)
+        row.currency = parameters.target_currency
+    values |= {
+        name: _of(field.column, partial(field.read, row))
+        for name, field in task.fields.items()
+        if field.is_derived
+    }
     try:
-        task.answer(row.values)
+        task.answer(values)
     except ValueError as error:
         raise UnusableError("answer_not_readable_back") from error
-    return row
+    return Row(product, picture, values, row.currency)
 
 
-def _of(column: str, read: Callable[..., T], raw: Mapping[str, Value], *options: object) -> T:
-    """Return what ``read`` makes of a column; the reason why not then begins with the column's name."""
+def _of(column: str, read: Callable[[], T]) -> T:
+    """Return the result of ``read``; the reason why not then begins with the column's name."""
     try:
-        return read(raw[column], *options)
+        return read()
     except UnusableError as error:
         raise UnusableError(f"{column}_{error.reason}") from None
+    except ValueError as error:
+        raise UnusableError(f"{column}_unreadable") from error
 
 
-def _text(value: Value, max_length: int) -> str:
-    return clean_text(str(value), max_length)
+def _text(value: Value) -> str:
+    return clean_text(str(value), MAX_PRODUCT_LENGTH)
 
 
 def _currency(raw: Mapping[str, Value], column: str) -> str | None:
@@ -164,38 +143,17 @@ def _currency(raw: Mapping[str, Value], column: str) -> str | None:
     return code or None
 
 
-def _agreed_currency(currency: str | None, price: Price, column: str) -> str | None:
-    """Return the currency that the column and the price's own sign agree on."""
-    if not price.currencies or currency in price.currencies:
-        return currency
-    if currency is not None:
-        raise UnusableError(f"{column}_in_other_currency")
-    return next(iter(price.currencies)) if len(price.currencies) == 1 else None
-
-
-def _converted(row: Row, raw: Mapping[str, Value], task: Task, parameters: PrepareDataParameters) -> Row:
-    """Return the row with its prices in the target currency."""
+def _converted(
+    values: Mapping[str, FieldValue], row: TableRow, task: Task, parameters: PrepareDataParameters
+) -> dict[str, FieldValue]:
+    """Return the values with amounts of money in the target currency."""
     column, target = parameters.rate_column, parameters.target_currency
-    if row.currency == target and not str(raw[column]).strip():
-        return row
-    rate = _of(column, parse_rate, raw)
+    if row.currency == target and not str(row.cells[column]).strip():
+        return dict(values)
+    rate = _of(column, lambda: parse_rate(row.cells[column]))
     if row.currency == target and rate != 1:
         raise UnusableError(f"{column}_contradicts_currency")
-    values = dict(row.values)
-    for name, field in task.fields.items():
-        if isinstance(field, PriceField):
-            try:
-                values[name] = convert(float(values[name]), rate)
-            except UnusableError as error:
-                raise UnusableError(f"{field.column}_{error.reason}") from None
-    return replace(row, values=values, currency=target)
-
-
-def _stating_currency(row: Row, task: Task) -> Row:
-    """Return the row with its currency among the answer's values, where the task asks for it."""
-    for name, field in task.fields.items():
-        if isinstance(field, CurrencyField):
-            if row.currency is None:
-                raise UnusableError(f"{field.column}_missing")
-            row = replace(row, values={**row.values, name: row.currency})
-    return row
+    return {
+        name: _of(task.fields[name].column, partial(task.fields[name].convert, value, rate))
+        for name, value in values.items()
+    }

@@ -10,7 +10,7 @@ import pyarrow.parquet
 
 from components.prepare_data.pictures import give_back_freed_memory
 from components.prepare_data.workspace import Workspace
-from fovea.task import PriceField, Task
+from fovea.task import Task
 
 ROWS_PER_SHARD = 1000
 _ROWS_PER_GROUP = 100
@@ -18,14 +18,14 @@ _ROWS_PER_GROUP = 100
 
 def schema(task: Task) -> pyarrow.Schema:
     """Return the shards' columns; the metadata tells `datasets` that ``image`` holds pictures."""
-    numbers = {name for name, field in task.fields.items() if isinstance(field, PriceField)}
+    kinds = {name: field.arrow_type for name, field in task.fields.items()}
     names = ("row_id", "product_id", "product_group", "image", *task.fields, "currency")
-    types = {name: pyarrow.float64() if name in numbers else pyarrow.string() for name in names}
+    types = {name: pyarrow.type_for_alias(kinds.get(name, "string")) for name in names}
     types["image"] = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
     # What `datasets` would write itself, whose import takes a second and 60 MB.
-    features = {
-        name: {"dtype": "float64" if name in numbers else "string", "_type": "Value"} for name in names
-    } | {"image": {"_type": "Image"}}
+    features = {name: {"dtype": kinds.get(name, "string"), "_type": "Value"} for name in names} | {
+        "image": {"_type": "Image"}
+    }
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     return pyarrow.schema(list(types.items()), metadata=metadata)
 

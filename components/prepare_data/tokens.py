@@ -14,12 +14,10 @@ from fovea.records import ModelRecord, SequenceLengths, canonical_json
 from fovea.storage import Storage
 from fovea.task import Task
 
-CONTEXT_TOKENS = 4096
-"""The longest sequence that is trained on: above it, the model's rotary factors change for a whole batch."""
 TOO_LONG = "too_long_for_context"
 
 _BATCH = 1000
-_FILES = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
+_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
 
 
 def tokenizer_digest(base: ModelRecord) -> str:
@@ -37,34 +35,22 @@ def fetch_tokenizer(base: ModelRecord, storage: Storage) -> Path:
 
 
 class Tokenizer:
-    """Counts the tokens of training sequences."""
+    """A base model's tokenizer, and the longest sequence that its model is trained on."""
 
     def __init__(self, folder: Path, num_crops: int) -> None:
-        """Load the tokenizer that lies in ``folder``."""
-        # Here: it brings torch along, which takes seconds.
-        from fovea.phi3v import Phi3VProcessor
+        """Load the tokenizer of the model in ``folder``."""
+        # Imported here: torch takes seconds that a preparation without a base model need not wait for.
+        from fovea.phi3v import Phi3VConfig, Phi3VProcessor
+        from fovea.phi3v.lengths import SequenceLengths as Lengths
 
-        processor = Phi3VProcessor.from_pretrained(folder)
-        self._tokenizer = processor.tokenizer
-        self._images = processor.image_processor
+        self._lengths = Lengths(Phi3VProcessor.from_pretrained(folder), num_crops)
         self.num_crops = num_crops
+        # Beyond it, the model encodes positions with other rotary factors.
+        self.context_tokens: int = Phi3VConfig.from_pretrained(folder).original_max_position_embeddings
 
     def count(self, texts: Sequence[str], sizes: Sequence[tuple[int, int]]) -> list[int]:
         """Return the lengths of training texts, each with a picture of this width and height in pixels."""
-        befores, afters = zip(*(text.split("<|image_1|>") for text in texts), strict=True)
-        lengths = [
-            [len(ids) for ids in self._tokenizer(list(chunks)).input_ids] for chunks in (befores, afters)
-        ]
-        return [
-            before + self._picture(*size) + after
-            for before, size, after in zip(lengths[0], sizes, lengths[1], strict=True)
-        ]
-
-    def _picture(self, width: int, height: int) -> int:
-        side = self._images.crop_size
-        columns, rows = self._images.crop_grid(width, height, self.num_crops)
-        tokens: int = self._images.num_image_tokens(rows * side, columns * side)
-        return tokens
+        return self._lengths.tokens(texts, sizes)
 
 
 def count_tokens(workspace: Workspace, task: Task, tokenizer: Tokenizer) -> None:
@@ -82,7 +68,7 @@ def count_tokens(workspace: Workspace, task: Task, tokenizer: Tokenizer) -> None
             ((length, row[0]) for length, row in zip(lengths, batch, strict=True)),
         )
         last = batch[-1][0]
-    db.execute("UPDATE rows SET reason = ? WHERE tokens > ?", (TOO_LONG, CONTEXT_TOKENS))
+    db.execute("UPDATE rows SET reason = ? WHERE tokens > ?", (TOO_LONG, tokenizer.context_tokens))
 
 
 def summarise(workspace: Workspace, num_crops: int) -> SequenceLengths | None:

@@ -7,9 +7,9 @@ from typing import Any
 from datasets import Dataset
 from PIL import Image
 
-from fovea.inference import Answer, Predictor
+from fovea.inference import Predictor
 from fovea.phi3v import Phi3VProcessor
-from fovea.task import FieldValue, Task
+from fovea.task import Answer, FieldValue, Task
 
 _SPARE_TOKENS = 16
 _BATCH = 8

@@ -19,7 +19,9 @@ from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_group
 
 from fovea.errors import UserError
 from fovea.phi3v import Phi3VProcessor
+from fovea.phi3v.lengths import SequenceLengths
 from fovea.task import Task
+from fovea.text import IMAGE_MARK
 
 logger = logging.getLogger("fovea.train_lora")
 
@@ -27,8 +29,6 @@ IGNORED = -100
 """The label of a position that is not trained on (PyTorch's cross entropy skips it)."""
 ROW_IDS = "row_ids"
 """The key for the row IDs of a batch, used in messages."""
-CONTEXT_TOKENS = 4096
-"""The longest sequence for training: longer ones are encoded with other rotary factors."""
 
 _BATCH = 1000
 
@@ -97,7 +97,7 @@ class AnswerCollator:
     def _ids_behind_mark(self, texts: Sequence[str]) -> list[list[int]]:
         # One call for all texts: a tokenizer call costs more than a text.
         ids: list[list[int]] = self._processor.tokenizer(
-            [text.split("<|image_1|>")[1] for text in texts]
+            [text.split(IMAGE_MARK)[1] for text in texts]
         ).input_ids
         return ids
 
@@ -144,7 +144,8 @@ class Extent:
 def measure(rows: Dataset, processor: Phi3VProcessor, task: Task, num_crops: int) -> list[Extent]:
     """Return the extent of every row, in order, equal to what the processor will produce."""
     raw = rows.cast_column("image", ImageFeature(decode=False))
-    extents = []
+    lengths = SequenceLengths(processor, num_crops)
+    extents: list[Extent] = []
     for start in range(0, len(raw), _BATCH):
         batch = raw[start : start + _BATCH]
         columns = [batch[name] for name in task.fields]
@@ -152,34 +153,30 @@ def measure(rows: Dataset, processor: Phi3VProcessor, task: Task, num_crops: int
             task.training_text(dict(zip(task.fields, values, strict=True)))
             for values in zip(*columns, strict=True)
         ]
-        # The chunks before and after the picture are tokenised separately, as in the processor.
-        befores, afters = zip(*(text.split("<|image_1|>") for text in texts), strict=True)
-        lengths = [
-            [len(ids) for ids in processor.tokenizer(list(part)).input_ids] for part in (befores, afters)
-        ]
-        for picture, before, after in zip(batch["image"], *lengths, strict=True):
-            crops, tokens = _of_picture(picture["bytes"], processor, num_crops)
-            extents.append(Extent(before + tokens + after, crops))
+        sizes = [_size(picture["bytes"]) for picture in batch["image"]]
+        found = zip(lengths.tokens(texts, sizes), sizes, strict=True)
+        extents += [Extent(tokens, lengths.crops(*size)) for tokens, size in found]
     return extents
 
 
-def _of_picture(encoded: bytes, processor: Phi3VProcessor, num_crops: int) -> tuple[int, int]:
-    images = processor.image_processor
+def _size(encoded: bytes) -> tuple[int, int]:
+    """Return a picture's width and height, which its header says."""
     with Image.open(io.BytesIO(encoded)) as picture:
-        columns, rows = images.crop_grid(*picture.size, num_crops)
-    return 1 + columns * rows, images.num_image_tokens(rows * images.crop_size, columns * images.crop_size)
+        return picture.size
 
 
-def fitting(split: str, row_ids: Sequence[str], extents: Sequence[Extent]) -> list[int]:
-    """Return the indices of the rows that fit the context. Rows are never truncated; longer ones are dropped.
+def fitting(split: str, row_ids: Sequence[str], extents: Sequence[Extent], context_tokens: int) -> list[int]:
+    """Return the places of the rows of at most ``context_tokens``; longer ones are left out, never cut.
+
+    Beyond the context that the model was made with, a sequence is encoded with other rotary factors.
 
     Raises:
         UserError: no row fits.
     """
-    kept = [place for place, extent in enumerate(extents) if extent.tokens <= CONTEXT_TOKENS]
+    kept = [place for place, extent in enumerate(extents) if extent.tokens <= context_tokens]
     too_long = sorted(set(range(len(extents))) - set(kept))
     if not kept:
-        raise UserError(f"no row of the {split} split is within {CONTEXT_TOKENS} tokens; lower num_crops")
+        raise UserError(f"no row of the {split} split is within {context_tokens} tokens; lower num_crops")
     if too_long:
         names = ", ".join(row_ids[place] for place in too_long[:5])
         logger.warning(
@@ -187,7 +184,7 @@ def fitting(split: str, row_ids: Sequence[str], extents: Sequence[Extent]) -> li
             len(too_long),
             len(extents),
             split,
-            CONTEXT_TOKENS,
+            context_tokens,
             names,
             " …" if len(too_long) > 5 else "",
         )

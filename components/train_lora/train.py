@@ -151,11 +151,12 @@ class Work:
     def _rows(self, data: Path, settings: Path) -> tuple[dict[str, list[int]], dict[str, list[Extent]]]:
         """Return the indices of the rows that fit the context, and their extents, by split."""
         processor = Phi3VProcessor.from_pretrained(settings)
+        context = Phi3VConfig.from_pretrained(settings).original_max_position_embeddings
         rows, extents = {}, {}
         for split in ("train", "validation"):
             table = load_split(data, split)
             found = measure(table, processor, self._dataset.task, self._parameters.num_crops)
-            rows[split] = fitting(split, table["row_id"], found)
+            rows[split] = fitting(split, table["row_id"], found, context)
             extents[split] = [found[place] for place in rows[split]]
         return rows, extents
 

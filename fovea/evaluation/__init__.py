@@ -1,1 +1,1 @@
-"""How good answers are, how sure that is, and how it is written for people."""
+"""Evaluation of answers: outcomes, metrics, intervals, calibration and how figures are printed."""

@@ -1,12 +1,12 @@
-"""Confidence: from a field's score to the probability that it is right, as it was found on held-out rows.
+"""Calibration: the probability that a field is right, from its score, fitted on held-out rows.
 
-A score (`fovea.field_scores`) ranks answers, but networks are surer than they are right. So on the validation
-split, whose truths are known, a logistic curve is fitted for each field: P(right) = 1 / (1 + exp(-(slope x +
+A score (`fovea.field_scores`) ranks answers, but networks are overconfident. On the validation split, a
+logistic curve is fitted for each field: P(right) = 1 / (1 + exp(-(slope x +
 intercept))), where x is the score's log-odds (Platt's scaling; J. Platt 1999, with his smoothed targets, so
-that no finite sample makes it certain). Two numbers a field, and rising, are what a few hundred rows can
-bear: isotonic steps fitted to as few say 0 or 1 at both ends.
+that no finite sample makes it certain). Two parameters a field are what a few hundred rows can support:
+isotonic regression on so few rows gives 0 or 1 at both ends.
 
-What right means is said in one place, `is_right`.
+`fovea.task.Task.is_right` defines what is right.
 """
 
 import hashlib
@@ -19,22 +19,17 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fovea.task import CurrencyField, FieldValue, PriceField, Task
+from fovea.task import Fields, Task
 
 MIN_ROWS = 50
-"""Answers that a curve needs at least."""
+"""The fewest answers that a curve is fitted on."""
 MIN_OF_EACH = 5
-"""How many of them must be right, and how many wrong: without both nothing can be told apart."""
-PRICE_TOLERANCE = 0.1
-"""A price is right if it is off by no more than this share of the true one."""
+"""The fewest of them that must be right, and that must be wrong."""
 
-# Beyond, float32 does not tell a probability from 1, nor do a few hundred rows.
+# Beyond it, float32 and a few hundred rows cannot distinguish a probability from 1.
 _MOST_LOG_ODDS = 14.0
 _THRESHOLDS = 20
 _ROUNDING = 1e-9
-
-Fields = Mapping[str, FieldValue]
-Float = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 
 class _Model(BaseModel):
@@ -42,7 +37,7 @@ class _Model(BaseModel):
 
 
 class Coverage(_Model):
-    """What is left, and how much of it is right, where answers below a confidence are set aside."""
+    """Coverage and accuracy of the answers whose confidence is at least ``threshold``."""
 
     threshold: float = Field(ge=0, le=1)
     coverage: float = Field(ge=0, le=1)
@@ -50,9 +45,9 @@ class Coverage(_Model):
     accuracy: float = Field(ge=0, le=1)
     """Share of those that are right."""
     expected: float = Field(ge=0, le=1)
-    """Their mean confidence, which is the accuracy that the curve promises; it rises with the threshold."""
+    """Their mean confidence, which is the accuracy to expect; it rises with the threshold."""
     rows: int = Field(ge=1)
-    """How many they are."""
+    """The number of those rows."""
 
 
 class FieldCalibration(_Model):
@@ -61,7 +56,7 @@ class FieldCalibration(_Model):
     slope: float | None = Field(default=None, gt=0)
     intercept: float | None = None
     rows: int = Field(ge=0)
-    """Answers with a score that it was fitted on."""
+    """Answers with a score that the curve was fitted on."""
     right: int = Field(ge=0)
     reason: str = ""
     """Why there is no curve; empty where there is one."""
@@ -82,7 +77,7 @@ class FieldCalibration(_Model):
 
 
 class Calibration(_Model):
-    """What a model's scores mean, field by field. Belongs to one model, task and way of generating."""
+    """The calibration of a model's scores, by field. It belongs to one model, task and generation."""
 
     schema_version: Literal[1] = 1
     fields: dict[str, FieldCalibration]
@@ -121,30 +116,11 @@ class Calibration(_Model):
         return {name: field.confidence(known.get(name)) for name, field in self.fields.items()}
 
     def threshold_for(self, field: str, accuracy: float) -> Coverage | None:
-        """Return the lowest confidence from which on ``field`` is to be right as often as wanted.
+        """Return the lowest confidence at which ``field`` is expected to have the wanted accuracy.
 
-        None where no confidence is enough, or the field has no curve.
+        None where no confidence suffices, or the field has no curve.
         """
         return threshold_for(self.fields[field].table, accuracy)
-
-
-def is_right(task: Task, field: str, truth: Fields, answer: Fields | None) -> bool:
-    """Return whether a field of an answer is right.
-
-    A text, a category and a currency are right if they are the true ones, letter by letter. A price is right
-    if it is within `PRICE_TOLERANCE` of the true one and, where the task states a currency, in that currency.
-    An answer that could not be read (None) is not.
-    """
-    if answer is None or field not in answer:
-        return False
-    if not isinstance(task.fields[field], PriceField):
-        return answer[field] == truth[field]
-    currencies = [name for name, kind in task.fields.items() if isinstance(kind, CurrencyField)]
-    if any(answer.get(name) != truth[name] for name in currencies):
-        return False
-    wanted, said = float(truth[field]), float(answer[field])
-    # 0.1 has no exact binary form: a price that is off by just 10 % counts as within.
-    return abs(said - wanted) <= (PRICE_TOLERANCE + _ROUNDING) * wanted
 
 
 def fit_calibration(
@@ -153,13 +129,13 @@ def fit_calibration(
     answers: Sequence[Fields | None],
     scores: Sequence[Mapping[str, float] | None],
 ) -> Calibration:
-    """Fit the curves on rows that the model was neither trained nor is judged on.
+    """Fit the curves on rows that the model is neither trained nor evaluated on.
 
     Args:
-        task: Whose fields they are.
-        truths: Of the rows.
-        answers: To the rows; None is one that could not be read.
-        scores: Of the answers' fields (``Answer.scores``).
+        task: The task.
+        truths: The truths of the rows.
+        answers: The answers to the rows; None for one that could not be read.
+        scores: The scores of the answers' fields (``Answer.scores``).
 
     Returns:
         A curve for each field, or why it has none: fewer than `MIN_ROWS` answers with a score, fewer than
@@ -172,7 +148,7 @@ def fit_calibration(
     fitted = {}
     for name in task.fields:
         known = [
-            (given[name], is_right(task, name, truth, answer))
+            (given[name], task.is_right(name, truth, answer))
             for truth, answer, given in rows
             if given is not None and name in given
         ]
@@ -186,9 +162,9 @@ def coverage_table(
     """Return accuracy against coverage, by rising threshold.
 
     Args:
-        confidences: Of all rows; None where there is none, so that the row is never covered.
+        confidences: The confidence of each row; a row with None is never covered.
         right: Whether the rows' answers are right.
-        most: At so many thresholds, spread evenly over the rows.
+        most: The number of thresholds, spread evenly over the rows.
 
     Raises:
         ValueError: the sequences differ in length.
@@ -196,7 +172,7 @@ def coverage_table(
     pairs = zip(confidences, right, strict=True)
     known = sorted((each, is_so) for each, is_so in pairs if each is not None)
     values = [each for each, _ in known]
-    # From a confidence on: rows of the same confidence are taken or left together.
+    # Rows of the same confidence are on the same side of a threshold.
     places = {bisect_left(values, values[len(values) * step // most]) for step in range(most) if values}
     table = []
     for place in sorted(places):
@@ -216,13 +192,13 @@ def coverage_table(
 def threshold_for(table: Sequence[Coverage], accuracy: float) -> Coverage | None:
     """Return the row of the lowest threshold whose ``expected`` accuracy reaches ``accuracy``, or None.
 
-    Not the observed one: with few rows it goes up and down, and the highest is the luckiest.
+    The observed accuracy is not used: with few rows it fluctuates, and its maximum is chance.
     """
     return next((row for row in table if row.expected >= accuracy), None)
 
 
 def log_odds(score: float) -> float:
-    """Return log(p / (1 - p)) of a score log(p), kept within what a model's figures can tell."""
+    """Return log(p / (1 - p)) of a score log(p), clipped to what is numerically meaningful."""
     if score >= 0:
         return _MOST_LOG_ODDS
     return max(-_MOST_LOG_ODDS, min(_MOST_LOG_ODDS, score - math.log(-math.expm1(score))))
@@ -241,52 +217,36 @@ def _fit(scores: Sequence[float], right: Sequence[bool], rows: int) -> FieldCali
         return FieldCalibration(**counts, reason="answers that it found likelier were not right more often")
     curve = FieldCalibration(slope=slope, intercept=intercept, **counts)
     confidences: list[float | None] = [curve.confidence(score) for score in scores]
-    # Rows without an answer are rows, too, that no threshold covers.
+    # Rows without a readable answer count, and no threshold covers them.
     missing = rows - len(scores)
     table = coverage_table(confidences + [None] * missing, [*right, *[False] * missing])
     return curve.model_copy(update={"table": table})
 
 
 def _logistic(log_odds_of: Sequence[float], right: Sequence[bool]) -> tuple[float, float]:
-    """Return slope and intercept of the likeliest logistic curve, by Newton's method.
+    """Return slope and intercept of the likeliest logistic curve.
 
     The slope is 0 where x does not vary. The targets are Platt's, a little inside of 0 and 1, which keeps the
-    optimum finite for data that a threshold parts without error.
+    optimum finite for data that a threshold separates without error.
     """
-    x: Float = np.asarray(log_odds_of, dtype=np.float64)
-    truth = np.asarray(right, dtype=bool)
-    high, low = (truth.sum() + 1) / (truth.sum() + 2), 1 / ((~truth).sum() + 2)
-    target = np.where(truth, high, low)
+    # Imported here: it takes a second that only a fit needs.
+    from sklearn.linear_model import LogisticRegression
+
+    x, truth = np.asarray(log_odds_of, np.float64), np.asarray(right, bool)
     centre, scale = float(x.mean()), float(x.std())
     if scale < _ROUNDING:
         return 0.0, 0.0
-    design = np.stack([(x - centre) / scale, np.ones_like(x)], axis=1)
-    found = np.array([0.0, math.log(target.mean() / (1 - target.mean()))])
-    for _ in range(100):
-        probability = 1 / (1 + np.exp(-(design @ found)))
-        gradient = design.T @ (probability - target)
-        weights = np.maximum(probability * (1 - probability), 1e-12)
-        step = np.linalg.solve((design * weights[:, None]).T @ design + 1e-9 * np.eye(2), gradient)
-        found = _descend(design, target, found, step)
-        if np.abs(step).max() < 1e-10:
-            break
-    slope = float(found[0] / scale)
-    return slope, float(found[1] - slope * centre)
-
-
-def _descend(design: np.ndarray, target: Float, start: Float, step: Float) -> Float:
-    """Return the end of a Newton step, halved until the likelihood does not fall."""
-
-    def loss(at: Float) -> float:
-        z = design @ at
-        return float(np.sum(np.logaddexp(0, z) - target * z))
-
-    best = loss(start)
-    for halving in range(30):
-        end: Float = start - step / 2**halving
-        if loss(end) <= best:
-            return end
-    return start
+    high, low = (truth.sum() + 1) / (truth.sum() + 2), 1 / ((~truth).sum() + 2)
+    target = np.where(truth, high, low)
+    # A target between 0 and 1 is the row once as right and once as wrong, by weight.
+    model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-10, max_iter=1000)
+    model.fit(
+        np.tile((x - centre) / scale, 2)[:, None],
+        np.repeat([True, False], len(x)),
+        sample_weight=np.concatenate([target, 1 - target]),
+    )
+    slope = float(model.coef_[0, 0]) / scale
+    return slope, float(model.intercept_[0]) - slope * centre
 
 
 def _sigmoid(value: float) -> float:

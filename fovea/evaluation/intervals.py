@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fovea.evaluation.metrics import METRICS, figure
-from fovea.evaluation.outcomes import Array, Outcomes, Text, each_row_once
+from fovea.evaluation.metrics import figure, metrics_of
+from fovea.evaluation.outcomes import Outcomes, Text, each_row_once
 from fovea.records import Interval, Metrics
+from fovea.task.metrics import Array
 
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -32,19 +33,22 @@ def measure(outcomes: Outcomes, resamples: int = RESAMPLES) -> Metrics:
     return Metrics(
         samples=len(outcomes),
         groups=len(np.unique(outcomes.groups)),
-        **{name: float(metric.function(outcomes, once)[0]) for name, metric in METRICS.items()},
-        intervals=bootstrap(outcomes, METRICS, resamples) if resamples else {},
+        figures={
+            name: float(metric.function(outcomes, once)[0])
+            for name, metric in metrics_of(outcomes.task).items()
+        },
+        intervals=bootstrap(outcomes, resamples=resamples) if resamples else {},
     )
 
 
 def bootstrap(
     outcomes: Outcomes,
-    names: Iterable[str] = METRICS,
+    names: Iterable[str] | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
     level: float = LEVEL,
 ) -> dict[str, Interval]:
-    """Return the metrics' bootstrap intervals at ``level``; product groups are resampled.
+    """Return the bootstrap intervals of the metrics at ``level``, None for all; product groups are resampled.
 
     Where every row is right, no resample is wrong, and the interval has no width.
 
@@ -52,17 +56,18 @@ def bootstrap(
         ValueError: there are no rows.
     """
     each_row_once(outcomes)
-    wanted = list(names)
+    metrics = metrics_of(outcomes.task)
+    wanted = list(metrics if names is None else names)
     drawn: dict[str, list[Array]] = {name: [] for name in wanted}
     for weights in _draws(outcomes.groups, resamples, seed):
         for name in wanted:
-            drawn[name].append(METRICS[name].function(outcomes, weights))
+            drawn[name].append(metrics[name].function(outcomes, weights))
     return {name: Interval(**_ends(np.concatenate(parts), level)) for name, parts in drawn.items()}
 
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """A figure of the first less that of the second, and the interval that the difference lies in."""
+    """The difference of two figures, first minus second, with its interval."""
 
     difference: float
     low: float
@@ -83,7 +88,7 @@ def paired_bootstrap(
         ValueError: there are no rows, or the two are not of the same rows.
     """
     second = second.aligned_with(first)
-    metric = METRICS[name].function
+    metric = metrics_of(first.task)[name].function
     differences = np.concatenate(
         [
             metric(first, weights) - metric(second, weights)

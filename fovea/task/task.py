@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -12,7 +12,16 @@ from typing import Any, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from fovea.errors import UserError
-from fovea.task.fields import CategoryField, CurrencyField, Field, FieldValue, PriceField, TextField
+from fovea.task.fields import (
+    CategoryField,
+    CurrencyField,
+    Field,
+    Fields,
+    FieldValue,
+    PriceField,
+    TextField,
+)
+from fovea.text import IMAGE_MARK
 
 TASK_FILE = "task.json"
 """The name under which a task travels beside a model's weights."""
@@ -91,7 +100,7 @@ class Task(BaseModel):
 
     def prompt(self) -> str:
         """Return the prompt for one picture, up to where the answer begins."""
-        return f"<|user|>\n<|image_1|>{self.question}<|end|><|assistant|>\n"
+        return f"<|user|>\n{IMAGE_MARK}{self.question}<|end|><|assistant|>\n"
 
     def answer(self, values: Mapping[str, FieldValue]) -> str:
         """Write ``values`` as an answer, without the ``<|end|>`` that closes it.
@@ -132,7 +141,7 @@ class Task(BaseModel):
         return ParsedAnswer(fields, None)
 
     def spans(self, text: str) -> dict[str, tuple[int, int]] | None:
-        """Return where each field stands in an answer: its first character, and the first one after it.
+        """Return the span of each field in an answer: its first character, and the first one after it.
 
         None where ``text`` does not follow the template; whether the values are allowed is not looked at.
         """
@@ -149,13 +158,44 @@ class Task(BaseModel):
             "".join(re.escape(text) + (f"(?P<{name}>.+)" if name else "") for text, name, _, _ in parts)
         )
 
+    def comparable(self, truth: Fields, answer: Fields | None) -> dict[str, FieldValue | None]:
+        """Return each field's answer as it counts against the truth.
+
+        None where the answer could not be read, or lacks the field, or where a field that this one is
+        comparable by differs: a price in another currency, say.
+        """
+        if answer is None:
+            return dict.fromkeys(self.fields)
+        return {
+            name: answer.get(name)
+            if all(answer.get(other) == truth[other] for other in field.comparable_by(self.fields))
+            else None
+            for name, field in self.fields.items()
+        }
+
+    def is_right(self, name: str, truth: Fields, answer: Fields | None) -> bool:
+        """Return whether a field of an answer is right; one that could not be read (None) is not."""
+        value = self.comparable(truth, answer)[name]
+        return value is not None and self.fields[name].is_right(truth[name], value)
+
+    def typical(self, truths: Sequence[Fields]) -> dict[str, FieldValue]:
+        """Return the answer to guess without a look at the picture, from at least one truth."""
+        guess: dict[str, FieldValue] = {}
+        for name, field in sorted(
+            self.fields.items(), key=lambda item: bool(item[1].comparable_by(self.fields))
+        ):
+            others = field.comparable_by(self.fields)
+            alike = [truth for truth in truths if all(truth[other] == guess[other] for other in others)]
+            guess[name] = field.typical([truth[name] for truth in alike])
+        return guess
+
     def save(self, folder: Path) -> None:
         """Write the task into ``folder`` as task.json."""
         (folder / TASK_FILE).write_text(self.model_dump_json(indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read the task that lies in ``folder``.
+        """Read the task from ``folder``.
 
         Raises:
             UserError: there is none, or it is not a task.

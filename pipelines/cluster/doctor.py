@@ -1,7 +1,7 @@
-"""Looks at a cluster before a run costs money: what is there, what is missing, and what to do about it.
+"""A check of a cluster before a run costs money: what is there, what is missing, and what to do about it.
 
-Everything is read with the rights of whoever asks; what these do not reach is said as a note. Nothing is
-changed but that one small object is left in S3.
+Everything is read with the user's own rights; what they do not allow is reported as a note. Nothing is
+changed, except that one small object is left in S3.
 """
 
 import json
@@ -13,12 +13,16 @@ from urllib.parse import urlencode
 import httpx
 import urllib3
 import yaml
-from kubernetes import client  # type: ignore[import-untyped]
+from kubernetes.dynamic.exceptions import (  # type: ignore[import-untyped]
+    DynamicApiError,
+    ForbiddenError,
+    NotFoundError,
+)
 from kubernetes.utils import parse_quantity  # type: ignore[import-untyped]
 from pydantic import ValidationError
 
 from components.deploy.kserve_parameters import KServeParameters
-from components.deploy.targets.cluster import Cluster
+from components.deploy.targets.cluster import Cluster, as_document
 from fovea.errors import UserError
 from fovea.platform import Platform
 from fovea.records import now
@@ -50,19 +54,21 @@ RIGHTS = {
 }
 """What the accounts' Roles grant, as (verb, API group, resource), but for rules about objects by name."""
 _TIMEOUT_SECONDS = 15.0
+_TIMEOUT = (5, 15)
+"""Seconds to connect to the API server and to wait for its answer; its client ignores a single float."""
 
 
 class _ForbiddenError(Exception):
-    """Whoever asks has no right to look at this."""
+    """The user has no right to read this."""
 
 
 @dataclass(frozen=True)
 class Examination:
-    """A look at one namespace of a cluster.
+    """An examination of one namespace of a cluster.
 
     Args:
-        cluster: the way to it.
-        settings: what runs will ask of it.
+        cluster: the namespace.
+        settings: the platform's settings for the runs.
         artifact_root: where runs will keep their artifacts; empty where that is not known.
     """
 
@@ -71,10 +77,10 @@ class Examination:
     artifact_root: str = ""
 
     def findings(self) -> Iterator[Finding]:
-        """Look at everything, and yield what was found.
+        """Check everything, and yield what was found.
 
         Raises:
-            UserError: the API server cannot be reached, or does not know who asks.
+            UserError: the API server cannot be reached, or does not accept the user's credentials.
         """
         yield self._server()
         for look in (
@@ -131,7 +137,7 @@ class Examination:
         yield from self._canaries()
 
     def _canaries(self) -> Iterator[Finding]:
-        """See whether KServe knows canaries of the Standard mode, which came with 0.20."""
+        """Check whether KServe has canaries in Standard mode, which came with 0.20."""
         name = "inferenceservices.serving.kserve.io"
         found = self._get(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}")
         if found is None:
@@ -412,32 +418,26 @@ def _shown(resource: str, amount: float) -> str:
 
 
 def _request(cluster: Cluster, method: str, path: str, body: Any = None) -> dict[str, Any] | None:
-    """Ask the API server once.
+    """Send one request to the API server; return the answer, or None where there is no such path.
 
     Raises:
-        _ForbiddenError: whoever asks may not.
-        UserError: it does not answer, or does not know who asks.
+        _ForbiddenError: the user may not do that.
+        UserError: the API server does not answer, or does not accept the user's credentials.
     """
     try:
-        data, _, _ = cluster.api.call_api(
-            path,
-            method,
-            header_params={"Accept": "application/json", "Content-Type": "application/json"},
-            body=body,
-            response_type="object",
-            auth_settings=["BearerToken"],
-            _request_timeout=_TIMEOUT_SECONDS,
+        found: dict[str, Any] = cluster.dynamic.request(
+            method, path, body=body, serializer=as_document, _request_timeout=_TIMEOUT
         )
-    except client.ApiException as error:
-        if error.status == 404:
-            return None
-        if error.status == 403:
-            raise _ForbiddenError(f"you may not look: {_message(error)}") from error
+    except NotFoundError:
+        return None
+    except ForbiddenError as error:
+        raise _ForbiddenError(f"you may not look: {_message(error)}") from error
+    except DynamicApiError as error:
         raise UserError(f"the API server answers {error.status}: {_message(error)}") from error
     except urllib3.exceptions.HTTPError as error:
         host = cluster.api.configuration.host
         raise UserError(f"{host}: the API server does not answer ({type(error).__name__})") from error
-    return dict(data or {})
+    return found
 
 
 def _message(error: Any) -> str:

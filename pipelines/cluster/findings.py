@@ -1,4 +1,4 @@
-"""What was looked at, and what was found."""
+"""Findings of the doctor."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: whether it is right, what was found, and what to do where it is not."""
+    """One check: whether it passed, what was found, and what to do if it failed."""
 
     level: Literal["ok", "note", "missing"]
     what: str

@@ -1,4 +1,4 @@
-"""What a run on a cluster will need, told before it is submitted: GPUs, room and hours."""
+"""Estimates before a run is submitted: GPUs, disk space and hours."""
 
 from dataclasses import dataclass
 
@@ -10,23 +10,23 @@ from pipelines.settings import RunSettings
 
 @dataclass(frozen=True)
 class Needs:
-    """The most that a run holds at one time, besides what its tasks ask one after the other."""
+    """The most that a run uses at one time."""
 
     training_gpus: int
     evaluation_gpus: int
     serving_gpus: int
-    """Of the service as it will be, for as long as it serves."""
+    """GPUs of the deployed service."""
     canary_gpus: int
-    """Of the new model beside the old one, until it is promoted."""
+    """GPUs of the canary next to the old model, until it is promoted."""
     gpu_type: str
     scratch: str
-    """Of each task that handles data or weights."""
+    """Disk space of each task that handles data or weights."""
     longest_hours: float
-    """After which the run's longest chain of tasks is ended at the latest, without retries."""
+    """Sum of the time limits of the longest chain of tasks, without retries."""
 
     @property
     def run_gpus(self) -> int:
-        """GPUs at one time: the base is evaluated while the training goes on."""
+        """GPUs at one time: the base is evaluated during the training."""
         return max(self.training_gpus + self.evaluation_gpus, 2 * self.evaluation_gpus)
 
 
@@ -48,7 +48,7 @@ def needs_of(run: RunSettings, placement: Placement, settings: ClusterSettings) 
 
 
 def describe(needs: Needs) -> list[str]:
-    """Return the needs as lines for people."""
+    """Return the estimates as lines of text."""
     canary = f", and {needs.canary_gpus} for the canary beside it" if needs.canary_gpus else ""
     return [
         f"GPUs of the run     {needs.run_gpus} {needs.gpu_type} at a time: {needs.training_gpus} to train, "
@@ -60,8 +60,8 @@ def describe(needs: Needs) -> list[str]:
 
 
 def describe_training(run: RunSettings, rows: int) -> list[str]:
-    """Return what the table's first rows say of the training's hours, or why nothing is known of them."""
-    # Imported here: it brings torch, which takes seconds that a submission without a look need not wait for.
+    """Return the training's hours, estimated from the table's first rows, or why they are unknown."""
+    # Imported here: it imports torch, which takes seconds.
     from components.prepare_data.report.preview import look_at
 
     prepare = run.of(PrepareDataParameters)

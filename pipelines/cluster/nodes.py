@@ -1,4 +1,4 @@
-"""What a cluster's nodes have, and what is free of it."""
+"""The resources of a cluster's nodes, and what is free."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,15 +9,15 @@ from kubernetes.utils import parse_quantity  # type: ignore[import-untyped]
 
 @dataclass(frozen=True)
 class Nodes:
-    """The nodes that take pods, and what their pods ask for."""
+    """The schedulable nodes, and the requests of their pods."""
 
     nodes: list[dict[str, Any]]
     requested: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """By node: what its pods' containers request."""
+    """The requests of the pods on each node."""
 
     @classmethod
     def read(cls, nodes: Mapping[str, Any] | None, pods: Mapping[str, Any] | None) -> "Nodes":
-        """Take nodes and pods as the API server lists them."""
+        """Take nodes and pods from the API server's lists."""
         requested: dict[str, list[dict[str, Any]]] = {}
         for pod in (pods or {}).get("items", []):
             if (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed"):
@@ -31,7 +31,7 @@ class Nodes:
         return cls(usable, requested)
 
     def free(self, resource: str, selector: Mapping[str, str], tolerations: list[Any]) -> dict[str, int]:
-        """Return how much of a countable resource is free, by the nodes that have it and take such a pod."""
+        """Return how much of a countable resource is free on the nodes that accept such a pod."""
         found = {}
         for node in self.nodes:
             name, labels = node["metadata"]["name"], node["metadata"].get("labels") or {}
@@ -47,7 +47,7 @@ class Nodes:
         return found
 
     def largest(self, resource: str) -> float:
-        """Return the most of a resource that a node has."""
+        """Return the largest amount of a resource on one node."""
         return max(
             (
                 float(parse_quantity((node.get("status", {}).get("allocatable") or {}).get(resource, "0")))

@@ -1,7 +1,7 @@
-"""The pipeline as a cluster runs it: the same graph, with what its tasks ask of nodes, mount and put up with.
+"""The pipeline for a cluster: the graph of `finetune`, with resources, volumes and configuration.
 
-`finetune` says what is done and nothing of machines, so that it runs on any. Here its tasks get an image by
-digest, requests and limits, GPUs, volumes, configuration and rights, from typed settings of the platform.
+`finetune` defines the tasks without naming machines, so it runs anywhere. Here the tasks get an image by
+digest, requests and limits, GPUs, volumes, configuration and permissions, from the platform's typed settings.
 """
 
 import inspect
@@ -29,48 +29,48 @@ Name = Annotated[str, Field(pattern=_NAME)]
 OptionalName = Annotated[str, Field(pattern=f"{_NAME}|^$")]
 
 SCRATCH = "/scratch"
-"""Where tasks keep what they download and make."""
+"""The folder for downloads and results of tasks."""
 
 FEEDS = "/var/run/secrets/feeds"
-"""Below it lie the Secrets that fetch profiles take headers from."""
+"""The folder of the Secrets that fetch profiles read headers from."""
 
 USER = 10001
 """The image's user."""
 
 FIXED = {"deploy_target": "kserve"}
-"""Parameters that have one value on a cluster: a model that is served in its task's own pod serves nobody."""
+"""Settings with one value on a cluster: nobody can reach a model that is served in its task's pod."""
 
 
 class Resources(BaseModel):
-    """What a task asks of a node, and how long it may take."""
+    """The resources and the time limit of a task."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     cpu: Quantity
-    """Requested; the limit is ``cpu_limit``."""
+    """The request; ``cpu_limit`` is the limit."""
     cpu_limit: str = Field(default="", pattern=f"{_QUANTITY}|^$")
-    """Empty for the same as requested."""
+    """Empty for the request."""
     memory: Quantity
-    """Requested and the limit: memory that is lent is taken back by killing."""
+    """Request and limit: a task that uses more than its request can be killed."""
     hours: float = Field(default=1.0, gt=0, le=24 * 30)
-    """A task that takes longer is ended."""
+    """A task that takes longer is stopped."""
     retries: int = Field(default=2, ge=0, le=10)
-    """So often a task that ended with an error is started again; a training goes on from its checkpoint."""
+    """Retries after an error; a training resumes from its checkpoint."""
 
 
 class Tasks(BaseModel):
-    """The resources of the kinds of tasks."""
+    """The resources of each kind of task."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     small: Resources = Resources(cpu="500m", cpu_limit="2", memory="2Gi", hours=1.0)
-    """Checks, the gate, and how the run ended."""
+    """Preflight, gate and outcome."""
     prepare: Resources = Resources(cpu="4", memory="8Gi", hours=24.0)
     train: Resources = Resources(cpu="8", memory="64Gi", hours=96.0, retries=4)
     merge: Resources = Resources(cpu="4", memory="24Gi", hours=2.0)
     evaluate: Resources = Resources(cpu="8", memory="32Gi", hours=12.0)
     report: Resources = Resources(cpu="2", memory="8Gi", hours=2.0)
-    """Tables and pictures of an evaluation."""
+    """The evaluation's report."""
     deploy: Resources = Resources(cpu="500m", cpu_limit="2", memory="4Gi", hours=4.0, retries=1)
 
 
@@ -93,7 +93,7 @@ class Placement(BaseModel):
     @field_validator("gpu_node_selector", "gpu_tolerations", mode="before")
     @classmethod
     def _from_json(cls, value: Any) -> Any:
-        """Take JSON, or YAML, as text too: that is how a single setting is written on a command line."""
+        """Accept JSON or YAML as text: a single setting on the command line is text."""
         return yaml.safe_load(value or "null") or {} if isinstance(value, str) else value
 
     @model_validator(mode="after")
@@ -105,7 +105,7 @@ class Placement(BaseModel):
     def arguments(self) -> dict[str, Any]:
         """Return the values as parameters of the pipeline.
 
-        Numbers of GPUs are text: KFP's driver reads nothing from a number there, and asks for no GPU then.
+        Numbers of GPUs are text: KFP's driver ignores a number there, and requests no GPU.
         """
         tolerations = [
             {key: value for key, value in each.model_dump().items() if value not in ("", None)}
@@ -116,28 +116,28 @@ class Placement(BaseModel):
 
 
 class ClusterSettings(Placement):
-    """What the platform decides for every run when the pipeline is compiled."""
+    """The platform's settings, which the pipeline is compiled with."""
 
     image: str = Field(pattern=r"^[a-z0-9][^\s@]*@sha256:[0-9a-f]{64}$")
-    """By digest: KFP's cache and a node's go by the name, and a tag can be moved."""
+    """By digest: KFP and nodes cache by name, and a tag can change."""
     image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
     image_pull_secrets: tuple[Name, ...] = ()
     tasks: Tasks = Tasks()
     scratch: Quantity = "100Gi"
-    """Room for data and weights of a task that handles them."""
+    """Disk space of a task that handles data or weights."""
     scratch_class: OptionalName = ""
     """The storage class of a volume made for each such task; empty for the node's own disk. KFP sets no
-    fsGroup, so the class has to make volumes that user 10001 or group 0 may write."""
+    fsGroup, so user 10001 or group 0 must be able to write to the volumes of the class."""
     shared_memory: Quantity = "8Gi"
-    """Of tasks with GPUs, whose processes hand tensors over in it; it counts as the task's memory."""
+    """Size of /dev/shm in tasks with GPUs; it counts as the task's memory."""
     services: Name = "fovea-services"
-    """ConfigMap that says where S3 and MLflow are."""
+    """ConfigMap with the addresses of S3 and MLflow."""
     platform: Name = "fovea-platform"
     """ConfigMap with platform.yaml, see `fovea.platform`."""
     s3_secret: OptionalName = ""
     """Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; empty where the account has a role."""
     mlflow_secret: OptionalName = ""
-    """Secret with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; empty where none is asked for."""
+    """Secret with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; empty without authentication."""
     feed_secrets: tuple[Name, ...] = ()
     """Secrets for fetch profiles' headers, each a folder of its name below /var/run/secrets/feeds."""
     deployer_secret: Name = "fovea-deployer-token"  # noqa: S105 - a name
@@ -145,9 +145,9 @@ class ClusterSettings(Placement):
     api_keys_secret: OptionalName = ""
     """Secret with the server's API keys, of which `deploy` takes the one called deployer."""
     kueue_queue: OptionalName = ""
-    """Kueue's LocalQueue that the tasks wait in."""
+    """Kueue's LocalQueue for the tasks."""
     defaults: dict[str, Any] = {}
-    """Parameters of runs that have other defaults on this platform, such as artifact_root."""
+    """Settings of runs with other defaults on this platform, such as artifact_root."""
 
     @field_validator("defaults")
     @classmethod
@@ -162,7 +162,7 @@ class ClusterSettings(Placement):
 
     @property
     def placement(self) -> Placement:
-        """The defaults of what a run may say of its GPUs."""
+        """The defaults of the GPU parameters."""
         return Placement(**{name: getattr(self, name) for name in Placement.model_fields})
 
 
@@ -188,7 +188,7 @@ def read_cluster_settings(path: Path) -> ClusterSettings:
 
 
 def cluster_pipeline(settings: ClusterSettings) -> Any:
-    """Return the pipeline for a cluster: the graph of `finetune`, its tasks with what they need there."""
+    """Return the pipeline for a cluster, whose tasks have the settings' resources."""
     placed = settings.placement.arguments()
     form = [each for each in form_parameters(settings.defaults) if each.name not in FIXED]
     placements = [
@@ -215,7 +215,7 @@ def _describe_placement(name: str) -> str:
 
 
 def _description(parameters: Sequence[inspect.Parameter], descriptions: Mapping[str, str]) -> str:
-    """Return the table of parameters: the form shows no more than a name and a type."""
+    """Return a description with a table of parameters: the form shows only names and types."""
     lines = ["| parameter | default | allowed | |", "|---|---|---|---|"]
     for each in sorted(parameters, key=lambda parameter: parameter.name):
         default = "" if each.default is inspect.Parameter.empty else f"`{each.default}`"
@@ -224,10 +224,10 @@ def _description(parameters: Sequence[inspect.Parameter], descriptions: Mapping[
 
 
 def _equip(task: Any, settings: ClusterSettings, placed: Mapping[str, Any]) -> None:
-    """Give a task what its kind needs.
+    """Set a task's image, resources, configuration and volumes by its kind.
 
     Raises:
-        TypeError: nobody has said what kind the task is of.
+        TypeError: the task has no kind in `_KINDS`.
     """
     component = task.component_spec.name
     if component not in _KINDS:
@@ -270,7 +270,7 @@ def _set_resources(task: Any, resources: Resources, *, retries: bool) -> None:
     task.set_cpu_request(resources.cpu).set_cpu_limit(resources.cpu_limit or resources.cpu)
     task.set_memory_request(resources.memory).set_memory_limit(resources.memory)
     kubernetes.set_timeout(task, round(resources.hours * 3600))
-    # `require` fails on purpose: again would be the same.
+    # `require` fails on purpose: a retry would fail again.
     task.set_retry(
         resources.retries if retries else 0,
         backoff_duration="30s",

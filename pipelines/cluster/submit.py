@@ -1,7 +1,7 @@
-"""Submit the pipeline to Kubeflow Pipelines: upload it once, start a run, follow it.
+"""Submission to Kubeflow Pipelines: upload the pipeline once, start a run, and follow it.
 
-This speaks to the API through `kfp_server_api`, which `kfp.Client` wraps: the wrapper reads a context file of
-the user's, prints, and waits half a minute with stack traces where nothing answers.
+The API is called through `kfp_server_api`, the generated client that `kfp.Client` wraps.
+docs/decisions/0014 says why the wrapper is not used.
 """
 
 import json
@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,14 @@ PIPELINE = "fovea-finetune"
 
 _ATTEMPTS = 5
 _POLL_SECONDS = 10.0
-_TIMEOUT_SECONDS = 60.0
+_TIMEOUT = (10, 60)
+"""Seconds to connect and to answer. The client ignores a timeout that is a single float."""
 _ENDED = {"SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"}
 _UNSENT = (urllib3.exceptions.HTTPError, OSError)
 
 
 class Endpoint(BaseModel):
-    """Where Kubeflow Pipelines is, and who asks."""
+    """The address of Kubeflow Pipelines, and the user's credentials."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -46,11 +48,11 @@ class Endpoint(BaseModel):
     token: SecretStr | None = None
     """A bearer token."""
     token_file: Path | None = None
-    """A file with one that is renewed there, as a pod's projected token is."""
+    """A file with a bearer token, read for every request: a pod's projected token is renewed in place."""
 
 
 class Submission(BaseModel):
-    """What is submitted."""
+    """A run to submit: its settings, and where its pods are placed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -61,7 +63,7 @@ class Submission(BaseModel):
     service_account: str = ""
     """The Kubernetes service account of the run's pods; empty for the installation's default."""
     cron: str = ""
-    """For a recurring run: when, in six fields of which the first is seconds. Empty for one run now."""
+    """The schedule of a recurring run, in six fields of which the first is seconds. Empty for one run now."""
 
     def arguments(self) -> dict[str, Any]:
         """Return the pipeline's arguments."""
@@ -72,7 +74,7 @@ class Submission(BaseModel):
 def prepare(
     cluster: ClusterSettings, settings: Path | None, overrides: Sequence[str], **others: Any
 ) -> Submission:
-    """Return a submission from settings as people give them, above the platform's defaults.
+    """Return a submission from the user's settings, which override the platform's defaults.
 
     Args:
         cluster: The platform's settings.
@@ -103,24 +105,31 @@ def prepare(
 
 @dataclass(frozen=True)
 class Submitted:
-    """What came of a submission: a run's or a recurring run's ID, and where a browser finds it."""
+    """A run or recurring run that was started: its ID, and its page in the UI."""
 
     identity: str
     link: str
     version: str
     uploaded: bool
-    """Whether this version of the pipeline was uploaded now, and not there before."""
+    """Whether this version of the pipeline was uploaded now; False where it was found."""
+
+
+class _ApiClient(api.ApiClient):  # type: ignore[misc]
+    """A client whose requests have a timeout, without which a silent server is waited for without end."""
+
+    def call_api(self, *arguments: Any, **options: Any) -> Any:
+        return super().call_api(*arguments, **{**options, "_request_timeout": _TIMEOUT})
 
 
 class Pipelines:
-    """Kubeflow Pipelines as this project uses it; what is asked twice is done once."""
+    """A client of Kubeflow Pipelines that retries, and yet uploads a version and starts a run only once."""
 
     def __init__(self, endpoint: Endpoint, wait: Callable[[float], None] = time.sleep) -> None:
         """Prepare to connect; ``wait`` takes the seconds to wait between attempts."""
         self._host = endpoint.host.rstrip("/")
         self._namespace = endpoint.namespace or None
         self._wait = wait
-        client = api.ApiClient(_configuration(endpoint))
+        client = _ApiClient(_configuration(endpoint))
         self._pipelines = api.PipelineServiceApi(client)
         self._uploads = api.PipelineUploadServiceApi(client)
         self._experiments = api.ExperimentServiceApi(client)
@@ -136,8 +145,8 @@ class Pipelines:
         content = compile_for_cluster(submission.cluster)
         version = version_of(content)
         reference, uploaded = self._version(content, version)
-        # A name of its own, by which a run is known again whose confirmation was lost on the way.
         common = {
+            # Unique, so that a run whose confirmation was lost is found by it.
             "display_name": f"{submission.run_name} {uuid.uuid4().hex[:6]}",
             "experiment_id": self._experiment(submission.run.experiment),
             "pipeline_version_reference": reference,
@@ -154,11 +163,11 @@ class Pipelines:
         """Yield each task's name and state when it changes, and at the end the run's, named ``run``.
 
         Raises:
-            UserError: the endpoint refuses, or cannot be reached any more; the run goes on without.
+            UserError: the endpoint refuses, or can no longer be reached. The run itself continues.
         """
         seen: dict[str, str] = {}
         while True:
-            run = self._ask(lambda: _timed(self._runs.run_service_get_run, run_id))
+            run = self._ask(lambda: self._runs.run_service_get_run(run_id))
             for task in (run.run_details and run.run_details.task_details) or []:
                 if task.state and seen.get(task.task_id) != task.state:
                     seen[task.task_id] = task.state
@@ -169,78 +178,50 @@ class Pipelines:
             self._wait(_POLL_SECONDS)
 
     def _version(self, content: str, version: str) -> tuple[api.V2beta1PipelineVersionReference, bool]:
-        """Return the version of the pipeline that has this content, and whether it had to be uploaded."""
-
-        def find() -> Any:
-            return _first(
-                _timed(
-                    self._pipelines.pipeline_service_list_pipeline_versions,
-                    pipeline_id,
-                    filter=_named(version),
-                ).pipeline_versions
-            )
-
+        """Return the version of the pipeline with this content, and whether it had to be uploaded."""
         pipeline_id = self._pipeline()
-        made = self._ask(find)
-        uploaded = made is None
-        if made is None:
+        versions = self._pipelines.pipeline_service_list_pipeline_versions
+        find = partial(_find, versions, "pipeline_versions", version, pipeline_id=pipeline_id)
+
+        def upload() -> Any:
             with tempfile.TemporaryDirectory(prefix="fovea-submit-") as folder:
                 path = Path(folder) / "finetune.yaml"
                 path.write_text(content)
-                made = self._once(
-                    find,
-                    lambda: _timed(
-                        self._uploads.upload_pipeline_version, str(path), name=version, pipelineid=pipeline_id
-                    ),
-                )
+                return self._uploads.upload_pipeline_version(str(path), name=version, pipelineid=pipeline_id)
+
+        found = self._ask(find)
+        made = found or self._once(find, upload)
         reference = api.V2beta1PipelineVersionReference(
             pipeline_id=pipeline_id, pipeline_version_id=made.pipeline_version_id
         )
-        return reference, uploaded
+        return reference, found is None
 
     def _pipeline(self) -> str:
-        """Return the ID of the pipeline; an empty one is made where there is none."""
+        """Return the ID of the pipeline, which is created without a version where there is none."""
+        pipelines = self._pipelines.pipeline_service_list_pipelines
+        find = partial(_find, pipelines, "pipelines", PIPELINE, namespace=self._namespace)
         wanted = api.V2beta1Pipeline(display_name=PIPELINE, name=PIPELINE, namespace=self._namespace)
-        found = self._find_or_make(
-            lambda: _first(
-                _timed(
-                    self._pipelines.pipeline_service_list_pipelines,
-                    namespace=self._namespace,
-                    filter=_named(PIPELINE),
-                ).pipelines
-            ),
-            lambda: _timed(self._pipelines.pipeline_service_create_pipeline, wanted),
-        )
-        return str(found.pipeline_id)
+        create = partial(self._pipelines.pipeline_service_create_pipeline, wanted)
+        return str((self._ask(find) or self._once(find, create)).pipeline_id)
 
     def _experiment(self, name: str) -> str:
+        """Return the ID of the experiment, which is created where there is none."""
+        experiments = self._experiments.experiment_service_list_experiments
+        find = partial(_find, experiments, "experiments", name, namespace=self._namespace)
         wanted = api.V2beta1Experiment(display_name=name, namespace=self._namespace)
-        found = self._find_or_make(
-            lambda: _first(
-                _timed(
-                    self._experiments.experiment_service_list_experiments,
-                    namespace=self._namespace,
-                    filter=_named(name),
-                ).experiments
-            ),
-            lambda: _timed(self._experiments.experiment_service_create_experiment, wanted),
-        )
-        return str(found.experiment_id)
+        create = partial(self._experiments.experiment_service_create_experiment, wanted)
+        return str((self._ask(find) or self._once(find, create)).experiment_id)
 
     def _start(self, common: dict[str, Any]) -> str:
-        made = self._once(
-            lambda: _first(
-                _timed(
-                    self._runs.run_service_list_runs,
-                    experiment_id=common["experiment_id"],
-                    filter=_named(common["display_name"]),
-                ).runs
-            ),
-            lambda: _timed(self._runs.run_service_create_run, api.V2beta1Run(**common)),
-        )
-        return str(made.run_id)
+        name, experiment_id = common["display_name"], common["experiment_id"]
+        find = partial(_find, self._runs.run_service_list_runs, "runs", name, experiment_id=experiment_id)
+        create = partial(self._runs.run_service_create_run, api.V2beta1Run(**common))
+        return str(self._once(find, create).run_id)
 
     def _start_recurring(self, cron: str, common: dict[str, Any]) -> str:
+        name, experiment_id = common["display_name"], common["experiment_id"]
+        runs = self._recurring_runs.recurring_run_service_list_recurring_runs
+        find = partial(_find, runs, "recurring_runs", name, experiment_id=experiment_id)
         wanted = api.V2beta1RecurringRun(
             **common,
             trigger=api.V2beta1Trigger(cron_schedule=api.V2beta1CronSchedule(cron=cron)),
@@ -248,23 +229,11 @@ class Pipelines:
             no_catchup=True,
             mode=api.RecurringRunMode.ENABLE,
         )
-        made = self._once(
-            lambda: _first(
-                _timed(
-                    self._recurring_runs.recurring_run_service_list_recurring_runs,
-                    experiment_id=common["experiment_id"],
-                    filter=_named(common["display_name"]),
-                ).recurring_runs
-            ),
-            lambda: _timed(self._recurring_runs.recurring_run_service_create_recurring_run, wanted),
-        )
-        return str(made.recurring_run_id)
+        create = partial(self._recurring_runs.recurring_run_service_create_recurring_run, wanted)
+        return str(self._once(find, create).recurring_run_id)
 
-    def _find_or_make(self, find: Callable[[], Any], make: Callable[[], Any]) -> Any:
-        return self._ask(find) or self._once(find, make)
-
-    def _once(self, find: Callable[[], Any], make: Callable[[], Any]) -> Any:
-        """Make something; after an attempt that failed, look first whether it was made all the same."""
+    def _once(self, find: Callable[[], Any], create: Callable[[], Any]) -> Any:
+        """Create an object. After an attempt that failed, look first whether it was created all the same."""
         tried = False
 
         def attempt() -> Any:
@@ -272,9 +241,9 @@ class Pipelines:
             found = find() if tried else None
             tried = True
             try:
-                return found or make()
+                return found or create()
             except api.ApiException as error:
-                # Somebody else was quicker.
+                # Somebody else has created it in the meantime.
                 if error.status == 409 and (found := find()):
                     return found
                 raise
@@ -282,7 +251,7 @@ class Pipelines:
         return self._ask(attempt)
 
     def _ask(self, call: Callable[[], Any]) -> Any:
-        """Call, and again where the endpoint was out of order for a moment."""
+        """Call, and retry while the endpoint is out of order."""
         retrying = Retrying(
             stop=stop_after_attempt(_ATTEMPTS),
             wait=wait_random_exponential(multiplier=0.5, max=20),
@@ -309,7 +278,7 @@ def _configuration(endpoint: Endpoint) -> Any:
     configuration = api.Configuration()
     configuration.host = endpoint.host.rstrip("/")
     configuration.api_key_prefix["authorization"] = "Bearer"
-    # Attempts are counted here, where what was made by a lost request is looked for.
+    # `_ask` retries, since it first looks for what a request whose answer was lost has created.
     configuration.retries = False
     if endpoint.token is not None:
         configuration.api_key["authorization"] = endpoint.token.get_secret_value()
@@ -324,11 +293,6 @@ def _configuration(endpoint: Endpoint) -> Any:
         configuration.api_key["authorization"] = ""
         configuration.refresh_api_key_hook = refresh
     return configuration
-
-
-def _timed(method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-    # Without this a call to a server that is silent would never end.
-    return method(*arguments, **named, _request_timeout=_TIMEOUT_SECONDS)
 
 
 def _is_passing(error: BaseException) -> bool:
@@ -361,10 +325,8 @@ def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
 
 
-def _named(name: str) -> str:
+def _find(list_objects: Callable[..., Any], kind: str, name: str, **where: str | None) -> Any:
+    """Return the object with this display name, or None; ``kind`` is the answer's list of objects."""
     predicate = {"operation": "EQUALS", "key": "display_name", "stringValue": name}
-    return json.dumps({"predicates": [predicate]})
-
-
-def _first(found: list[Any] | None) -> Any:
+    found = getattr(list_objects(filter=json.dumps({"predicates": [predicate]}), **where), kind)
     return found[0] if found else None

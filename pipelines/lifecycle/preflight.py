@@ -50,7 +50,7 @@ def preflight_step(arguments: Mapping[str, Any], *, run_id: str, base_record: st
         settings = from_arguments(arguments)
         load_platform().fetch_profile(settings.fetch_profile)
         _check_storage(storage, context)
-        read_rules(settings.gate_rules, storage)
+        read_rules(settings.gate_rules, storage).check(settings.task())
         base = _read_base(storage, settings.base_model)
         if tracking.is_on():
             logger.info("%s: checking MLflow", TASK)

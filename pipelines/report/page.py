@@ -3,15 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as parquet
 
 from components.evaluate.report.publish import NAME as EVALUATION_REPORT
-from fovea.evaluation.calibration import is_right
 from fovea.evaluation.text import rule_limit, rule_value
 from fovea.images import PictureLimits, decode_picture
 from fovea.pages import picture_url, render_page
+from fovea.predictions import Prediction, fetch_predictions
 from fovea.records import DatasetRecord, EvaluationRecord, Record
 from fovea.storage import Storage, join_uri
 from fovea.task import FieldValue, Task
@@ -71,14 +70,15 @@ def choose_examples(
     dataset, evaluation = records.get("prepare_data"), records.get("evaluate_challenger")
     if not isinstance(dataset, DatasetRecord) or not isinstance(evaluation, EvaluationRecord):
         return [], []
-    folder = storage.download(evaluation, cache, pattern="predictions-*.parquet")
-    rows = parquet.read_table(sorted(folder.glob("predictions-*.parquet"))).to_pylist()
     task = dataset.task
+    rows = fetch_predictions(storage, evaluation, task, cache)
     first = rows[:count]
     wrong = [row for row in rows[count:] if not all(field.right for field in _fields(row, task))]
     worst = sorted(wrong, key=lambda row: _badness(row, task), reverse=True)[:count]
-    pictures = _pictures(storage, cache, dataset, evaluation.split, [row["row_id"] for row in first + worst])
-    made = [_example(row, task, _shown(pictures[row["row_id"]])) for row in first + worst]
+    pictures = _pictures(
+        storage, cache, dataset, evaluation.split, [each.row.row_id for each in first + worst]
+    )
+    made = [_example(row, task, _shown(pictures[row.row.row_id])) for row in first + worst]
     return made[: len(first)], made[len(first) :]
 
 
@@ -105,33 +105,32 @@ def save_evaluation(folder: Path, storage: Storage, artifact_root: str, run_id: 
     return path
 
 
-def _fields(row: Mapping[str, Any], task: Task) -> tuple[FieldComparison, ...]:
-    truth = {name: row[f"true_{name}"] for name in task.fields}
-    answer = {name: row[f"predicted_{name}"] for name in task.fields}
-    could_be_read = row["parse_error"] is None
+def _fields(each: Prediction, task: Task) -> tuple[FieldComparison, ...]:
+    truth, answer = each.row.truth, each.answer.fields
     return tuple(
         FieldComparison(
             name=name,
-            answer=answer[name],
+            answer=(answer or {}).get(name),
             truth=truth[name],
-            right=is_right(task, name, truth, answer if could_be_read else None),
+            right=task.is_right(name, truth, answer),
         )
         for name in task.fields
     )
 
 
-def _badness(row: Mapping[str, Any], task: Task) -> float:
-    fields = _fields(row, task)
-    prices = [
-        abs(field.answer - field.truth) / field.truth
+def _badness(each: Prediction, task: Task) -> float:
+    """Return how many fields are wrong, plus the relative error of amounts as a fraction below 1."""
+    fields = _fields(each, task)
+    errors = [
+        abs(float(field.answer) - float(field.truth)) / float(field.truth)
         for field in fields
-        if isinstance(field.answer, float) and isinstance(field.truth, float)
+        if task.fields[field.name].is_amount and field.answer is not None
     ]
-    return sum(not field.right for field in fields) + min(0.99, sum(prices))
+    return sum(not field.right for field in fields) + min(0.99, sum(errors))
 
 
-def _example(row: Mapping[str, Any], task: Task, picture: str) -> Example:
-    return Example(row_id=row["row_id"], picture=picture, text=row["text"], fields=_fields(row, task))
+def _example(each: Prediction, task: Task, picture: str) -> Example:
+    return Example(row_id=each.row.row_id, picture=picture, text=each.answer.text, fields=_fields(each, task))
 
 
 def _pictures(

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from components.deploy.parameters import Deployment
+from fovea.evaluation.metrics import headlines, metrics_of
 from fovea.records import (
     AdapterRecord,
     DatasetRecord,
@@ -22,6 +23,7 @@ from fovea.records import (
 from fovea.steps import StepReport
 from fovea.storage import Storage, join_uri
 from fovea.task import FieldValue
+from fovea.task.metrics import Unit
 from pipelines.lifecycle.outcome import Outcome
 from pipelines.local.state import write_whole
 
@@ -47,6 +49,14 @@ class StepSummary(_Model):
 
     seconds: float
     reused: bool
+
+
+class FigureTitle(_Model):
+    """A figure of the summary's table: its name in `Metrics.figures`, its title and its unit."""
+
+    name: str
+    title: str
+    unit: Unit
 
 
 class GateSummary(_Model):
@@ -90,6 +100,8 @@ class Summary(_Model):
     """By ``base``, ``champion``, ``challenger``, ``shuffled`` (the challenger with other products'
     pictures), and by the names of the trivial baselines.
     """
+    figures: tuple[FigureTitle, ...]
+    """The figures that sum the models up, in the table's order."""
     gate: GateSummary | None
     endpoint: EndpointSummary | None
     steps: dict[str, StepSummary]
@@ -138,6 +150,7 @@ def collect_summary(
         settings=dict(settings),
         samples=next((metrics.samples for metrics in reversed(models.values())), None),
         models=models,
+        figures=_figures(records),
         gate=_gate(records),
         endpoint=_endpoint(storage, reports.get("deploy")),
         steps={
@@ -175,6 +188,15 @@ def _models(records: Mapping[str, Record]) -> dict[str, Metrics]:
         if challenger.shuffled is not None:
             models["shuffled"] = challenger.shuffled
     return models
+
+
+def _figures(records: Mapping[str, Record]) -> tuple[FigureTitle, ...]:
+    dataset = records.get("prepare_data")
+    if not isinstance(dataset, DatasetRecord):
+        return ()
+    metrics = metrics_of(dataset.task)
+    found = [metrics[name] for name in headlines(dataset.task)]
+    return tuple(FigureTitle(name=each.name, title=each.title, unit=each.unit) for each in found)
 
 
 def _gate(records: Mapping[str, Record]) -> GateSummary | None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from fovea.evaluation.text import UNKNOWN, figure_text
 from fovea.records import Metrics
+from pipelines.report.summary import FigureTitle
 
 COLUMNS = {
     "nearest_neighbour": "nearest neighbour",
@@ -14,23 +15,15 @@ COLUMNS = {
 }
 """The models of the table, by the summary's names; a missing model has no column."""
 
-ROWS = {
-    "parse_rate": "answers that can be read",
-    "title_exact": "title right",
-    "category_accuracy": "category right",
-    "price_median_ape": "median price error",
-}
-"""The metrics of the table, by their names in `Metrics`."""
-
 
 def columns(models: Mapping[str, Metrics]) -> dict[str, str]:
     """Return the headings of the table's columns, by the summary's names for the models."""
     return {name: heading for name, heading in COLUMNS.items() if name in models}
 
 
-def metric(metrics: Metrics | None, name: str) -> str:
-    """Return one of the table's metrics as text."""
-    return figure_text(name, None if metrics is None else getattr(metrics, name))
+def metric(metrics: Metrics | None, figure: FigureTitle) -> str:
+    """Return one of the table's figures as text."""
+    return figure_text(None if metrics is None else metrics.figures[figure.name], figure.unit)
 
 
 def duration(seconds: float) -> str:

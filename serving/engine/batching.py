@@ -1,4 +1,4 @@
-"""One thread that generates, in waves: what waits at the same time is answered together."""
+"""Batches: one thread generates, and requests that wait at the same time are answered together."""
 
 import asyncio
 import logging
@@ -11,10 +11,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from fovea.inference import Answer, OnStep, Sample
+from fovea.inference import OnStep, Sample
 from fovea.phi3v.modeling import END_OF_ANSWER_IDS
+from fovea.task import Answer
+from serving.errors import RequestError
 from serving.middleware import metrics
-from serving.protocols.errors import RequestError
 
 logger = logging.getLogger("serving")
 
@@ -32,13 +33,13 @@ class Generates(Protocol):
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """How much is taken on.
+    """Bounds of the batches and of the queue.
 
     Args:
         max_batch_size: how many requests are answered together at most.
-        max_waiting: how many may wait beyond those; more are refused with 429 at once.
+        max_waiting: how many more may wait; others are refused with 429 at once.
         fill_seconds: how long a batch that is not full waits for requests that are being prepared.
-        hang_seconds: after so long without a token, the model counts as hung.
+        hang_seconds: the time at work without a token after which the model counts as hung.
     """
 
     max_batch_size: int = 16
@@ -49,7 +50,7 @@ class BatchLimits:
 
 @dataclass(eq=False)
 class _Job:
-    """A prepared request on its way."""
+    """A prepared request until it is answered."""
 
     sample: Sample
     max_new_tokens: int
@@ -57,9 +58,9 @@ class _Job:
     on_token: OnToken | None
     future: Future[Answer] = field(default_factory=Future)
     abandoned: bool = False
-    """Nobody waits for the answer any more."""
+    """The client has closed the connection: the answer is not needed."""
     told: int = 0
-    """How many tokens were given out; after a batch that failed, they are not given out again."""
+    """How many tokens `on_token` was called with; a second attempt does not repeat them."""
     started: float = 0.0
 
     def fail(self, error: Exception) -> None:
@@ -68,11 +69,11 @@ class _Job:
 
 
 class Batcher:
-    """Runs a model in a thread of its own, so that the event loop is never held up by it.
+    """Runs a model in its own thread, so that it never blocks the event loop.
 
     Args:
         predictor: what answers a batch.
-        limits: how much is taken on.
+        limits: bounds of the batches and of the queue.
         name: the model's, in the metrics.
         probe: a request that can be answered. Where a batch fails it tells a request that the model cannot
             bear from a model that can answer nothing any more.
@@ -104,10 +105,10 @@ class Batcher:
 
     @contextmanager
     def admit(self, count: int) -> Iterator[None]:
-        """Take up places for ``count`` requests, from before they are prepared until they are answered.
+        """Reserve places for ``count`` requests, from before they are prepared until they are answered.
 
         Raises:
-            RequestError: 429, there are not so many places; 503, the server is stopping or has failed.
+            RequestError: 429, there are fewer places; 503, the server is stopping or has failed.
         """
         with self._changed:
             self._check_room(count)
@@ -131,7 +132,7 @@ class Batcher:
 
     @contextmanager
     def preparing(self) -> Iterator[None]:
-        """Say that a request will follow in a moment, so that a batch may wait for it."""
+        """Announce a request, so that a batch that is not full waits for it."""
         with self._changed:
             self._preparing += 1
         try:
@@ -149,7 +150,7 @@ class Batcher:
         admitted: float | None = None,
         on_token: OnToken | None = None,
     ) -> Answer:
-        """Answer a prepared request; it may share a batch with those of other callers.
+        """Answer a prepared request; it may share a batch with those of other clients.
 
         Args:
             sample: the request.
@@ -168,19 +169,19 @@ class Batcher:
         try:
             return await asyncio.wrap_future(job.future)
         finally:
-            # A caller that went away is not answered on, and frees its place in the batch.
+            # A client that has closed the connection frees its place in the batch.
             job.abandoned = True
 
     @property
     def alive(self) -> bool:
-        """Whether the model answers, or will: False once it failed for good, or stands still at its work."""
+        """Whether the model answers, or will: False once it has failed for good, or hangs."""
         if self._broken or not (self._thread.is_alive() or self._closed):
             return False
         idle = not (self._running or self._waiting)
         return idle or time.monotonic() - self._progress < self.limits.hang_seconds
 
     def close(self) -> None:
-        """Refuse what waits, and wait for the batch that is being answered."""
+        """Refuse the requests that wait, and finish the batch that is being answered."""
         with self._changed:
             self._closed = True
             self._fail_waiting(_stopping())
@@ -217,7 +218,7 @@ class Batcher:
             while not self._broken and (batch := self._next_batch()) is not None:
                 self._work(batch)
         finally:
-            # Reached after close; else the loop died, and whoever waits must not wait for ever.
+            # After close, or where the loop has died: no request may wait for ever.
             with self._changed:
                 self._broken = self._broken or not self._closed
                 error = RequestError("the model has failed", status=503, retry_after=30)
@@ -226,7 +227,7 @@ class Batcher:
                 self._fail_waiting(error)
 
     def _next_batch(self) -> list[_Job] | None:
-        """Wait for work, the oldest first; None once closed."""
+        """Return the next batch, oldest requests first, once there is one; None once closed."""
         size = self.limits.max_batch_size
         with self._changed:
             while True:
@@ -278,7 +279,7 @@ class Batcher:
                 self._finish(job, answer)
             return
         if len(batch) > 1:
-            # Whichever was to blame fails alone.
+            # Only the request that cannot be answered fails.
             for job in batch:
                 self._answer([job])
             return
@@ -296,7 +297,7 @@ class Batcher:
             self._broken = True
 
     def _finish(self, job: _Job, answer: Answer) -> None:
-        # Counted before it is given out: whoever has an answer finds it in the metrics.
+        # Counted first, so that a client that has its answer finds it in the metrics.
         if job.abandoned:
             metrics.SUCCESS.labels(self._name, "abort").inc()
         else:
@@ -323,7 +324,7 @@ class Batcher:
 
 
 class _Steps:
-    """Follows a batch: gives tokens out as they come, and ends what nobody waits for."""
+    """Follows a batch: passes tokens on as they come, and ends requests that were abandoned."""
 
     def __init__(self, batcher: Batcher, batch: list[_Job]) -> None:
         self._batcher = batcher

@@ -1,6 +1,7 @@
-"""Where a model comes from, and what it is known by."""
+"""Finding a model: its files, its digest, and the evaluation that its confidences come from."""
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 from fovea.errors import UserError
@@ -9,6 +10,23 @@ from fovea.records import EvaluationRecord, ModelRecord, read_record, sha256_dig
 from fovea.storage import Storage, sha256_file
 
 logger = logging.getLogger("serving")
+
+
+@dataclass(frozen=True)
+class LocatedModel:
+    """A model on this disk.
+
+    Args:
+        name: what clients call it.
+        folder: where its files lie.
+        digest: of the model.
+        evaluation: what its confidences come from; None gives none.
+    """
+
+    name: str
+    folder: Path
+    digest: str
+    evaluation: EvaluationRecord | None = None
 
 
 def locate_model(model: str, cache: Path | None = None, record: str | None = None) -> tuple[Path, str]:
@@ -48,22 +66,20 @@ def locate_model(model: str, cache: Path | None = None, record: str | None = Non
     return folder, sha256_digest({"files": files})
 
 
-def find_evaluation(evaluation: EvaluationRecord | str, digest: str) -> EvaluationRecord:
+def find_evaluation(source: str, digest: str) -> EvaluationRecord:
     """Return the record of a model's evaluation.
 
     Args:
-        evaluation: the record, or its URI or file.
+        source: its URI or file.
         digest: of the model.
 
     Raises:
         UserError: there is no such record, or it is of another model.
     """
-    if isinstance(evaluation, EvaluationRecord):
-        found = evaluation
-    elif evaluation.startswith("s3://"):
-        found = EvaluationRecord.from_json(Storage().read_bytes(evaluation), source=evaluation)
+    if source.startswith("s3://"):
+        found = EvaluationRecord.from_json(Storage().read_bytes(source), source=source)
     else:
-        found = read_record(evaluation, EvaluationRecord)
+        found = read_record(source, EvaluationRecord)
     if found.model_digest != digest:
         raise UserError(
             f"the evaluation is of model {found.model_digest}, not of {digest} that is served; give the one "
@@ -73,7 +89,7 @@ def find_evaluation(evaluation: EvaluationRecord | str, digest: str) -> Evaluati
 
 
 def _checked(folder: Path, source: str) -> str:
-    """Return the digest of a record whose files lie in a folder.
+    """Return the digest of a record whose files are in a folder.
 
     Raises:
         UserError: one does not, or is another one.

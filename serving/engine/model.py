@@ -1,4 +1,4 @@
-"""The model as it is served: requests of every protocol come together here."""
+"""The model as it is served, whichever protocol a request came by."""
 
 import asyncio
 import io
@@ -12,18 +12,17 @@ from PIL import Image
 
 from fovea.evaluation.calibration import Calibration
 from fovea.images import PictureLimits
-from fovea.inference import Answer, Predictor, Sample
+from fovea.inference import Predictor, Sample
+from fovea.task import Answer
 from serving.engine.batching import Batcher, BatchLimits, OnToken
 from serving.engine.pictures import Picture, PictureFetcher, decode
-from serving.kserve_api import Model
+from serving.errors import RequestError
 from serving.middleware import metrics
-from serving.protocols.errors import RequestError
-from serving.protocols.schemas import OUTPUT_NAMES, TaskName
 
 MAX_TOKENS = 4096
 """Prompt and answer together: up to here Phi-3-Vision keeps its short rotary factors."""
 
-# Training and evaluation take strips of any shape, so a caller's may be asked about too.
+# Training and evaluation take pictures of any shape, so the server does, too.
 PICTURE_LIMITS = PictureLimits(max_bytes=20 << 20, min_side=1)
 
 # How many batches' worth of pictures lie ready as crops, which are far larger than the files.
@@ -41,17 +40,17 @@ class Question:
 
 @dataclass
 class ServedModel:
-    """A loaded model with the names it is known by.
+    """A loaded model, its name and its digest.
 
     Args:
-        name: what callers ask for.
+        name: what clients call it.
         digest: the model's.
         predictor: the model.
         calibration: what its confidences come from; None where it gives none.
         limits: of the batches.
         workers: threads that decode pictures and cut them into crops.
         fetcher: of pictures by address; None where they are not fetched.
-        max_request_seconds: how long a request may take; callers can ask for less.
+        max_request_seconds: how long a request may take; clients can ask for less.
     """
 
     name: str
@@ -70,11 +69,6 @@ class ServedModel:
         self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="prepare")
         self._ahead = asyncio.Semaphore(_BATCHES_AHEAD * self.limits.max_batch_size)
 
-    @property
-    def task(self) -> TaskName:
-        """The task that the model was tuned for."""
-        return TaskName(name=self.predictor.task.name, version=self.predictor.task.version)
-
     def calibration_for(self, prompt: str) -> Calibration | None:
         """Return what confidences come from, for the question they were calibrated on; None for others."""
         return self.calibration if prompt == self.predictor.task.prompt() else None
@@ -87,7 +81,7 @@ class ServedModel:
             seconds: how long all may take.
 
         Raises:
-            RequestError: 429, 500, 503 and 504: it is not for the question that there is no answer.
+            RequestError: 429, 500, 503 and 504, whose cause is not the question.
         """
         async with self._admitted(len(questions), seconds) as admitted:
             found = await asyncio.gather(
@@ -129,7 +123,7 @@ class ServedModel:
             while (token := await tokens.get()) is not None:
                 ids.append(token)
                 text = self._text(ids)
-                # A character of several tokens is whole only with the last of them.
+                # A character of several tokens is complete only with the last of them.
                 if text.startswith(sent) and len(text) > len(sent) and not text.endswith("\ufffd"):
                     yield text[len(sent) :]
                     sent = text
@@ -193,7 +187,7 @@ class ServedModel:
     def _warm_up(self) -> Sample:
         """Answer about a real file, alone and in a full batch, so that a model that cannot is never ready.
 
-        On a GPU it also makes the memory of a full batch be taken now, and not by the first callers.
+        On a GPU it also makes the memory of a full batch be taken now, and not by the first requests.
         """
         file = io.BytesIO()
         Image.new("RGB", (64, 64), "grey").save(file, "PNG")
@@ -202,24 +196,3 @@ class ServedModel:
         for size in (1, self.limits.max_batch_size):
             self.predictor.generate_batch([sample] * size, max_new_tokens=2)
         return sample
-
-
-class KServeModel(Model):  # type: ignore[misc]
-    """What KServe's server knows of a `ServedModel`: its name, and whether it can answer."""
-
-    def __init__(self, served: ServedModel) -> None:
-        super().__init__(served.name)
-        self.served = served
-        self.ready = True
-
-    async def healthy(self) -> bool:
-        """Whether requests are answered; KServe asks for its readiness routes."""
-        return bool(self.ready) and self.served.batcher.alive
-
-    async def get_input_types(self) -> list[dict[str, object]]:
-        """Describe the V2 protocol's inputs."""
-        return [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
-
-    async def get_output_types(self) -> list[dict[str, object]]:
-        """Describe the V2 protocol's outputs."""
-        return [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in OUTPUT_NAMES]

@@ -1,4 +1,4 @@
-"""Pictures as they come in requests: base64 or, where that is allowed, an address; bounded all along."""
+"""Pictures in requests: base64 or, where that is allowed, an address; bounded in size from the start."""
 
 import asyncio
 import base64
@@ -12,8 +12,8 @@ from PIL import Image
 from fovea.fetch.client import Fetcher, FetchError, FetchLimits
 from fovea.fetch.profiles import FetchProfile
 from fovea.images import PictureError, PictureLimits, decode_picture
+from serving.errors import RequestError
 from serving.middleware import metrics
-from serving.protocols.errors import RequestError
 
 logger = logging.getLogger("serving")
 
@@ -43,7 +43,7 @@ class Picture:
 
 
 def decode(picture: Picture, limits: PictureLimits) -> Image.Image:
-    """Decode a picture whose bytes are here.
+    """Decode a picture that has been fetched, or came with the request.
 
     Raises:
         RequestError: it is not base64, or the picture cannot be used.
@@ -73,10 +73,10 @@ def _from_base64(picture: Picture, text: str, limits: PictureLimits) -> bytes:
 
 
 class PictureFetcher:
-    """Fetches the pictures that callers name by address, under the rules of a fetch profile.
+    """Fetches pictures by address, under the rules of a fetch profile.
 
-    What the fetcher remembers of hosts is forgotten from time to time: callers choose them, so the memory
-    would grow, and a host that was given up might have come back.
+    Its `Fetcher`, which remembers hosts, is replaced every few minutes: clients choose the hosts, so their
+    number has no bound, and a host that failed may answer again.
     """
 
     _REMEMBERED_SECONDS = 300.0
@@ -97,8 +97,8 @@ class PictureFetcher:
         """Return the picture with its bytes in place of its address.
 
         Raises:
-            RequestError: it cannot be fetched; the message says of which kind the reason is, and no more, so
-                that nobody learns here what there is in this network.
+            RequestError: it cannot be fetched. The message gives only the kind of reason, so that it tells
+                nothing about the network of the server.
         """
         if time.monotonic() - self._since > self._REMEMBERED_SECONDS:
             old, self._fetcher, self._since = self._fetcher, self._new(), time.monotonic()

@@ -1,1 +1,1 @@
-"""What every request passes: keys, limits, the log and the metrics."""
+"""Middleware of every request: keys, limits, the log and the metrics."""

@@ -1,11 +1,11 @@
-"""Who may ask, and how often: API keys from a mounted Secret, and a rate for each."""
+"""API keys from a mounted Secret, and a rate for each."""
 
 import hashlib
 import hmac
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,14 +13,16 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fovea.errors import UserError
-from serving.protocols.errors import RequestError, error_response
+from serving.errors import RequestError
+from serving.protocols.errors import error_response
+from serving.protocols.protocol import Protocol, protocol_of
 
 logger = logging.getLogger("serving")
 
 MIN_KEY_LENGTH = 16
 
-# What tells nothing about pictures or answers: probes, scrapes, the page and the description of the routes.
-_OPEN = ("/", "/metrics", "/openapi.json", "/v2", "/v2/health/live", "/v2/health/ready")
+# The page, scrapes and the description of the routes tell nothing about pictures or answers.
+_OPEN = ("/", "/metrics", "/openapi.json")
 
 _RELOAD_SECONDS = 1.0
 
@@ -43,7 +45,7 @@ class ApiKeys:
         self._looked = time.monotonic()
 
     def name_of(self, key: str) -> str | None:
-        """Return the name of a key, or None where there is no such key; takes as long for any."""
+        """Return the name of a key, or None where there is no such key, in the same time for any key."""
         self._reload()
         digest = _digest(key)
         found = None
@@ -64,7 +66,7 @@ class ApiKeys:
             self._digests, self._state = _read_keys(self._path), state
             logger.info("API keys read again: %s", ", ".join(self._digests))
         except (OSError, UserError) as error:
-            # Those that were valid stay so: half a change must not lock everybody out.
+            # The keys that were valid stay so: a change that is half done must lock no client out.
             logger.error("API keys were not read again: %s", error)
 
 
@@ -113,30 +115,47 @@ class _Bucket:
 
 
 class KeyCheck:
-    """ASGI middleware that lets requests with a key pass, so many a minute (401, 429)."""
+    """ASGI middleware that refuses requests without a key (401), and too many with one (429).
+
+    Args:
+        app: the application behind it.
+        keys: the keys that are known.
+        protocols: they say which of their paths need no key, and give the errors their formats.
+        requests_per_minute: for each key; None sets no limit.
+        clock: seconds that only grow.
+    """
 
     def __init__(
         self,
         app: ASGIApp,
         keys: ApiKeys,
+        protocols: Sequence[Protocol],
         requests_per_minute: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._app = app
         self._keys = keys
+        self._protocols = protocols
         self._rate = requests_per_minute
         self._clock = clock
         self._buckets: dict[str, _Bucket] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
-        if scope["type"] == "http" and not _is_open(scope):
+        if scope["type"] == "http" and self._needs_key(scope):
             try:
                 self._check(scope)
             except RequestError as error:
-                await error_response(scope["path"], error)(scope, receive, send)
+                await error_response(self._protocols, scope["path"], error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+    def _needs_key(self, scope: Scope) -> bool:
+        path, method = scope["path"], scope["method"]
+        if method == "OPTIONS" or path in _OPEN:
+            return False
+        protocol = protocol_of(self._protocols, path)
+        return protocol is None or protocol.needs_key(method, path)
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
@@ -162,9 +181,3 @@ class KeyCheck:
             wait = math.ceil((1 - bucket.left) * 60 / self._rate)
             raise RequestError(f"this key may ask {self._rate} times a minute", status=429, retry_after=wait)
         bucket.left -= 1
-
-
-def _is_open(scope: Scope) -> bool:
-    path = scope["path"]
-    readiness = path.startswith(("/v1/models/", "/v2/models/")) and scope["method"] in ("GET", "HEAD")
-    return scope["method"] == "OPTIONS" or path in _OPEN or readiness

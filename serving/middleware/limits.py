@@ -1,12 +1,14 @@
-"""Bounds on the bodies of requests, held while they arrive: each one's size and time, and all together."""
+"""Bounds on the bodies of requests while they arrive: size and time of each, and the size of all."""
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.protocols.errors import RequestError, error_response
+from serving.errors import RequestError
+from serving.protocols.errors import error_response
+from serving.protocols.protocol import Protocol
 
 MAX_BODY_BYTES = 64 << 20
 
@@ -14,26 +16,29 @@ MAX_BODY_BYTES = 64 << 20
 class BodyLimit:
     """ASGI middleware that refuses bodies that are too large (413), too slow (408) or too many (429).
 
-    A declared length is refused before anything is read; a body without one, as soon as it is over. Where no
-    request could be taken on, none is read: refusing must stay cheap, or it takes the time of those who wait.
+    A declared length is refused before anything is read; a body without one, as soon as it is too long. While
+    the queue is full no body is read, so that refusing a request takes no time from those that wait.
 
     Args:
-        app: what is protected.
+        app: the application behind it.
+        protocols: they give the errors their formats.
         max_bytes: of one body.
         max_total_bytes: of all bodies of requests that are not answered yet.
         seconds: how long a body may take to arrive.
-        check_room: raises a `RequestError` where no request could be taken on.
+        check_room: raises a `RequestError` while the queue is full.
     """
 
     def __init__(
         self,
         app: ASGIApp,
+        protocols: Sequence[Protocol],
         max_bytes: int = MAX_BODY_BYTES,
         max_total_bytes: int = 1 << 30,
         seconds: float = 30.0,
         check_room: Callable[[], None] | None = None,
     ) -> None:
         self._app = app
+        self._protocols = protocols
         self._max_bytes = max_bytes
         self._max_total_bytes = max_total_bytes
         self._seconds = seconds
@@ -49,11 +54,11 @@ class BodyLimit:
             try:
                 self._check_room()
             except RequestError as error:
-                await error_response(scope["path"], error)(scope, receive, send)
+                await self._refuse(error, scope, receive, send)
                 return
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if not declared.isdigit() or int(declared) > self._max_bytes:
-            await error_response(scope["path"], self._too_large())(scope, receive, send)
+            await self._refuse(self._too_large(), scope, receive, send)
             return
         size, complete = 0, False
         end = time.monotonic() + self._seconds
@@ -81,6 +86,9 @@ class BodyLimit:
             await self._app(scope, bounded, send)
         finally:
             self._held -= size
+
+    async def _refuse(self, error: RequestError, scope: Scope, receive: Receive, send: Send) -> None:
+        await error_response(self._protocols, scope["path"], error)(scope, receive, send)
 
     def _too_large(self) -> RequestError:
         return RequestError(

@@ -1,4 +1,4 @@
-"""What the server logs: a line an event, on standard error, for people or as JSON for machines."""
+"""The log: a line for each event, on standard error, as text for people or as JSON for machines."""
 
 import json
 import logging
@@ -7,15 +7,14 @@ import re
 import time
 import uuid
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.errors import CLIENT_GONE
 from serving.middleware import metrics
-from serving.protocols.errors import CLIENT_GONE
-
-LogFormat = Literal["line", "json"]
+from serving.settings import LogFormat
 
 REQUEST_ID = "x-request-id"
 _PLAIN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -27,7 +26,7 @@ logger = logging.getLogger("serving")
 
 
 def configure_logging(form: LogFormat = "line") -> None:
-    """Set logging up, for KServe and uvicorn too, which leave alone what is set up already."""
+    """Set logging up, for KServe and uvicorn too."""
     logging.config.dictConfig(
         {
             "version": 1,
@@ -76,7 +75,7 @@ class RequestLog:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, and say how it went."""
+        """Pass a request on, and log its status and time."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -114,7 +113,7 @@ class RequestLog:
 
 
 def _route(scope: Scope) -> str:
-    """Return the route's template, which callers cannot choose: a metric's labels must not grow with them."""
+    """Return the route's template: clients choose the path, and labels of metrics must not grow with it."""
     route = scope.get("route")
     return getattr(route, "path", None) or "none"
 

@@ -1,10 +1,13 @@
-"""What is counted and timed: in vLLM's names where they mean the same, else under ``fovea_``.
+"""The metrics, under vLLM's names where they mean the same, and else under ``fovea_``.
 
 vLLM's dashboards and alerts for queue, latency and tokens therefore work on this server. What it calls a
 request is here one prompt with its pictures: an instance of a V1 or V2 request, or a chat completion.
 """
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client.exposition import choose_encoder
+from starlette.requests import Request
+from starlette.responses import Response
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0)
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 4000)
@@ -57,3 +60,9 @@ HTTP_REQUESTS = Counter("fovea_http_requests", "HTTP requests", ("route", "statu
 HTTP_TIME = Histogram(
     "fovea_http_request_seconds", "From the first byte to the last", ("route",), buckets=_SECONDS
 )
+
+
+async def show_metrics(request: Request) -> Response:
+    """Return all metrics of the process, in the format that the scraper accepts."""
+    encode, content_type = choose_encoder(request.headers.get("accept", ""))
+    return Response(encode(REGISTRY), headers={"content-type": content_type})

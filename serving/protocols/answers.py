@@ -1,19 +1,26 @@
-"""What every protocol says of an answer: its fields, how sure they are, and those left out that are not."""
+"""What all protocols tell about an answer: its task, its fields and their confidences."""
 
 from collections.abc import Mapping
 
 from fovea.evaluation.calibration import Calibration
-from fovea.inference import Answer
-from serving.protocols.errors import RequestError
-from serving.protocols.schemas import Confidences, FieldValues
+from fovea.task import Answer
+from serving.engine.model import ServedModel
+from serving.errors import RequestError
+from serving.protocols.schemas import Confidences, FieldValues, TaskName
+
+
+def task_name(served: ServedModel) -> TaskName:
+    """Return which task the fields of answers belong to."""
+    task = served.predictor.task
+    return TaskName(name=task.name, version=task.version)
 
 
 def confidences(calibration: Calibration | None, answer: Answer) -> Confidences | None:
-    """Return how sure each field is, null where that is not known; None where it is known of none.
+    """Return the confidence of each field, None where it is not known; None altogether without calibration.
 
     Args:
-        calibration: of the model, on the question that was asked; None where there is none.
-        answer: the answer.
+        calibration: of the model, for the question that was asked.
+        answer: one that may not follow the task, and then has no confidences.
     """
     if calibration is None or answer.fields is None:
         return None
@@ -21,7 +28,7 @@ def confidences(calibration: Calibration | None, answer: Answer) -> Confidences 
 
 
 def check_confidence(calibration: Calibration | None, min_confidence: float) -> None:
-    """Refuse a least confidence where there are none to hold against it, before anything is generated.
+    """Refuse ``min_confidence`` where the model gives no confidences, before anything is generated.
 
     Raises:
         RequestError: it is above 0, and the model was not calibrated for what is asked.

@@ -1,6 +1,5 @@
-"""Errors a caller can mend, in the form that the protocol he speaks has for them."""
+"""Error responses, each in the format of the protocol that the request's path belongs to."""
 
-import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -11,56 +10,41 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from serving.kserve_api import ModelNotFound, ModelNotReady
-
-logger = logging.getLogger("serving")
-
-OPENAI_PREFIX = "/openai/"
-
-CLIENT_GONE = 499
-"""What is logged and counted where nobody was left to be answered."""
-
-# OpenAI's type and code of an error, by status.
-_OPENAI_KINDS = {
-    401: ("authentication_error", "invalid_api_key"),
-    404: ("not_found_error", "not_found"),
-    429: ("rate_limit_error", "rate_limit_exceeded"),
-}
+from serving.errors import CLIENT_GONE, RequestError
+from serving.protocols.protocol import Error, Protocol, protocol_of
 
 
-class RequestError(Exception):
-    """A request that cannot be answered: status, a message for the caller, and which part is wrong."""
+def add_error_handlers(app: FastAPI, protocols: Sequence[Protocol]) -> None:
+    """Answer every exception of a route with an error response."""
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        status: int = 400,
-        param: str | None = None,
-        code: str | None = None,
-        retry_after: float = 1.0,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.param = param
-        self.code = code
-        self.retry_after = retry_after
-        """Seconds; told to the caller with 429 and 503."""
+    async def respond(request: Request, error: Exception) -> Response:
+        response = error_response(protocols, request.url.path, _as_request_error(error))
+        if isinstance(error, HTTPException):
+            response.headers.update(error.headers or {})
+        return response
 
-
-def add_error_handlers(app: FastAPI) -> None:
-    """Answer each kind of refusal in one form: OpenAI's under /openai/, KServe's elsewhere."""
-    app.add_exception_handler(RequestError, _on_request_error)
-    app.add_exception_handler(RequestValidationError, _on_validation_error)
-    app.add_exception_handler(HTTPException, _on_http_error)
-    app.add_exception_handler(ModelNotFound, _on_model_not_found)
-    app.add_exception_handler(ModelNotReady, _on_model_not_ready)
+    for kind in (RequestError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, respond)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
-    app.add_exception_handler(Exception, _on_fault)
+
+
+def error_response(protocols: Sequence[Protocol], path: str, error: RequestError) -> JSONResponse:
+    """Return the response for an error, in the format of the protocol that ``path`` belongs to."""
+    headers = {}
+    if error.status in (429, 503):
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if error.status in (408, 413):
+        # The rest of the body is not read.
+        headers["Connection"] = "close"
+    protocol = protocol_of(protocols, path)
+    body = (protocol.error if protocol else Error).of(error)
+    return JSONResponse(body.model_dump(), error.status, headers)
 
 
 def describe_validation(errors: Sequence[Any]) -> RequestError:
-    """Turn pydantic's errors into one refusal that names each wrong part, and never repeats its content."""
+    """Turn pydantic's errors into one error that names each wrong part, and never repeats its content."""
     if errors[0]["type"] == "json_invalid":
         return RequestError("the body is not JSON")
     parts = [
@@ -70,56 +54,17 @@ def describe_validation(errors: Sequence[Any]) -> RequestError:
     return RequestError(shown[:1000], param=parts[0][0] or None)
 
 
-def error_response(path: str, error: RequestError) -> JSONResponse:
-    """Return an error as the protocol of ``path`` has it."""
-    headers = {}
-    if error.status in (429, 503):
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
-    if error.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    if error.status in (408, 413):
-        # What is still on its way is not read.
-        headers["Connection"] = "close"
-    return JSONResponse(_content(path, error), error.status, headers)
-
-
-def _content(path: str, error: RequestError) -> dict[str, Any]:
-    if not path.startswith(OPENAI_PREFIX):
-        return {"error": str(error)}
-    usual = ("invalid_request_error", None) if error.status < 500 else ("server_error", None)
-    kind, code = _OPENAI_KINDS.get(error.status, usual)
-    return {"error": {"message": str(error), "type": kind, "param": error.param, "code": error.code or code}}
-
-
-async def _on_request_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestError)  # noqa: S101 - registered for this class alone
-    return error_response(request.url.path, error)
-
-
-async def _on_validation_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)  # noqa: S101
-    return error_response(request.url.path, describe_validation(error.errors()))
-
-
-async def _on_http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101
-    response = error_response(request.url.path, RequestError(str(error.detail), status=error.status_code))
-    response.headers.update(error.headers or {})
-    return response
-
-
-async def _on_model_not_found(request: Request, error: Exception) -> Response:
-    return error_response(request.url.path, RequestError(str(error), status=404))
-
-
-async def _on_model_not_ready(request: Request, error: Exception) -> Response:
-    return error_response(request.url.path, RequestError(str(error), status=503))
+def _as_request_error(error: Exception) -> RequestError:
+    match error:
+        case RequestError():
+            return error
+        case RequestValidationError():
+            return describe_validation(error.errors())
+        case HTTPException():
+            return RequestError(str(error.detail), status=error.status_code)
+    # The traceback is in the server's log; clients must not see what it holds.
+    return RequestError("the server failed at this", status=500)
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:
     return Response(status_code=CLIENT_GONE)
-
-
-async def _on_fault(request: Request, error: Exception) -> Response:
-    # The server's log has the traceback; what it holds is not the caller's business.
-    return error_response(request.url.path, RequestError("the server failed at this", status=500))

@@ -2,102 +2,317 @@
 
 import json
 import logging
-import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import BaseModel, Field
 
 from fovea.evaluation.calibration import Calibration
-from fovea.inference import Answer
-from fovea.task import PriceField
+from fovea.task import Answer
+from fovea.text import SPECIAL_TOKEN
 from serving.engine.model import Question, ServedModel
 from serving.engine.pictures import Picture
-from serving.protocols.answers import check_confidence, confidences, fields_of
-from serving.protocols.errors import OPENAI_PREFIX, RequestError, error_response
+from serving.errors import RequestError
+from serving.protocols.answers import check_confidence, confidences, fields_of, task_name
 from serving.protocols.openapi import errors, json_body
-from serving.protocols.requests import note, read_body, seconds_for, unless_gone
+from serving.protocols.protocol import ErrorBody, Protocol
+from serving.protocols.requests import Served, note, read_body, seconds_for, unless_gone
 from serving.protocols.schemas import (
-    ChatAnswer,
-    ChatChoice,
-    ChatChunk,
-    ChatChunkChoice,
-    ChatDelta,
-    ChatMessage,
-    ChatRequest,
-    ChatResponse,
-    ChatUsage,
+    DEFAULT_MAX_NEW_TOKENS,
     FieldValues,
-    FoveaExtra,
-    ImagePart,
-    JsonSchemaFormat,
-    ModelCard,
-    ModelList,
-    OpenAIError,
+    FinishReason,
+    KnownConfidences,
+    MaxNewTokens,
+    MinConfidence,
+    Open,
+    TaskName,
+    TokenUsage,
 )
 
 logger = logging.getLogger("serving")
 
-# Markers steer the model, so no text of a caller's may hold one.
-_MARKER = re.compile(r"<\|[^|<>]*\|>|</?s>")
 _MAX_TEXT = 8192
 _MAX_PICTURES = 16
 
+# The type and code of an error, by status.
+_ERROR_KINDS = {
+    401: ("authentication_error", "invalid_api_key"),
+    404: ("not_found_error", "not_found"),
+    429: ("rate_limit_error", "rate_limit_exceeded"),
+}
 
-def openai_router(served: ServedModel) -> APIRouter:
-    """Return the routes below /openai/v1."""
-    router = APIRouter(prefix="/openai/v1", tags=["OpenAI"])
 
-    @router.get("/models", summary="The model that is served")
-    async def models() -> ModelList:
-        """List the one model that is served."""
-        return ModelList(data=[_card(served)])
+class ImageUrl(Open):
+    """A picture in OpenAI's format."""
 
-    @router.get("/models/{model:path}", summary="The model", responses=errors(404, kind=OpenAIError))
-    async def model(model: str) -> ModelCard:
-        """Describe the model that is served."""
-        _check_model(served, model)
-        return _card(served)
-
-    @router.post(
-        "/chat/completions",
-        response_model=ChatResponse,
-        responses={
-            200: {
-                "description": "The answer; with `stream`, events of which each holds a ChatChunk",
-                "content": {"text/event-stream": {"schema": {"type": "string"}}},
-            },
-            **errors(400, 404, 408, 413, 429, 500, 503, 504, kind=OpenAIError),
-        },
-        openapi_extra=json_body(ChatRequest),
-        summary="Answer a conversation that shows at least one picture",
+    url: str = Field(
+        description="data:image/…;base64,… or an http: or https: address, where the server fetches those."
     )
-    async def chat_completions(request: Request) -> Response:
-        """Answer at once, or as a stream of pieces."""
-        asked = await read_body(request, ChatRequest)
-        _check_model(served, asked.model)
-        _refuse_what_is_not_offered(asked, served)
-        prompt, pictures = chat_prompt(asked.messages, served.predictor.task.question)
-        calibration = served.calibration_for(prompt)
-        check_confidence(calibration, asked.min_confidence)
-        note(request, pictures=len(pictures))
-        question = Question(prompt, pictures, asked.max_new_tokens)
-        seconds = seconds_for(request, served)
-        if asked.stream:
-            pieces = served.stream(question, seconds)
-            # Whatever refuses the request does so before the first piece, with its own status.
-            first = await unless_gone(request, _next(pieces))
-            events = _events(_Reply(served, asked, calibration), first, pieces)
-            return StreamingResponse(events, media_type="text/event-stream", headers=_NO_BUFFER)
-        answer = await unless_gone(request, served.answer_one(question, seconds))
-        note(request, tokens=answer.completion_tokens)
-        return JSONResponse(_Reply(served, asked, calibration).whole(answer).model_dump())
 
-    return router
 
+class ImagePart(Open):
+    """A picture within a message."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+class TextPart(Open):
+    """Text within a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+ContentPart = Annotated[ImagePart | TextPart, Field(discriminator="type")]
+
+
+class ChatMessage(Open):
+    """One message of a conversation. Its pictures come before its text, as in training."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[ContentPart]
+
+
+class JsonSchema(Open):
+    """A schema that the fields are to follow; it can name some of the task's fields, or all."""
+
+    name: str = Field(max_length=64)
+    json_schema: dict[str, Any] = Field(alias="schema", default_factory=dict)
+
+
+class TextFormat(Open):
+    """The answer is the model's text."""
+
+    type: Literal["text"]
+
+
+class JsonObjectFormat(Open):
+    """The answer is the fields as JSON."""
+
+    type: Literal["json_object"]
+
+
+class JsonSchemaFormat(Open):
+    """The answer is the fields as JSON, those of a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+
+
+class StreamOptions(Open):
+    """What a stream holds besides the answer."""
+
+    include_usage: bool | None = None
+
+
+class ChatRequest(Open):
+    """Body of ``POST /openai/v1/chat/completions``.
+
+    Answers are always the most likely ones: ``temperature``, ``top_p`` and ``seed`` change nothing.
+    """
+
+    model: str
+    messages: list[ChatMessage] = Field(min_length=1, max_length=32)
+    max_tokens: MaxNewTokens | None = None
+    max_completion_tokens: MaxNewTokens | None = None
+    response_format: ResponseFormat | None = None
+    min_confidence: MinConfidence = 0.0
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    n: int | None = 1
+    logprobs: bool | None = None
+    tools: list[Any] | None = None
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The limit under either of its two names."""
+        return self.max_completion_tokens or self.max_tokens or DEFAULT_MAX_NEW_TOKENS
+
+
+class ChatAnswer(BaseModel):
+    """The assistant's message. ``refusal`` says why there are no fields where a schema asks for some."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str | None
+    refusal: str | None = None
+
+
+class ChatChoice(BaseModel):
+    """The one answer."""
+
+    index: int = 0
+    message: ChatAnswer
+    logprobs: None = None
+    finish_reason: FinishReason
+
+
+class ChatUsage(TokenUsage):
+    """Tokens, with their sum."""
+
+    total_tokens: int
+
+
+class FoveaExtra(BaseModel):
+    """What this project adds to OpenAI's response: the answer's fields and which model gave them."""
+
+    fields: FieldValues | None
+    confidence: KnownConfidences = None
+    parse_error: str | None
+    text: str
+    model_digest: str
+    task: TaskName
+
+
+class ChatResponse(BaseModel):
+    """A chat completion."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: ChatUsage
+    system_fingerprint: str
+    fovea: FoveaExtra
+
+
+class ChatDelta(BaseModel):
+    """What a chunk adds to the message."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+    refusal: str | None = None
+
+
+class ChatChunkChoice(BaseModel):
+    """The one answer's next piece."""
+
+    index: int = 0
+    delta: ChatDelta
+    logprobs: None = None
+    finish_reason: FinishReason | None = None
+
+
+class ChatChunk(BaseModel):
+    """A piece of a streamed chat completion; the last one with a choice holds ``fovea``."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: ChatUsage | None = None
+    system_fingerprint: str
+    fovea: FoveaExtra | None = None
+
+
+class OpenAIErrorDetail(BaseModel):
+    """An error in OpenAI's terms."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenAIError(ErrorBody):
+    """Why a request was refused, under /openai/."""
+
+    error: OpenAIErrorDetail
+
+    @classmethod
+    def of(cls, error: RequestError) -> Self:
+        """Return the body for an error, with OpenAI's type and code of its status."""
+        usual = ("invalid_request_error", None) if error.status < 500 else ("server_error", None)
+        kind, code = _ERROR_KINDS.get(error.status, usual)
+        return cls(
+            error=OpenAIErrorDetail(message=str(error), type=kind, param=error.param, code=error.code or code)
+        )
+
+
+class ModelCard(BaseModel):
+    """One model that is served."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "fovea"
+    model_digest: str
+
+
+class ModelList(BaseModel):
+    """The models that are served."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+router = APIRouter(prefix="/openai/v1", tags=["OpenAI"])
+
+
+@router.get("/models", summary="The model that is served")
+async def models(served: Served) -> ModelList:
+    """List the one model that is served."""
+    return ModelList(data=[_card(served)])
+
+
+@router.get("/models/{model:path}", summary="The model", responses=errors(404, kind=OpenAIError))
+async def model(model: str, served: Served) -> ModelCard:
+    """Describe the model that is served."""
+    _check_model(served, model)
+    return _card(served)
+
+
+@router.post(
+    "/chat/completions",
+    response_model=ChatResponse,
+    responses={
+        200: {
+            "description": "The answer; with `stream`, events of which each holds a ChatChunk",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        },
+        **errors(400, 404, 408, 413, 429, 500, 503, 504, kind=OpenAIError),
+    },
+    openapi_extra=json_body(ChatRequest),
+    summary="Answer a conversation that shows at least one picture",
+)
+async def chat_completions(request: Request, served: Served) -> Response:
+    """Answer at once, or as a stream of pieces."""
+    asked = await read_body(request, ChatRequest)
+    _check_model(served, asked.model)
+    _refuse_what_is_not_offered(asked, served)
+    prompt, pictures = chat_prompt(asked.messages, served.predictor.task.question)
+    calibration = served.calibration_for(prompt)
+    check_confidence(calibration, asked.min_confidence)
+    note(request, pictures=len(pictures))
+    question = Question(prompt, pictures, asked.max_new_tokens)
+    seconds = seconds_for(request, served)
+    if asked.stream:
+        pieces = served.stream(question, seconds)
+        # An error before the first piece is answered with its own status.
+        first = await unless_gone(request, _next(pieces))
+        events = _events(_Reply(served, asked, calibration), first, pieces)
+        return StreamingResponse(events, media_type="text/event-stream", headers=_NO_BUFFER)
+    answer = await unless_gone(request, served.answer_one(question, seconds))
+    note(request, tokens=answer.completion_tokens)
+    return JSONResponse(_Reply(served, asked, calibration).whole(answer).model_dump())
+
+
+OPENAI = Protocol(
+    title="OpenAI chat completions",
+    prefix="/openai",
+    router=router,
+    bodies=(ChatRequest, ChatChunk),
+    error=OpenAIError,
+)
 
 # Proxies would hold a stream back.
 _NO_BUFFER = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -135,7 +350,7 @@ def chat_prompt(messages: Sequence[ChatMessage], question: str) -> tuple[str, li
     for number, message in enumerate(messages):
         where = f"messages[{number}].content"
         urls, text = _parts(message, where)
-        if _MARKER.search(text) or len(text) > _MAX_TEXT:
+        if SPECIAL_TOKEN.search(text) or len(text) > _MAX_TEXT:
             raise RequestError(
                 f"{where}: text must have at most {_MAX_TEXT} characters and hold none of the model's "
                 "markers, such as <|end|>",
@@ -194,7 +409,7 @@ def _check_schema(schema: dict[str, Any], served: ServedModel) -> None:
             raise RequestError(
                 f"{where}: the task has no field {str(name)[:40]!r}; it has {', '.join(fields)}", param=where
             )
-        kind = "number" if isinstance(fields[name], PriceField) else "string"
+        kind = fields[name].json_type
         if isinstance(wanted, dict) and kind not in _types(wanted):
             raise RequestError(f"{where}: the field {name} is a {kind}", param=where)
 
@@ -281,7 +496,7 @@ class _Reply:
             parse_error=answer.parse_error,
             text=answer.text,
             model_digest=self._served.digest,
-            task=self._served.task,
+            task=task_name(self._served),
         )
 
 
@@ -330,4 +545,4 @@ def _event(chunk: ChatChunk) -> bytes:
 
 
 def _failure(error: RequestError) -> bytes:
-    return b"data: " + bytes(error_response(OPENAI_PREFIX, error).body) + b"\n\n"
+    return b"data: " + OpenAIError.of(error).model_dump_json().encode() + b"\n\n"

@@ -1,21 +1,21 @@
-"""The OpenAPI document: what FastAPI knows of the routes, and the bodies that they read by themselves."""
+"""The OpenAPI document: what FastAPI knows of the routes, and the bodies that they read themselves."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from fovea import __version__
-from serving.protocols.schemas import ChatChunk, ChatRequest, Error, InferBody, OpenAIError, PredictRequest
+from serving.protocols.protocol import Error, ErrorBody, Protocol
 
 _SCHEMAS = "#/components/schemas/"
-_READ_BY_ROUTES = (PredictRequest, InferBody, ChatRequest, ChatChunk, Error, OpenAIError)
 
 _MEANINGS = {
     400: "The request is not as described, or a picture cannot be used",
+    401: "An API key is needed",
     404: "There is no such model",
     408: "The body did not arrive in time",
     413: "The body is too large",
@@ -26,41 +26,36 @@ _MEANINGS = {
 }
 
 
-def errors(*statuses: int, kind: type[BaseModel] = Error) -> dict[int | str, dict[str, Any]]:
+def errors(*statuses: int, kind: type[ErrorBody] = Error) -> dict[int | str, dict[str, Any]]:
     """Return the error responses of a route."""
-    schema = {"$ref": _SCHEMAS + kind.__name__}
-    return {
-        status: {"description": _MEANINGS[status], "content": {"application/json": {"schema": schema}}}
-        for status in statuses
-    }
+    return {status: _error(status, kind) for status in statuses}
 
 
 def json_body(kind: type[BaseModel]) -> dict[str, Any]:
-    """Return what a route says about a body that it reads by itself."""
+    """Return the description of a JSON body that a route reads itself."""
     schema = {"$ref": _SCHEMAS + kind.__name__}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def document(app: FastAPI, *, with_keys: bool) -> Callable[[], dict[str, Any]]:
-    """Return what makes an application's document, and remembers it."""
+def describe(protocols: Sequence[Protocol], *, with_keys: bool) -> dict[str, Any]:
+    """Return the OpenAPI document of protocols.
 
-    def make() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            app.openapi_schema = _make(app, with_keys)
-        return app.openapi_schema
-
-    return make
-
-
-def _make(app: FastAPI, with_keys: bool) -> dict[str, Any]:
+    Args:
+        protocols: those of the server.
+        with_keys: whether it asks for API keys.
+    """
+    routes = APIRouter()
+    for protocol in protocols:
+        routes.include_router(protocol.router)
     made = get_openapi(
         title="Fovea",
         version=__version__,
-        description="Answers about pictures of products: KServe's V1 and V2, and OpenAI's chat completions.",
-        routes=app.routes,
+        description=f"Answers about pictures, over {', '.join(protocol.title for protocol in protocols)}.",
+        routes=routes.routes,
     )
+    bodies = [body for protocol in protocols for body in (*protocol.bodies, protocol.error)]
     _, definitions = models_json_schema(
-        [(kind, "validation") for kind in _READ_BY_ROUTES], ref_template=_SCHEMAS + "{model}"
+        [(body, "validation") for body in dict.fromkeys(bodies)], ref_template=_SCHEMAS + "{model}"
     )
     schemas = made.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(definitions["$defs"])
@@ -71,18 +66,20 @@ def _make(app: FastAPI, with_keys: bool) -> dict[str, Any]:
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     if with_keys:
-        _add_keys(made)
+        _add_keys(made, protocols)
     return made
 
 
-def _add_keys(made: dict[str, Any]) -> None:
+def _error(status: int, kind: type[ErrorBody]) -> dict[str, Any]:
+    schema = {"$ref": _SCHEMAS + kind.__name__}
+    return {"description": _MEANINGS[status], "content": {"application/json": {"schema": schema}}}
+
+
+def _add_keys(made: dict[str, Any], protocols: Sequence[Protocol]) -> None:
     made["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    for name, path in made["paths"].items():
-        for operation in path.values():
-            if "requestBody" in operation or name == "/openai/v1/models":
-                kind = "OpenAIError" if name.startswith("/openai/") else "Error"
-                operation["security"] = [{"key": []}]
-                operation["responses"]["401"] = {
-                    "description": "An API key is needed",
-                    "content": {"application/json": {"schema": {"$ref": _SCHEMAS + kind}}},
-                }
+    for protocol in protocols:
+        for path in filter(protocol.has, made["paths"]):
+            for method, operation in made["paths"][path].items():
+                if protocol.needs_key(method.upper(), path):
+                    operation["security"] = [{"key": []}]
+                    operation["responses"]["401"] = _error(401, protocol.error)

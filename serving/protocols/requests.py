@@ -1,15 +1,16 @@
-"""Reading requests, and leaving work that nobody waits for any more."""
+"""Reading requests, and giving up the work when the client closes the connection."""
 
 import asyncio
 import math
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from fastapi import Request
+from fastapi import Depends, Request
 from pydantic import BaseModel, ValidationError
 
 from serving.engine.model import ServedModel
-from serving.protocols.errors import CLIENT_GONE, RequestError, describe_validation
+from serving.errors import CLIENT_GONE, RequestError
+from serving.protocols.errors import describe_validation
 
 T = TypeVar("T")
 Body = TypeVar("Body", bound=BaseModel)
@@ -17,8 +18,17 @@ Body = TypeVar("Body", bound=BaseModel)
 TIMEOUT_HEADER = "x-request-timeout"
 
 
+async def _served(request: Request) -> ServedModel:
+    served: ServedModel = request.app.state.served
+    return served
+
+
+Served = Annotated[ServedModel, Depends(_served)]
+"""The type of a route's parameter that is given the model."""
+
+
 async def read_body(request: Request, kind: type[Body]) -> Body:
-    """Read a body of JSON, whatever its content type says: curl and others send none or a wrong one.
+    """Read a JSON body regardless of its content type: curl and others send none or a wrong one.
 
     Raises:
         RequestError: it is not what ``kind`` describes.
@@ -55,15 +65,15 @@ def seconds_for(request: Request, served: ServedModel) -> float:
 
 
 def note(request: Request, **values: Any) -> None:
-    """Have something said about a request in its line of the log."""
+    """Add values to the line that is logged of a request."""
     request.scope.setdefault("state", {}).setdefault("notes", {}).update(values)
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Do the work of a request whose body is read; give it up as soon as the caller goes away.
+    """Do the work of a request whose body was read; cancel it as soon as the client closes the connection.
 
     Raises:
-        RequestError: the caller is gone.
+        RequestError: the client has closed the connection.
     """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_gone(request))

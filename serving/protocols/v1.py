@@ -1,103 +1,104 @@
 """KServe's V1 protocol."""
 
-from typing import Any
-
 from fastapi import APIRouter, Request
+from pydantic import Field
 
-from fovea.inference import Answer
-from serving.engine.model import Question, ServedModel
 from serving.engine.pictures import Picture
-from serving.kserve_api import DataPlane, V1Endpoints
-from serving.protocols.answers import check_confidence, confidences, fields_of
-from serving.protocols.errors import RequestError
+from serving.protocols.kserve import check_model, check_ready, predictions
 from serving.protocols.openapi import errors, json_body
-from serving.protocols.requests import note, read_body, seconds_for, unless_gone
-from serving.protocols.schemas import Prediction, PredictRequest, PredictResponse, TokenUsage
+from serving.protocols.protocol import Protocol
+from serving.protocols.requests import Served, read_body
+from serving.protocols.schemas import (
+    DEFAULT_MAX_NEW_TOKENS,
+    MAX_INSTANCES,
+    MaxNewTokens,
+    MinConfidence,
+    PredictResponse,
+    Strict,
+)
 
 
-def v1_router(served: ServedModel, plane: DataPlane) -> APIRouter:
-    """Return the routes below /v1."""
-    router = APIRouter(prefix="/v1", tags=["V1"])
-    kserve = V1Endpoints(plane)
-    router.add_api_route("/models", kserve.models, methods=["GET"], summary="The models' names")
-    router.add_api_route(
-        "/models/{model_name}",
-        kserve.model_ready,
-        methods=["GET"],
-        summary="Whether a model answers",
-        responses=errors(404, 503),
+class InlinePicture(Strict):
+    """A picture's bytes."""
+
+    b64: str = Field(description="A JPEG, PNG, WebP or GIF file in base64, or a data: URL of one.")
+
+
+class PictureUrl(Strict):
+    """A picture as a URL."""
+
+    url: str = Field(
+        description="A data: URL; or an http: or https: address, where the server fetches those."
     )
 
-    @router.post(
-        "/models/{model_name}:predict",
-        responses=errors(400, 404, 408, 413, 429, 500, 503, 504),
-        openapi_extra=json_body(PredictRequest),
-        summary="Describe pictures",
-    )
-    async def predict(model_name: str, request: Request) -> PredictResponse:
-        """Answer with a prediction for each picture, in their order.
 
-        A picture that cannot be used has an ``error`` in its place; where none can, the request is refused.
-        """
-        await plane.get_model(model_name)
-        body = await read_body(request, PredictRequest)
-        found = await predictions(
-            served,
-            request,
-            [
-                Picture(f"instances[{number}].image", instance.encoded_picture)
-                for number, instance in enumerate(body.instances)
-            ],
-            body.parameters.max_new_tokens,
-            body.parameters.min_confidence,
-        )
-        return PredictResponse(predictions=found)
+class Instance(Strict):
+    """One picture to describe."""
 
-    return router
+    image: InlinePicture | PictureUrl
+
+    @property
+    def encoded_picture(self) -> str:
+        """The base64 or URL, whichever was given."""
+        return self.image.b64 if isinstance(self.image, InlinePicture) else self.image.url
 
 
-async def predictions(
-    served: ServedModel,
-    request: Request,
-    pictures: list[Picture],
-    max_new_tokens: int,
-    min_confidence: float,
-) -> list[Prediction]:
-    """Ask the task's question about each picture.
+class PredictParameters(Strict):
+    """How to answer. Answers are always the model's most likely ones (greedy)."""
 
-    Raises:
-        RequestError: there is an answer to none.
+    max_new_tokens: MaxNewTokens = DEFAULT_MAX_NEW_TOKENS
+    min_confidence: MinConfidence = 0.0
+
+
+class PredictRequest(Strict):
+    """Body of ``POST /v1/models/{model_name}:predict``."""
+
+    instances: list[Instance] = Field(min_length=1, max_length=MAX_INSTANCES)
+    parameters: PredictParameters = PredictParameters()
+
+
+router = APIRouter(prefix="/v1", tags=["V1"])
+
+
+@router.get("/models", summary="The models' names")
+async def models(served: Served) -> dict[str, list[str]]:
+    """List the one model that is served."""
+    return {"models": [served.name]}
+
+
+@router.get("/models/{model_name}", summary="Whether a model answers", responses=errors(404, 503))
+async def model_ready(model_name: str, served: Served) -> dict[str, str | bool]:
+    """Answer 200 while the model answers requests, and 503 once it has failed."""
+    check_ready(served, model_name)
+    return {"name": model_name, "ready": True}
+
+
+@router.post(
+    "/models/{model_name}:predict",
+    responses=errors(400, 404, 408, 413, 429, 500, 503, 504),
+    openapi_extra=json_body(PredictRequest),
+    summary="Describe pictures",
+)
+async def predict(model_name: str, request: Request, served: Served) -> PredictResponse:
+    """Answer with a prediction for each picture, in their order.
+
+    A picture that cannot be used has an ``error`` in its place; where none can, the request is refused.
     """
-    check_confidence(served.calibration, min_confidence)
-    prompt = served.predictor.task.prompt()
-    note(request, pictures=len(pictures))
-    asked = [Question(prompt, [picture], max_new_tokens) for picture in pictures]
-    found = await unless_gone(request, served.answer(asked, seconds_for(request, served)))
-    if all(isinstance(each, RequestError) for each in found):
-        raise next(each for each in found if isinstance(each, RequestError))
-    note(request, tokens=sum(each.completion_tokens for each in found if isinstance(each, Answer)))
-    return [_prediction(served, each, min_confidence) for each in found]
+    check_model(served, model_name)
+    body = await read_body(request, PredictRequest)
+    pictures = [
+        Picture(f"instances[{number}].image", instance.encoded_picture)
+        for number, instance in enumerate(body.instances)
+    ]
+    asked = body.parameters
+    found = await predictions(served, request, pictures, asked.max_new_tokens, asked.min_confidence)
+    return PredictResponse(predictions=found)
 
 
-def _prediction(served: ServedModel, found: Answer | RequestError, min_confidence: float) -> Prediction:
-    which: dict[str, Any] = {"model_digest": served.digest, "task": served.task}
-    if isinstance(found, RequestError):
-        return Prediction(
-            fields=None,
-            parse_error=None,
-            text=None,
-            finish_reason=None,
-            usage=None,
-            error=str(found),
-            **which,
-        )
-    sure = confidences(served.calibration, found)
-    return Prediction(
-        fields=fields_of(found, sure, min_confidence),
-        confidence=sure,
-        parse_error=found.parse_error,
-        text=found.text,
-        finish_reason=found.finish_reason,
-        usage=TokenUsage(prompt_tokens=found.prompt_tokens, completion_tokens=found.completion_tokens),
-        **which,
-    )
+V1 = Protocol(
+    title="KServe V1",
+    prefix=router.prefix,
+    router=router,
+    bodies=(PredictRequest,),
+    keyless=("/models/*",),
+)

@@ -172,10 +172,12 @@ def test_the_filter_works_by_keyboard_in_a_sandboxed_frame(
         # The others choose among tables in the same way.
         tables = "[...document.querySelectorAll('.by-category')].filter(each => each.offsetParent)"
         page.evaluate("document.querySelector('#by-category').focus()")
-        assert page.evaluate(f"{tables}.map(each => each.ariaLabel)") == ["By category: Category right"]
+        assert page.evaluate(f"{tables}.map(each => each.ariaLabel)") == [
+            "By category: Product right, letter by letter"
+        ]
         press(page, "ArrowDown", 40)
         assert page.evaluate(f"{tables}.length") == 1
-        assert "Title right" in page.evaluate(f"{tables}[0].ariaLabel")
+        assert "Product F1 of words" in page.evaluate(f"{tables}[0].ariaLabel")
         page.evaluate("document.querySelector('#rows').focus()")
         press(page, "ArrowDown", 40)
         assert not page.evaluate("Boolean(document.querySelector('.over-all').offsetParent)")

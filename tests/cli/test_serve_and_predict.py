@@ -31,11 +31,13 @@ from fovea.task import product_task
 from pipelines.local.s3 import serve_s3
 from pipelines.local.state import State
 from pipelines.report.summary import Summary
+from serving.engine.loading import LocatedModel
 from serving.settings import ServerSettings
 from tests.tiny_model import write_tiny_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ROOT = "s3://fovea"
+Asked = tuple[ServerSettings, LocatedModel]
 FIELDS = {"product": "Wool [bold]scarf", "category": "SCARVES", "full_price": 1240.5}
 
 
@@ -201,7 +203,7 @@ def test_an_endpoint_that_is_none(tmp_path: Path, endpoint: str) -> None:
 
 
 def test_another_kind_of_server(s3_server: dict[str, str], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no service of ours"):
+    with pytest.raises(UserError, match="not served by Fovea"):
         run(predict, "--endpoint", s3_server["AWS_ENDPOINT_URL_S3"], picture(tmp_path / "a.png"))
 
 
@@ -220,10 +222,10 @@ def test_no_such_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.fixture
-def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ServerSettings]]:
+def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Asked]]:
     """What `fovea serve` would serve, in an environment of its own: no server starts."""
-    asked: list[ServerSettings] = []
-    monkeypatch.setattr("serving.server.serve", asked.append)
+    asked: list[Asked] = []
+    monkeypatch.setattr("serving.server.serve", lambda *arguments: asked.append(arguments))
     own = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     with mock.patch.dict(os.environ, own, clear=True):
         yield asked
@@ -241,6 +243,7 @@ def last_run(place: State, service: str) -> None:
         settings={"service_name": service},
         samples=None,
         models={},
+        figures=(),
         gate=None,
         endpoint=None,
         steps={},
@@ -263,7 +266,7 @@ def last_run(place: State, service: str) -> None:
 )
 def test_the_last_runs_service_is_served_or_the_one_that_is_named(
     deployed: tuple[State, ModelRecord],
-    serving: list[ServerSettings],
+    serving: list[Asked],
     last: str | None,
     options: list[str],
     name: str,
@@ -273,13 +276,13 @@ def test_the_last_runs_service_is_served_or_the_one_that_is_named(
     if last:
         last_run(place, last)
     run(serve, "--state", str(place.root), *options)
-    (settings,) = serving
-    assert (settings.name, settings.digest) == (name, record.digest)
-    assert (Path(settings.model) / "config.json").is_file()
+    ((_, model),) = serving
+    assert (model.name, model.digest) == (name, record.digest)
+    assert (model.folder / "config.json").is_file()
 
 
 def test_a_last_run_that_never_deployed_is_told_with_what_else_there_is(
-    deployed: tuple[State, ModelRecord], serving: list[ServerSettings]
+    deployed: tuple[State, ModelRecord], serving: list[Asked]
 ) -> None:
     place, _ = deployed
     last_run(place, "products")
@@ -294,13 +297,31 @@ def test_a_last_run_that_never_deployed_is_told_with_what_else_there_is(
 
 @pytest.mark.parametrize(("options", "name"), [([], "fovea"), (["--service", "mine"], "mine")])
 def test_a_model_that_is_given_is_served_under_the_name_that_is_given(
-    deployed: tuple[State, ModelRecord], serving: list[ServerSettings], options: list[str], name: str
+    deployed: tuple[State, ModelRecord], serving: list[Asked], options: list[str], name: str
 ) -> None:
     place, record = deployed
     uri = index_uri(ROOT, record.step, record.input_key)
     run(serve, "--state", str(place.root), "--model", uri, *options)
-    (settings,) = serving
-    assert (settings.name, settings.digest) == (name, record.digest)
+    ((_, model),) = serving
+    assert (model.name, model.digest) == (name, record.digest)
+
+
+def test_the_servers_options_are_those_of_its_settings(
+    deployed: tuple[State, ModelRecord], serving: list[Asked]
+) -> None:
+    place, _ = deployed
+    usual = ("--state", str(place.root), "--service", "shop")
+    run(serve, *usual)
+    run(serve, *usual, "--port", "0", "--host", "::1", "--max-batch-size", "2", "--compile")
+    assert [settings for settings, _ in serving] == [
+        ServerSettings(),
+        ServerSettings(port=0, host="::1", max_batch_size=2, compile=True),
+    ]
+
+
+def test_a_wrong_option_is_refused_before_a_model_is_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^wrong options: hang_seconds = 0.0: input should be greater"):
+        run(serve, "--state", str(tmp_path), "--hang-seconds", "0")
 
 
 def test_a_folder_without_a_model(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from components.deploy.targets.lease import Lease
 from components.deploy.targets.manifest import Served
 from components.deploy.targets.questions import HeldOutQuestions
 from components.deploy.targets.rollout import Rollout
-from components.deploy.verification import Expectation, Outcome, Probe
+from components.deploy.targets.target import RolloutOutcome
+from components.deploy.verification import Expectation, Probe
 from fovea.task import product_task
 from tests.cluster.api_server import api_server
 from tests.cluster.kserve_double import Behaviour, KServeDouble
@@ -173,7 +174,7 @@ class Place:
             poll_seconds=0.1,
         )
 
-    def deploy(self, letter: str, **asked: Any) -> Outcome:
+    def deploy(self, letter: str, **asked: Any) -> RolloutOutcome:
         """Roll a model out, under the Lease; remember what was verified, as the documents in S3 would."""
         rollout = self.rollout(letter, **asked)
         with rollout.lease.held():

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from components.deploy.kserve_parameters import KServeParameters
 from components.deploy.targets.cluster import Cluster, ClusterError, ConflictError
 from components.deploy.targets.lease import LeaseLostError
 from components.deploy.targets.manifest import canary_entry, inference_service, predictor
-from components.deploy.verification import Outcome
+from components.deploy.targets.target import RolloutOutcome
 from tests.cluster.conftest import QUICK, SERVICE, Place, digest
 
 MANIFEST = Path(__file__).resolve().parents[2] / "manifests" / "base" / "deployer.yaml"
@@ -39,29 +38,34 @@ def granted_verbs() -> set[tuple[str, str]]:
     }
 
 
-@dataclass
-class Recorded(Cluster):
-    """A cluster that notes what is done there, as Kubernetes' authorisation names it."""
+def record(api: Any, monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, str]]:
+    """The requests of a client from now on, as (resource, verb) of Kubernetes' authorisation."""
+    done: set[tuple[str, str]] = set()
+    send = api.request
 
-    done: set[tuple[str, str]] = field(default_factory=set)
-
-    def _request(self, method: str, path: str, query: Any, body: Any, content_type: str, kind: str) -> Any:
-        plural, *names = path.split("/namespaces/")[1].split("/")[1:]
+    def recorded(method: str, url: str, *arguments: Any, **named: Any) -> Any:
+        plural, *names = url.split("/namespaces/")[1].split("/")[1:]
         resource = f"{plural}/{names[1]}" if len(names) > 1 else plural
-        self.done.add((resource, VERBS[method] if names or method == "POST" else "list"))
-        result = super()._request(method, path, query, body, content_type, kind)
-        if result[1] == 201 and method == "PATCH":
-            self.done.add((resource, "create"))
-        return result
+        done.add((resource, VERBS[method] if names or method == "POST" else "list"))
+        response = send(method, url, *arguments, **named)
+        if response.status == 201 and method == "PATCH":
+            done.add((resource, "create"))
+        return response
+
+    monkeypatch.setattr(api, "request", recorded)
+    return done
 
 
 def test_the_role_is_enough_and_no_more(
-    place: Place, alice: Any, granted: Callable[[list[dict[str, Any]]], None]
+    place: Place,
+    alice: Any,
+    granted: Callable[[list[dict[str, Any]]], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As a user with these rights alone; every right is used."""
     granted(role_rules())
-    cluster = Recorded(alice, place.namespace)
-    place.cluster = cluster
+    done = record(alice, monkeypatch)
+    place.cluster = Cluster(alice, place.namespace)
     place.behave("z", text="rubbish")
     assert not place.deploy("z").verification.passed  # and is removed again
     assert place.deploy("a").verification.passed
@@ -71,7 +75,7 @@ def test_the_role_is_enough_and_no_more(
     place.behave("d", start="never_ready")
     assert "not ready" in place.deploy("d", start_seconds=1.0).verification.reason
     assert place.stable_digest() == digest("b")
-    assert cluster.done == granted_verbs()
+    assert done == granted_verbs()
 
 
 def test_a_namespace_without_rights(place: Place, alice: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +188,7 @@ def test_two_deployments_do_not_interleave_and_the_older_loses(place: Place) -> 
     assert place.deploy("a").verification.passed
     place.behave("b", start="never_ready")
     older = place.rollout("b", lease=place.lease("older", age=60), start_seconds=600.0)
-    ended: list[Outcome] = []
+    ended: list[RolloutOutcome] = []
 
     def run() -> None:
         with older.lease.held():

@@ -171,7 +171,7 @@ def test_a_kserve_without_canaries(monkeypatch: pytest.MonkeyPatch) -> None:
     """The definition as a cluster shows it; here another server than the one that is asked holds it."""
     (path,) = (ENVTEST / "crds" / "kserve").glob("inferenceservices.yaml")
     definition = yaml.load(path.read_text(), Loader=yaml.CSafeLoader)
-    examination = Examination(Cluster(None, "shop"), settings())
+    examination = Examination(Cluster(client.ApiClient(), "shop"), settings())
     monkeypatch.setattr(Examination, "_get", lambda *_: definition)
     assert [each.level for each in examination._canaries()] == ["ok"]
     for version in definition["spec"]["versions"]:
@@ -213,9 +213,9 @@ def test_an_s3_that_knows_conditions(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
         boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="models")
         root = settings(defaults={"artifact_root": "s3://models/fovea", "kserve": SERVICE})
-        (found,) = Examination(Cluster(None, "shop"), root)._s3()
-        (missing,) = Examination(Cluster(None, "shop"), root, "s3://others/fovea")._s3()
-        (unknown,) = Examination(Cluster(None, "shop"), settings())._s3()
+        (found,) = Examination(Cluster(client.ApiClient(), "shop"), root)._s3()
+        (missing,) = Examination(Cluster(client.ApiClient(), "shop"), root, "s3://others/fovea")._s3()
+        (unknown,) = Examination(Cluster(client.ApiClient(), "shop"), settings())._s3()
     assert (found.level, found.found[:17]) == ("ok", "s3://models/fovea")
     assert (missing.level, "s3://others" in missing.found) == ("missing", True)
     assert (unknown.level, "--artifact-root" in unknown.remedy) == ("note", True)

@@ -34,12 +34,12 @@ from tests.some_records import made_by, some_evaluation
 
 KEYS = {
     "import_model": "5179e3e99fb4a85f98237234dfcec9fe115bc09064b5b158abe1ce86ed9f9b68",
-    "prepare_data": "722d34fa00d997fd1943bb607f6d595c70f6148e4304841720d6e10d6d0a7b80",
+    "prepare_data": "e53b9bb8f85244fc6187af8df2691ca6374f8c75aa60c52bd4a96d3bc51d8c0c",
     "train_lora": "767bbce568cb99060c6d24c4846e0c5458376e03ce2db73e79b4f1157ab4a576",
     "merge_adapter": "da2e3aaf6ee8602f8aec6e6e4bb9de90f7d629fd0c8d937658e3c51bf6c032bf",
-    "evaluate": "9223c597193d321f0938dfa88edac124779d1cb4d4c7f845bfbbb1779b8c9093",
-    "evaluate of a base": "3b2cd53879c7de0f38a87b953f577d94c5dd7e516ab24ce19a3a994f0411f6f7",
-    "gate": "7bf600b7a79a9f14f933a5a032cd6f88e7b78902d689ffba7c5c0a80680f7c3d",
+    "evaluate": "acbc6119c5ab16eb211055441dacd49eefb37d4656a310f2453e2413f421adef",
+    "evaluate of a base": "494ab67c2751c4b7f32f593af6f6f9c1417d29a081830e6339d9d7f03f9848f0",
+    "gate": "12e613abb1ebe217493abf609eb41c060716dff7a4a172d134af39d8c3d72cc7",
 }
 """Input keys of the steps, with the pipeline's defaults and the parents below."""
 
@@ -78,7 +78,7 @@ def records(keys: None, tmp_path: Path) -> dict[str, str]:
     base = ModelReference(digest=digest_of("base"), record_uri="s3://models/base.json")
     tokenizer = tuple(
         FileEntry(path=name, size=2, sha256=digest_of(name)[7:])
-        for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
+        for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
     )
     splits = {name: Split(rows=8, products=8) for name in ("train", "validation", "test")}
     some: dict[str, Record | AbsentRecord] = {

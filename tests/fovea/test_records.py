@@ -183,7 +183,7 @@ def test_no_path_of_a_file_leads_out(path: str) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_figures_that_are_not_finite_are_refused(value: float) -> None:
     with pytest.raises(ValidationError, match="finite"):
-        Metrics(**{**METRICS.model_dump(), "parse_rate": value})
+        Metrics(**{**METRICS.model_dump(), "figures": {"parse_rate": value}})
     with pytest.raises(ValueError, match="JSON compliant"):
         sha256_digest({"loss": value})
     with pytest.raises(ValueError, match="JSON compliant"):

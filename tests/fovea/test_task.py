@@ -1,3 +1,4 @@
+import ast
 import math
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from pydantic import ValidationError
 
 from fovea.errors import UserError
 from fovea.task import ParsedAnswer, PriceField, Task, TextField, product_task
+from fovea.task.fields import FIELD_TYPES
 
 TASK = product_task()
 TITLES = st.text(max_size=60) | st.lists(
@@ -199,3 +201,16 @@ def test_what_is_no_task_is_one_error(tmp_path: Path, content: str | None) -> No
         (tmp_path / "task.json").write_text(content)
     with pytest.raises(UserError, match=r"task\.json: no task can be read here"):
         Task.load(tmp_path)
+
+
+def test_no_module_outside_tests_the_type_of_a_field() -> None:
+    kinds = {kind.__name__ for kind in FIELD_TYPES.values()}
+    root = Path(__file__).parents[2]
+    folders = ("cli", "pipelines", "components", "serving", "fovea", "sample", "benchmarks")
+    for path in (path for folder in folders for path in (root / folder).rglob("*.py")):
+        if path.parent == root / "fovea" / "task":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
+                named = {name.id for name in ast.walk(node.args[1]) if isinstance(name, ast.Name)}
+                assert not named & kinds, f"{path.relative_to(root)}:{node.lineno}: ask the field instead"

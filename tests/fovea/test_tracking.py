@@ -67,8 +67,8 @@ def test_a_run_with_its_figures(server: MlflowClient, tmp_path: Path) -> None:
     assert data.info.status == "FINISHED"
 
     # A later step adds to it.
-    tracking.Run.of(run.reference).log_metrics({"title_exact": 0.9})
-    assert server.get_run(run.reference.run_id).data.metrics["title_exact"] == 0.9
+    tracking.Run.of(run.reference).log_metrics({"product.exact": 0.9})
+    assert server.get_run(run.reference.run_id).data.metrics["product.exact"] == 0.9
     # The experiment is there now.
     again = tracking.Run.open("figures", "run-2", {})
     again.finish(failed=True)

@@ -178,7 +178,7 @@ def test_settings_survive_the_form_and_the_components_parameters(values: dict[st
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("num_crops: 4", "settings: num_crops is a parameter of its own; set it there"),
+        ("num_crops: 4", "settings: num_crops is a separate parameter; set it there"),
         ("- a", "settings: must hold lines of 'name: value'"),
         ("a: [", "settings: is not YAML"),
         ("seeed: 1", "seeed = 1: extra inputs are not permitted"),

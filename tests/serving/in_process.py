@@ -6,19 +6,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
-from kserve.model_repository import ModelRepository
 from starlette.testclient import TestClient
 
 from fovea.evaluation.calibration import Calibration, FieldCalibration
 from fovea.fetch.profiles import FetchProfile
-from fovea.inference import Answer, OnStep, Predictor, Sample
+from fovea.inference import OnStep, Predictor, Sample
+from fovea.task import Answer
 from serving.application import build
 from serving.engine.batching import BatchLimits
-from serving.engine.model import PICTURE_LIMITS, KServeModel, ServedModel
+from serving.engine.model import PICTURE_LIMITS, ServedModel
 from serving.engine.pictures import PictureFetcher
-from serving.kserve_api import DataPlane
 from serving.middleware.access import ApiKeys
+from serving.protocols.protocol import Protocol
+from serving.protocols.registry import PROTOCOLS
 from serving.settings import ServerSettings
 from tests.some_records import SOME_DIGEST
 
@@ -65,9 +65,10 @@ def application(
     profile: FetchProfile | None = None,
     settings: dict[str, Any] | None = None,
     calibration: Calibration | None = None,
+    protocols: Sequence[Protocol] = PROTOCOLS,
 ) -> Iterator[TestClient]:
     """Serve ``predictor`` for the block; give what asks it."""
-    asked = ServerSettings(model="", **(settings or {}))
+    asked = ServerSettings(**(settings or {}))
     served = ServedModel(
         name="fovea",
         digest=SOME_DIGEST,
@@ -77,10 +78,7 @@ def application(
         max_request_seconds=asked.request_seconds,
         calibration=calibration,
     )
-    models = ModelRepository()
-    models.update(KServeModel(served))
-    app = FastAPI()
-    build(app, served, DataPlane(model_registry=models), asked, keys)
+    app = build(served, asked, keys, protocols)
     try:
         with TestClient(app, raise_server_exceptions=False) as client:
             yield client

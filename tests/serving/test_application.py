@@ -190,7 +190,7 @@ def test_other_sites_may_ask_only_where_they_are_named(predictor: Controlled) ->
         assert client.options(PREDICT, headers=origin).status_code == 405
         answer = client.get("/v1/models/fovea", headers=origin)
         assert "access-control-allow-origin" not in answer.headers
-    with application(predictor, settings={"cors_origins": ("https://shop.example",)}) as client:
+    with application(predictor, settings={"cors_origins": ["https://shop.example"]}) as client:
         assert client.options(PREDICT, headers=origin).status_code == 200
         answer = client.get("/v1/models/fovea", headers=origin)
         assert answer.headers["access-control-allow-origin"] == "https://shop.example"

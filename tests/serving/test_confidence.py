@@ -11,9 +11,8 @@ from starlette.testclient import TestClient
 
 from fovea.errors import UserError
 from fovea.evaluation.calibration import Calibration, FieldCalibration
-from fovea.inference import Answer
 from fovea.records import EvaluationRecord, GenerationParameters
-from fovea.task import Task, product_task
+from fovea.task import Answer, Task, product_task
 from serving.application import _calibration
 from serving.engine.loading import find_evaluation, locate_model
 from tests.serving.conftest import StartServer, encoded, picture
@@ -140,7 +139,7 @@ def test_the_calibration_is_the_evaluations_of_this_model(predictor: Controlled,
     assert find_evaluation(str(tmp_path / "evaluation.json"), SOME_DIGEST) == record
     assert _calibration(record, predictor) == CALIBRATION
     with pytest.raises(UserError, match=r"is of model sha256:0000.* not of sha256:1111"):
-        find_evaluation(record, "sha256:" + "1" * 64)
+        find_evaluation(str(tmp_path / "evaluation.json"), "sha256:" + "1" * 64)
     assert _calibration(evaluation(product_task("name", "kind", "amount")), predictor) == CALIBRATION
     with pytest.raises(UserError, match=r"another task \(sha256:\w+\) than the model answers, product-cat"):
         _calibration(evaluation(product_task(currency_column="currency")), predictor)

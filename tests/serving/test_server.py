@@ -113,6 +113,16 @@ def test_a_model_by_its_record_and_a_graceful_end(s3: str, start_server: StartSe
             socket.create_connection(tuple(address.split(":")), timeout=5)
 
 
+def test_options_that_kserve_also_has_are_the_servers(start_server: StartServer, model_folder: Path) -> None:
+    """Importing kserve reads the command line, too."""
+    with start_server("--model-dir", str(model_folder), "--workers", "2", "--model-name", "shop") as server:
+        assert server.client.get("/v1/models").json() == {"models": ["shop"]}
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(30) == 0
+    lines = server.log.read_text().splitlines()
+    assert {line.split()[2] for line in lines} == {"INFO"}, lines
+
+
 def failed_start(*options: str) -> str:
     """Run a server that cannot start; return what it says."""
     result = subprocess.run(

@@ -1,1 +1,1 @@
-"""Where a model is deployed: a server on this machine, or an InferenceService of KServe."""
+"""The deployment targets: a server on this machine, or an InferenceService of KServe."""

@@ -1,16 +1,17 @@
-"""The Kubernetes API as the deployment uses it: few calls, documents as they are, patience with outages."""
+"""The Kubernetes API in one namespace: plain documents, retries during outages, and errors on one line."""
 
 import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import urllib3
 from kubernetes import client, config  # type: ignore[import-untyped]
+from kubernetes.dynamic import DynamicClient, Resource  # type: ignore[import-untyped]
 
 from fovea.errors import UserError
 
@@ -23,23 +24,27 @@ API_KEYS = Path("/var/run/secrets/fovea/api-keys")
 """Where a Secret with the server's API keys is mounted, if the server asks for one."""
 
 _POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-_PLURALS = {
-    "inferenceservices": "/apis/serving.kserve.io/v1beta1",
-    "deployments": "/apis/apps/v1",
-    "replicasets": "/apis/apps/v1",
-    "leases": "/apis/coordination.k8s.io/v1",
-    "pods": "/api/v1",
-    "services": "/api/v1",
-    "events": "/api/v1",
+_RESOURCES = {
+    plural: Resource("apis" if group else "api", group, version, kind, namespaced=True, name=plural)
+    for plural, kind, group, version in (
+        ("inferenceservices", "InferenceService", "serving.kserve.io", "v1beta1"),
+        ("deployments", "Deployment", "apps", "v1"),
+        ("replicasets", "ReplicaSet", "apps", "v1"),
+        ("leases", "Lease", "coordination.k8s.io", "v1"),
+        ("pods", "Pod", "", "v1"),
+        ("services", "Service", "", "v1"),
+        ("events", "Event", "", "v1"),
+    )
 }
 _PASSING = {429, 500, 502, 503, 504}
 _MISFIT = "failed to create typed patch object"
-"""What a server-side apply says, with 500, of fields that the schema does not know."""
+"""The answer to a server-side apply, with status 500, of fields that the schema does not know."""
 
 _START_SECONDS = 5.0
 """An API server that has just started does not know all kinds, rights and tokens yet."""
 
-_APPLY = "application/apply-patch+yaml"
+_TIMEOUT = (5, 30)
+"""Seconds to connect and to answer. The client ignores a timeout that is a single float."""
 
 logger = logging.getLogger("fovea")
 
@@ -47,11 +52,17 @@ Document = dict[str, Any]
 
 
 class ClusterError(UserError):
-    """The cluster refuses, or does not answer; the message is one line for people."""
+    """The cluster refuses a request, or does not answer; the message is one line."""
 
 
 class ConflictError(ClusterError):
-    """Somebody else owns or has just changed what is to be written."""
+    """A field belongs to another manager, or the object was changed since it was read."""
+
+
+def as_document(_: Any, answer: Any) -> Document:
+    """Return the API server's answer as it is; `DynamicClient` takes this as ``serializer``."""
+    document: Document = answer
+    return document
 
 
 @dataclass
@@ -59,14 +70,18 @@ class Cluster:
     """A namespace of a cluster.
 
     Args:
-        api: the client that leads to it.
-        namespace: the only one that is touched.
-        outage_seconds: for so long an API server that does not answer is waited for.
+        api: the Kubernetes client that is connected to it.
+        namespace: the only one that is read and changed.
+        outage_seconds: how long to retry while the API server does not answer.
     """
 
     api: Any
     namespace: str
     outage_seconds: float = 180.0
+
+    def __post_init__(self) -> None:
+        # The kinds are known. Discovery would send requests without a timeout, and cache in a shared /tmp.
+        self.dynamic = DynamicClient(self.api, discoverer=lambda client, cache_file: None)
 
     @classmethod
     def connect(cls, namespace: str = "") -> "Cluster":
@@ -95,100 +110,109 @@ class Cluster:
                 f"no way to a cluster is known ({error}); run in a pod with the account fovea-deployer, or "
                 "set KUBECONFIG"
             ) from error
-        # Retries are this module's business: the client's own would hide how long an outage lasts.
+        # This module retries; the client's own retries would hide how long an outage lasts.
         configuration.retries = False
         return cls(client.ApiClient(configuration), found)
 
     def get(self, plural: str, name: str) -> Document | None:
         """Return an object, or None."""
-        return self._call("GET", plural, name)
+        return self._call(self.dynamic.get, "get", plural, name)
 
-    def list(self, plural: str, **selectors: str) -> "list[Document]":
-        """Return the objects that ``labelSelector`` and ``fieldSelector`` choose."""
-        return list((self._call("GET", plural, query=selectors) or {}).get("items", []))
+    def list(
+        self, plural: str, *, label_selector: str | None = None, field_selector: str | None = None
+    ) -> "list[Document]":
+        """Return the objects that match the selectors."""
+        selectors: dict[str, Any] = {"label_selector": label_selector, "field_selector": field_selector}
+        found = self._call(self.dynamic.get, "list", plural, **selectors)
+        return list((found or {}).get("items", []))
 
     def apply(self, manifest: Mapping[str, Any], *, dry_run: bool = False, force: bool = False) -> Document:
-        """Apply an InferenceService on the server's side, as `FIELD_MANAGER`; return what results.
+        """Apply an InferenceService on the server's side, as `FIELD_MANAGER`; return the resulting object.
 
-        Fields that others own stay as they are; a field that both want is a conflict.
+        Fields of other managers stay as they are; a field that both set is a conflict.
 
         Raises:
-            ConflictError: names the fields, and who owns them.
-            ClusterError: it is not valid, or may not be done.
+            ConflictError: names the fields and their managers.
+            ClusterError: the manifest is not valid, or this account may not apply it.
         """
-        query = {
-            "fieldManager": FIELD_MANAGER,
-            "fieldValidation": "Strict",
-            "force": str(force).lower(),
-            **({"dryRun": "All"} if dry_run else {}),
+        options: dict[str, Any] = {
+            "field_manager": FIELD_MANAGER,
+            "force_conflicts": force,
+            "dry_run": "All" if dry_run else None,
+            "query": {"fieldValidation": "Strict"},
         }
-        name = manifest["metadata"]["name"]
-        return self._call("PATCH", "inferenceservices", name, query, manifest, _APPLY) or {}
+        send, name = self.dynamic.server_side_apply, manifest["metadata"]["name"]
+        return self._call(send, "patch", "inferenceservices", name, body=manifest, **options) or {}
 
     def delete(self, plural: str, name: str) -> None:
-        """Delete an object and, in the background, what it owns; it may be gone already."""
-        self._call("DELETE", plural, name, {"propagationPolicy": "Background"})
+        """Delete an object and, in the background, what it owns. It may be gone already."""
+        self._call(self.dynamic.delete, "delete", plural, name, propagation_policy="Background")
 
     def create(self, plural: str, document: Mapping[str, Any]) -> Document:
         """Create an object.
 
         Raises:
-            ConflictError: it is there already.
+            ConflictError: it exists.
         """
-        return self._call("POST", plural, body=document) or {}
+        return self._call(self.dynamic.create, "create", plural, body=document) or {}
 
     def replace(self, plural: str, document: Mapping[str, Any]) -> Document:
         """Write an object that was read before.
 
         Raises:
-            ConflictError: it has changed since, or is gone.
+            ConflictError: it was changed or deleted since.
         """
         name = document["metadata"]["name"]
-        result = self._call("PUT", plural, name, body=document)
+        result = self._call(self.dynamic.replace, "update", plural, name, body=document)
         if result is None:
             raise ConflictError(f"{plural}/{name} is gone")
         return result
 
     def log(self, pod: str, container: str, *, previous: bool, lines: int = 5) -> str:
-        """Return a container's last lines, or '' where there are none to be had."""
-        query = {"container": container, "tailLines": str(lines), "previous": str(previous).lower()}
+        """Return a container's last lines, or '' where they cannot be read."""
+        # As bytes: the client would turn a line of JSON into Python's notation.
+        options = {"_preload_content": False, "_request_timeout": _TIMEOUT}
         try:
-            data, _, _ = self._request("GET", self._path("pods", pod) + "/log", query, None, "", "str")
+            response = client.CoreV1Api(self.api).read_namespaced_pod_log(
+                pod, self.namespace, container=container, previous=previous, tail_lines=lines, **options
+            )
+            return str(response.data.decode(errors="replace")).strip()
         except (client.ApiException, urllib3.exceptions.HTTPError):
             return ""
-        return str(data).strip()
-
-    def _path(self, plural: str, name: str = "") -> str:
-        path = f"{_PLURALS[plural]}/namespaces/{self.namespace}/{plural}"
-        return f"{path}/{name}" if name else path
 
     def _call(
         self,
-        method: str,
+        send: Callable[..., Document],
+        verb: str,
         plural: str,
         name: str = "",
         query: Mapping[str, str] | None = None,
-        body: Any = None,
-        content_type: str = "application/json",
+        **options: Any,
     ) -> Document | None:
         """Send a request until the API server answers; None where there is no such object."""
+        if name:
+            options["name"] = name
         started, pause = time.monotonic(), 0.2
         while True:
             try:
-                data, _, _ = self._request(
-                    method, self._path(plural, name), query or {}, body, content_type, "object"
+                return send(
+                    _RESOURCES[plural],
+                    namespace=self.namespace,
+                    # A new list for each attempt, since the client appends to it.
+                    query_params=list((query or {}).items()),
+                    serializer=as_document,
+                    _request_timeout=_TIMEOUT,
+                    **options,
                 )
             except client.ApiException as error:
                 if error.status == 404 and _is_of_object(error, name):
                     return None
                 is_starting = error.status in {401, 403, 404} and time.monotonic() - started < _START_SECONDS
                 if not is_starting and (error.status not in _PASSING or _MISFIT in str(error.body)):
-                    raise self._explained(error, method, plural, name) from error
+                    raise self._explained(error, verb, plural, name) from error
                 last = f"{error.status} {error.reason}"
             except urllib3.exceptions.HTTPError as error:
                 last = type(error).__name__
-            else:
-                return dict(data or {})
             if time.monotonic() - started > self.outage_seconds:
                 raise ClusterError(
                     f"the API server has not answered for {self.outage_seconds:.0f} s ({last})"
@@ -197,21 +221,7 @@ class Cluster:
             time.sleep(pause)
             pause = min(2 * pause, 5.0)
 
-    def _request(
-        self, method: str, path: str, query: Mapping[str, str], body: Any, content_type: str, kind: str
-    ) -> Any:
-        return self.api.call_api(
-            path,
-            method,
-            query_params=list(query.items()),
-            header_params={"Accept": "application/json, */*", "Content-Type": content_type},
-            body=body,
-            response_type=kind,
-            auth_settings=["BearerToken"],
-            _request_timeout=(5, 30),
-        )
-
-    def _explained(self, error: Any, method: str, plural: str, name: str) -> ClusterError:
+    def _explained(self, error: Any, verb: str, plural: str, name: str) -> ClusterError:
         try:
             status = json.loads(error.body)
         except (TypeError, ValueError):
@@ -225,7 +235,7 @@ class Cluster:
             )
         if error.status == 403:
             return ClusterError(
-                f"may not {_verb(method, name)} {plural} in namespace {self.namespace!r}; bind the Role "
+                f"may not {verb} {plural} in namespace {self.namespace!r}; bind the Role "
                 f"fovea-deployer there ({message})"
             )
         if error.status == 409:
@@ -243,16 +253,12 @@ class Cluster:
 
 
 def _is_of_object(error: Any, name: str) -> bool:
-    """Tell an object that is not there from a kind that is not: only the former is named."""
+    """Tell a missing object from a missing kind: the answer names only the former."""
     try:
         details = json.loads(error.body).get("details") or {}
     except (TypeError, ValueError):
         return False
     return bool(name) and details.get("name") == name
-
-
-def _verb(method: str, name: str) -> str:
-    return {"GET": "get" if name else "list", "POST": "create", "PUT": "update"}.get(method, method.lower())
 
 
 def _from_secret(folder: Path) -> Any:
@@ -263,7 +269,7 @@ def _from_secret(folder: Path) -> Any:
     configuration.ssl_ca_cert = str(folder / "ca.crt")
 
     def refresh(each: Any) -> None:
-        # Read anew for every request: Secrets are rotated under a running pod.
+        # Read for every request: Secrets are rotated while the pod runs.
         each.api_key["authorization"] = "Bearer " + (folder / "token").read_text().strip()
 
     refresh(configuration)

@@ -1,85 +1,62 @@
-"""A deployment on KServe: the rollout, with what it needs of the records, and what a service serves now."""
+"""The KServe target: the rollout under a Lease, and what the pods of a service serve now."""
 
-import logging
 from dataclasses import dataclass
-from datetime import datetime
 
-from components.deploy.candidate import Candidate
-from components.deploy.parameters import Deployment, DeployParameters
+from components.deploy.history import present_deployment
+from components.deploy.parameters import DeployParameters
+from components.deploy.release import Release
 from components.deploy.targets.cluster import Cluster, ClusterError
 from components.deploy.targets.lease import Lease, LeaseLostError
 from components.deploy.targets.manifest import Served, deployment_name, digest_of, template_of
 from components.deploy.targets.pods import observe
 from components.deploy.targets.questions import HeldOutQuestions
 from components.deploy.targets.rollout import Rollout
-from components.deploy.verification import Expectation, Outcome, Verification, load_probes
+from components.deploy.targets.target import RolloutOutcome
+from components.deploy.verification import Verification, load_probes
 from fovea.storage import Storage
-
-logger = logging.getLogger("fovea")
 
 
 @dataclass(frozen=True)
 class KServeTarget:
-    """Where and when a model is rolled out.
+    """A cluster with KServe: an InferenceService in one namespace.
 
     Args:
-        cluster: with the namespace.
+        storage: S3.
         run_id: the run that deploys.
-        decided_at: of two deployments at once the one that was decided earlier makes way.
-        previous: the last verified deployment of the service.
     """
 
-    cluster: Cluster
+    storage: Storage
     run_id: str
-    decided_at: datetime
-    previous: Deployment | None = None
 
-    def deploy(
-        self, candidate: Candidate, asked: DeployParameters, artifact_root: str, storage: Storage
-    ) -> Outcome:
-        """Roll the model out, and verify it; what is in the way is an outcome, not an exception.
-
-        Raises:
-            UserError: the held-out pictures cannot be read.
-        """
-        settings, generation = asked.kserve, candidate.evaluation.generation
+    def deploy(self, release: Release, settings: DeployParameters) -> RolloutOutcome:
+        """Roll the release out beside the old model, and promote it once it is verified."""
+        service, kserve = settings.service_name, settings.kserve
+        try:
+            cluster = Cluster.connect(kserve.namespace)
+        except ClusterError as error:
+            return RolloutOutcome(Verification(False, str(error)))
+        previous = present_deployment(self.storage, release.artifact_root, service)
         questions = HeldOutQuestions(
-            load_probes(storage, candidate.dataset, candidate.evaluation, asked.deploy_probes),
-            Expectation(
-                name=asked.service_name,
-                model_digest=candidate.decision.model_digest,
-                task=candidate.task,
-                max_new_tokens=generation.max_new_tokens,
-                dtype=generation.dtype,
-                max_answer_seconds=settings.max_answer_seconds,
-                calibration=candidate.calibration,
-            ),
-            settings.max_error_rate,
+            load_probes(self.storage, release.dataset, release.evaluation, settings.deploy_probes),
+            release.expectation(service, kserve.max_answer_seconds),
+            kserve.max_error_rate,
         )
         served = Served(
-            service=asked.service_name,
-            digest=candidate.decision.model_digest,
-            record_uri=candidate.record_uris(artifact_root)["model"],
-            dtype=generation.dtype,
-            evaluation_uri=candidate.calibration_uri(artifact_root),
+            service=service,
+            digest=release.model.digest,
+            record_uri=release.record_uris["model"],
+            dtype=release.evaluation.generation.dtype,
+            evaluation_uri=release.calibration_uri,
         )
-        lease = Lease(
-            self.cluster, asked.service_name, self.run_id, self.decided_at, seconds=settings.lease_seconds
-        )
+        decided_at = release.decided_at or release.decision.created_at
+        lease = Lease(cluster, service, self.run_id, decided_at, seconds=kserve.lease_seconds)
+        is_here = previous is not None and previous.namespace == cluster.namespace
+        applied = previous.inference_service if previous is not None and is_here else None
         try:
             with lease.held():
-                rollout = Rollout(
-                    self.cluster, served, settings, questions, lease, previous=self._last_applied()
-                )
-                return rollout.run()
+                return Rollout(cluster, served, kserve, questions, lease, previous=applied).run()
         except (LeaseLostError, ClusterError) as error:
-            return Outcome(Verification(False, str(error)))
-
-    def _last_applied(self) -> dict[str, object] | None:
-        previous = self.previous
-        if previous is None or previous.namespace != self.cluster.namespace:
-            return None
-        return previous.inference_service
+            return RolloutOutcome(Verification(False, str(error)))
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""A Lease of the service: two deployments of it never interleave, and the older one makes way.
+"""The Lease of a service: only one deployment changes the service at a time, and a younger one goes first.
 
-Which is older is told by when their decisions were made. A younger one asks the holder to step back and
-waits until it has restored what it found; an older one is refused at once. A holder that was killed keeps the
-others out until it has not renewed the Lease for its duration, as seen by the waiting one's own clock.
+The age of a deployment is that of its decision. A younger one asks the holder to give the Lease up, and waits
+until the holder has restored the previous state; an older one is refused at once. The Lease of a run that was
+killed expires when it has not been renewed for its duration, by the clock of the run that waits.
 """
 
 import logging
@@ -25,7 +25,7 @@ logger = logging.getLogger("fovea")
 
 
 class LeaseLostError(Exception):
-    """Another deployment has the service now (``is_taken``), or wants it; the message is for people."""
+    """Another deployment has the service (``is_taken``), or waits for it; the message is one line."""
 
     def __init__(self, message: str, *, is_taken: bool = False) -> None:
         super().__init__(message)
@@ -39,10 +39,10 @@ class Lease:
     Args:
         cluster: with the namespace.
         service: the InferenceService.
-        run_id: the run that wants it; stands in the Lease for people to read.
+        run_id: the run that deploys; part of the holder's identity in the Lease.
         decided_at: when the decision to deploy was made.
-        seconds: how long the Lease holds without being renewed.
-        wait_seconds: how long a holder is waited for.
+        seconds: the duration of the Lease, after which it expires unless it is renewed.
+        wait_seconds: how long to wait for the holder to give it up.
     """
 
     cluster: Cluster
@@ -59,14 +59,14 @@ class Lease:
 
     @property
     def name(self) -> str:
-        """What the Lease object is called."""
+        """The name of the Lease object."""
         return f"fovea-{self.service}"
 
     def check(self) -> None:
-        """Go on only if the service is still this deployment's.
+        """Raise an error unless this deployment still holds the Lease.
 
         Raises:
-            LeaseLostError: it is not, or a younger deployment waits for it.
+            LeaseLostError: another deployment holds it, or a younger one waits for it.
         """
         if self._lost is not None:
             raise self._lost
@@ -76,7 +76,7 @@ class Lease:
         """Hold the Lease for the block.
 
         Raises:
-            LeaseLostError: a younger deployment has it, or the holder does not make way in time.
+            LeaseLostError: a younger deployment has it, or the holder does not give it up in time.
         """
         self._acquire()
         thread = threading.Thread(target=self._keep, name="lease", daemon=True)
@@ -141,7 +141,7 @@ class Lease:
             else:
                 self.cluster.replace("leases", document)
         except ConflictError:
-            return False  # somebody was faster: look again
+            return False  # another deployment was faster
         return True
 
     def _ask_to_step_back(self, found: Document) -> None:
@@ -154,7 +154,7 @@ class Lease:
             self.cluster.replace("leases", found)
 
     def _keep(self) -> None:
-        """Renew until the block ends; note when the Lease is another's, or wanted."""
+        """Renew the Lease until the block ends; note when another deployment has it or waits for it."""
         renewed = time.monotonic()
         while not self._end.wait(self.seconds / 3):
             try:

@@ -1,4 +1,4 @@
-"""The model server as a child process that cannot outlive this one."""
+"""The local target: the model server runs as a child process while it is verified, and is then stopped."""
 
 import logging
 import os
@@ -13,6 +13,13 @@ from pathlib import Path
 
 import httpx
 
+from components.deploy.parameters import DeployParameters
+from components.deploy.release import Release
+from components.deploy.targets.target import RolloutOutcome
+from components.deploy.verification import Verification, load_probes, verify
+from fovea.progress import Progress
+from fovea.storage import Storage
+
 logger = logging.getLogger("fovea")
 
 _REPOSITORY = Path(__file__).resolve().parents[3]
@@ -22,12 +29,47 @@ _REPORT_SECONDS = 5.0
 
 
 class ServerError(Exception):
-    """The server did not start, or stopped answering; the message is one line for people."""
+    """The server did not start; the message is one line."""
+
+
+@dataclass(frozen=True)
+class LocalTarget:
+    """This machine. `fovea serve` starts the server again from the deployment's document.
+
+    Args:
+        storage: S3.
+    """
+
+    storage: Storage
+
+    def deploy(self, release: Release, settings: DeployParameters) -> RolloutOutcome:
+        """Start the model server, verify it, and stop it."""
+        deadline = time.monotonic() + settings.deploy_timeout_seconds
+        probes = load_probes(self.storage, release.dataset, release.evaluation, settings.deploy_probes)
+        server = LocalServer(
+            model_uri=release.record_uris["model"],
+            name=settings.service_name,
+            port=settings.deploy_port,
+            dtype=release.evaluation.generation.dtype,
+            evaluation_uri=release.calibration_uri,
+        )
+        try:
+            with server.running(settings.deploy_timeout_seconds) as address:
+                timeout = max(1.0, deadline - time.monotonic())
+                logger.info("deploy: asking %s about %d held-out pictures", address, len(probes))
+                # The server is on this machine: no proxy of the environment leads to it.
+                with httpx.Client(base_url=address, timeout=timeout, trust_env=False) as client:
+                    expected = release.expectation(settings.service_name)
+                    return RolloutOutcome(
+                        verify(client, probes, expected, Progress(logger, "deploy: asking"))
+                    )
+        except ServerError as error:
+            return RolloutOutcome(Verification(False, str(error)))
 
 
 @dataclass(frozen=True)
 class LocalServer:
-    """How the model server is started.
+    """The model server as a child process.
 
     Args:
         model_uri: URI of the model's record.
@@ -50,7 +92,7 @@ class LocalServer:
         However this process ends, the server ends too: it watches a pipe that only this process holds open.
 
         Raises:
-            ServerError: it does not answer within ``timeout`` seconds; the message ends with its last words.
+            ServerError: it does not answer within ``timeout`` seconds; the message ends with its last line.
         """
         with tempfile.TemporaryDirectory(prefix="fovea-deploy-") as name:
             folder = Path(name)
@@ -128,7 +170,7 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
     except subprocess.TimeoutExpired:
         logger.warning("deploy: the model server did not end within %.0f s and is killed", _STOP_SECONDS)
     finally:
-        # Also where a second Ctrl-C cuts the waiting short; a process that has ended is left alone.
+        # Also where a second Ctrl-C interrupts the wait. On a process that has ended, this does nothing.
         process.kill()
         process.wait()
         if process.stdin is not None:

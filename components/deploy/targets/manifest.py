@@ -14,24 +14,24 @@ API_VERSION = "serving.kserve.io/v1beta1"
 MODE_ANNOTATION = "serving.kserve.io/deploymentMode"
 DIGEST_ANNOTATION = "fovea.dev/model-digest"
 TEMPLATE_ANNOTATION = "fovea.dev/template"
-"""Tells pods of one specification from those of another; stands on the pod template."""
+"""Identifies the pods of one specification; an annotation of the pod template."""
 
 _PORT = 8080
 _PROBE_SECONDS = 10
 _GRACE_SECONDS = 60
-"""The runtime's wait before it tells the server to end, the time for requests under way, and a rest."""
+"""The runtime's wait before it stops the server, the time for requests in progress, and a margin."""
 
 
 @dataclass(frozen=True)
 class Served:
-    """A model as the cluster shall run it.
+    """A model as the cluster serves it.
 
     Args:
         service: the InferenceService, and the name that callers ask for the model by.
-        digest: of the model, as the gate's decision names it.
-        record_uri: where the model's record lies; the server fetches the files and checks them against it.
+        digest: of the model.
+        record_uri: URI of the model's record; the server downloads the files and checks them against it.
         dtype: what the server computes in.
-        evaluation_uri: where the record of its evaluation lies, which confidences come from; empty for none.
+        evaluation_uri: URI of its evaluation's record, which has the calibration; empty for none.
     """
 
     service: str
@@ -41,39 +41,39 @@ class Served:
     evaluation_uri: str = ""
 
 
-def predictor(served: Served, asked: KServeParameters) -> dict[str, Any]:
-    """Return the predictor, under a name that follows from all that its pods are made of.
+def predictor(served: Served, settings: KServeParameters) -> dict[str, Any]:
+    """Return the predictor. Its name is a digest of the model and of the pods' specification.
 
-    So what is there already is known by its name, and a model that comes back gets the same one.
+    A predictor that exists is recognised by its name, and a model that is deployed again gets the same.
     """
     pods: dict[str, Any] = {
         "model": {
-            # The CRD asks for it in canaries; it is what KServe calls the server's container anyway.
+            # The CRD requires it in canaries; KServe gives the server's container this name in any case.
             "name": "kserve-container",
             "modelFormat": {"name": "fovea"},
-            "runtime": asked.runtime,
+            "runtime": settings.runtime,
             "args": [
                 f"--model-uri={served.record_uri}",
                 f"--dtype={served.dtype}",
                 *([f"--evaluation={served.evaluation_uri}"] if served.evaluation_uri else []),
             ],
-            "resources": _resources(asked),
-            **_probes(served.service, asked),
+            "resources": _resources(settings),
+            **_probes(served.service, settings),
         },
-        # Kubernetes' own 30 s would kill the server before its time is over.
+        # With Kubernetes' default of 30 s the server would be killed during requests.
         "terminationGracePeriodSeconds": _GRACE_SECONDS,
-        **({"serviceAccountName": asked.service_account_name} if asked.service_account_name else {}),
-        **({"nodeSelector": dict(asked.node_selector)} if asked.node_selector else {}),
-        **({"tolerations": _tolerations(asked)} if asked.tolerations else {}),
+        **({"serviceAccountName": settings.service_account_name} if settings.service_account_name else {}),
+        **({"nodeSelector": dict(settings.node_selector)} if settings.node_selector else {}),
+        **({"tolerations": _tolerations(settings)} if settings.tolerations else {}),
     }
     template = sha256_digest({"pods": pods, "digest": served.digest}).removeprefix("sha256:")[:8]
     return {
         "name": f"m{template}",
-        # KServe copies these to the pod template. Annotations of the service itself go there too, so nothing
-        # that changes without the model may stand on either.
+        # KServe copies these to the pod template, and annotations of the service itself too. So neither may
+        # hold anything that changes without the model.
         "annotations": {DIGEST_ANNOTATION: served.digest, TEMPLATE_ANNOTATION: template},
-        "minReplicas": asked.replicas,
-        "maxReplicas": max(asked.replicas, asked.max_replicas),
+        "minReplicas": settings.replicas,
+        "maxReplicas": max(settings.replicas, settings.max_replicas),
         **pods,
     }
 
@@ -101,14 +101,14 @@ def inference_service(
 def canary_entry(new: Mapping[str, Any], percent: int, replicas: int) -> dict[str, Any]:
     """Return ``new`` as an entry of ``spec.canary``, where replicas are fixed and nothing scales."""
     fixed = {key: value for key, value in new.items() if key != "maxReplicas"}
-    # Without minReplicas a canary at 0 % has no pod at all.
+    # Without minReplicas, a canary at 0 % has no pod.
     return {"trafficPercent": percent, "predictor": {**fixed, "minReplicas": max(1, replicas)}}
 
 
 def in_place(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``new`` under the name of ``old``, whose Deployment it replaces before it starts itself.
+    """Return ``new`` under the name of ``old``: the old pods end before the new ones start.
 
-    A surge would wait for ever for the GPU that the old pod holds.
+    A surge would wait forever for the GPU that the old pod uses.
     """
     nameless = {key: value for key, value in new.items() if key != "name"}
     name = {"name": old["name"]} if old.get("name") else {}
@@ -116,17 +116,17 @@ def in_place(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def deployment_name(service: str, predictor_name: str | None) -> str:
-    """Return what KServe calls the Deployment, and the Service, of a predictor."""
+    """Return the name that KServe gives to the Deployment, and the Service, of a predictor."""
     return f"{service}-{predictor_name}-predictor" if predictor_name else f"{service}-predictor"
 
 
 def template_of(predictor_spec: Mapping[str, Any]) -> str:
-    """Return what marks the pods of a predictor, or '' where it was not made here."""
+    """Return the value of `TEMPLATE_ANNOTATION` of a predictor, or '' where Fovea did not create it."""
     return str((predictor_spec.get("annotations") or {}).get(TEMPLATE_ANNOTATION, ""))
 
 
 def digest_of(predictor_spec: Mapping[str, Any]) -> str:
-    """Return the digest of a predictor's model, or '' where it was not made here."""
+    """Return the digest of a predictor's model, or '' where Fovea did not create it."""
     return str((predictor_spec.get("annotations") or {}).get(DIGEST_ANNOTATION, ""))
 
 
@@ -159,16 +159,16 @@ def _lines(service: Mapping[str, Any]) -> list[str]:
     return yaml.safe_dump(shown).splitlines()
 
 
-def _resources(asked: KServeParameters) -> dict[str, Any]:
-    gpus = {asked.gpu_resource: str(asked.gpus)} if asked.gpus else {}
+def _resources(settings: KServeParameters) -> dict[str, Any]:
+    gpus = {settings.gpu_resource: str(settings.gpus)} if settings.gpus else {}
     return {
-        "requests": {"cpu": asked.cpu, "memory": asked.memory, **gpus},
-        # A limit on the CPU would only slow the cutting of pictures down.
-        "limits": {"memory": asked.memory, **gpus},
+        "requests": {"cpu": settings.cpu, "memory": settings.memory, **gpus},
+        # A limit of the CPU would only slow down the preparation of pictures.
+        "limits": {"memory": settings.memory, **gpus},
     }
 
 
-def _probes(service: str, asked: KServeParameters) -> dict[str, Any]:
+def _probes(service: str, settings: KServeParameters) -> dict[str, Any]:
     ready = {"httpGet": {"path": f"/v2/models/{service}/ready", "port": _PORT}}
     alive = {"httpGet": {"path": "/v2/health/live", "port": _PORT}}
     often = {"periodSeconds": _PROBE_SECONDS, "timeoutSeconds": 5}
@@ -176,15 +176,15 @@ def _probes(service: str, asked: KServeParameters) -> dict[str, Any]:
         "startupProbe": {
             **ready,
             **often,
-            "failureThreshold": max(1, round(asked.start_seconds / _PROBE_SECONDS)),
+            "failureThreshold": max(1, round(settings.start_seconds / _PROBE_SECONDS)),
         },
         "readinessProbe": {**ready, **often, "failureThreshold": 3},
         "livenessProbe": {**alive, **often, "failureThreshold": 6},
     }
 
 
-def _tolerations(asked: KServeParameters) -> list[dict[str, Any]]:
+def _tolerations(settings: KServeParameters) -> list[dict[str, Any]]:
     return [
         {key: value for key, value in each.model_dump().items() if value not in ("", None)}
-        for each in asked.tolerations
+        for each in settings.tolerations
     ]

@@ -1,10 +1,10 @@
 """Which pods serve which model, and why a pod does not serve.
 
-Who serves is told from the ReplicaSets, not from a service's Ready. In KServe's Standard mode a service stays
-Ready while the old pods answer, and its status copies the Deployment's observedGeneration: a client that
-patches and waits for Ready is told of success by the old model.
+The pods are found through the ReplicaSets, not through the service's Ready. In KServe's Standard mode a
+service stays Ready while the old pods answer, and its status copies the Deployment's observedGeneration: a
+client that patches and waits for Ready takes the old model for the new one.
 
-Why a pod does not serve is told from its conditions, its containers, its events and its last log lines.
+The reason why a pod does not serve is taken from its conditions, containers, events and last log lines.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,17 +18,17 @@ _BAD_IMAGE = {"ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}
 _IMAGE = _BAD_IMAGE | {"ErrImagePull", "RegistryUnavailable"}
 _BAD_CONFIGURATION = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 _CRASHES = 2
-"""So many restarts are no accident any more."""
+"""From this number of restarts on, a container counts as crashing."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What keeps pods from serving.
+    """A reason why pods do not serve.
 
     Args:
         kind: unschedulable, image, out_of_memory, init_container, crash_loop, configuration, quota,
             not_ready, kserve or waiting.
-        message: one line for people.
+        message: one line.
         final: whether waiting longer cannot help.
     """
 
@@ -38,7 +38,7 @@ class Problem:
 
 
 def diagnose(cluster: Cluster, deployment: Mapping[str, Any], pods: Iterable[Document]) -> Problem | None:
-    """Return the gravest problem of the pods, or that there are none; None where all is well."""
+    """Return a problem of the pods, a final one first, or why there are no pods; None where all are ready."""
     found = [problem for pod in pods if (problem := _of_pod(cluster, pod)) is not None]
     found = found or _of_deployment(deployment)
     return max(found, key=lambda problem: problem.final, default=None)
@@ -63,13 +63,13 @@ def of_service(service: Mapping[str, Any] | None) -> Problem:
 
 
 def is_ready(pod: Mapping[str, Any]) -> bool:
-    """Return whether a pod takes requests and is not on its way out."""
+    """Return whether a pod takes requests and is not being deleted."""
     status = pod.get("status") or {}
     return _condition(status, "Ready") == "True" and not pod["metadata"].get("deletionTimestamp")
 
 
 def is_scheduled(pod: Mapping[str, Any]) -> bool:
-    """Return whether a pod has found its node."""
+    """Return whether a pod has a node."""
     return _condition(pod.get("status") or {}, "PodScheduled") == "True"
 
 
@@ -163,7 +163,7 @@ def _words(cluster: Cluster, pod: str, container: Document) -> str:
 
 
 def _last_event(cluster: Cluster, pod: Document, reasons: Sequence[str]) -> str:
-    events = cluster.list("events", fieldSelector=f"involvedObject.uid={pod['metadata']['uid']}")
+    events = cluster.list("events", field_selector=f"involvedObject.uid={pod['metadata']['uid']}")
     told = [each for each in events if each.get("reason") in reasons]
     told.sort(key=lambda each: each.get("lastTimestamp") or each.get("eventTime") or "")
     return str(told[-1].get("message", "")) if told else ""
@@ -178,10 +178,10 @@ class Observation:
     """The pods of one specification within a Deployment.
 
     Args:
-        ready: whether as many as are wanted take requests, and no other pod of the Deployment does.
+        ready: whether the wanted number of them take requests, and no other pod of the Deployment does.
         is_scheduled: whether each of them has a node.
-        pods: those that there are; ``running`` names those that are ready with their restarts.
-        problem: what keeps them from being ready.
+        running: UID and restarts of those that take requests.
+        problem: why they are not ready.
     """
 
     ready: bool
@@ -191,13 +191,13 @@ class Observation:
 
 
 def observe(cluster: Cluster, service: str, deployment_name: str, template: str) -> Observation:
-    """Look at the pods that are made of ``template``, the mark on their pod template.
+    """Return the state of the pods with ``template``, an annotation of their pod template.
 
     Args:
         cluster: with the namespace.
         service: the InferenceService.
         deployment_name: the predictor's Deployment.
-        template: the value of `TEMPLATE_ANNOTATION`; '' takes whatever the Deployment's newest pods are of.
+        template: the value of `TEMPLATE_ANNOTATION`; '' takes the Deployment's newest pods.
     """
     deployment = cluster.get("deployments", deployment_name)
     if deployment is None:
@@ -211,7 +211,7 @@ def observe(cluster: Cluster, service: str, deployment_name: str, template: str)
     pods = _pods(cluster, deployment, template)
     wanted = spec.get("replicas", 1)
     running = [pod for pod in pods if is_ready(pod)]
-    # Others of the same Deployment would answer too.
+    # Other pods of the same Deployment would answer too.
     is_alone = status.get("replicas", 0) <= len(pods)
     ready = len(running) >= max(1, wanted) and is_alone
     return Observation(
@@ -227,13 +227,13 @@ def _pods(cluster: Cluster, deployment: Document, template: str) -> list[Documen
     selector = ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
     sets = [
         each
-        for each in cluster.list("replicasets", labelSelector=selector)
+        for each in cluster.list("replicasets", label_selector=selector)
         if _owner(each) == deployment["metadata"]["uid"] and _is_of(each["spec"]["template"], template)
     ]
     if not sets:
         return []
     newest = max(sets, key=_revision)["metadata"]["uid"]
-    return [each for each in cluster.list("pods", labelSelector=selector) if _owner(each) == newest]
+    return [each for each in cluster.list("pods", label_selector=selector) if _owner(each) == newest]
 
 
 def _is_of(pod_template: Mapping[str, Any], template: str) -> bool:

@@ -1,4 +1,4 @@
-"""Asks a server at an address: whether it is the right one, and whether it stays well under traffic."""
+"""Requests to a server at an address: whether it serves the right model, and its errors under traffic."""
 
 import logging
 import time
@@ -15,7 +15,7 @@ from fovea.progress import Progress
 logger = logging.getLogger("fovea")
 
 _KEY = "deployer"
-"""Which of the server's API keys is this step's."""
+"""The name of this step's API key."""
 
 _PAUSE_SECONDS = 1.0
 _REQUESTS = "fovea_http_requests"
@@ -23,13 +23,13 @@ _REQUESTS = "fovea_http_requests"
 
 @dataclass(frozen=True)
 class HeldOutQuestions:
-    """Questions about held-out pictures.
+    """Requests about held-out pictures.
 
     Args:
-        probes: the pictures, with what the evaluation got for them.
-        expected: what the server must say.
-        max_error_rate: share of the requests that may fail while traffic is watched.
-        pause_seconds: between two questions while traffic is watched.
+        probes: the pictures, with the evaluation's answers.
+        expected: what the server must answer.
+        max_error_rate: share of the requests that may fail under traffic.
+        pause_seconds: between two requests under traffic.
     """
 
     probes: Sequence[Probe]
@@ -38,7 +38,7 @@ class HeldOutQuestions:
     pause_seconds: float = _PAUSE_SECONDS
 
     def verify(self, address: str, seconds: float) -> Verification:
-        """Ask about all pictures; a request may take ``seconds``."""
+        """Verify the answers about all pictures; ``seconds`` is the timeout of each request."""
         logger.info("deploy: asking %s about %d held-out pictures", address, len(self.probes))
         with _client(address, seconds) as client:
             return verify(client, self.probes, self.expected, Progress(logger, "deploy: asking"))
@@ -52,10 +52,10 @@ class HeldOutQuestions:
             return ""
 
     def watch(self, address: str, seconds: float) -> str:
-        """Ask now and then for ``seconds``, and look at how the server's callers fared.
+        """Send requests for ``seconds``, and count the errors of the server's other callers.
 
         Returns:
-            '' where errors and latency stayed within their limits, else what did not.
+            '' if errors and latency kept their limits, else the reason.
         """
         deadline = time.monotonic() + seconds
         taken: list[float] = []
@@ -104,13 +104,13 @@ def _client(address: str, seconds: float) -> httpx.Client:
 
 
 def _authorisation() -> dict[str, str]:
-    # Read anew each time: keys are changed under a running pod.
+    # Read for every client: keys are changed while the pod runs.
     path = cluster.API_KEYS / _KEY
     return {"Authorization": f"Bearer {path.read_text().strip()}"} if path.is_file() else {}
 
 
 def _served(client: httpx.Client) -> tuple[float, float]:
-    """Return how many requests the server has answered, and how many of them with 5xx, by its own count."""
+    """Return how many requests the server has answered, and how many of them with 5xx, from its metrics."""
     try:
         response = client.get("/metrics")
         response.raise_for_status()

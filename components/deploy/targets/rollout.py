@@ -1,12 +1,12 @@
-"""The rollout on KServe, as a state machine: nothing is asked for traffic before it has answered rightly.
+"""The rollout on KServe, as a state machine: no model gets traffic before its answers were verified.
 
     PLAN ─ first ──────────► FIRST ─────────────────────────────────────► ASK ─► DONE
          ├ unchanged ──────► (SCALE, and leftovers of a killed run) ───────► ASK ─► DONE
          ├ canary ─────────► CANARY (dark) ─► ASK ─► TRAFFIC, step by step ─► PROMOTE ─► ASK ─► DONE
          └ recreate ───────► RECREATE (downtime) ─► ASK ─► DONE
 
-From whatever fails, the previous state is restored and made sure of. The Lease is looked at between any two
-steps. The cluster is asked again and again rather than watched: there is no watch that could be lost.
+After any failure, the previous state is restored and verified. The Lease is checked between two states. The
+cluster is polled rather than watched, since a watch can be lost.
 """
 
 import logging
@@ -35,7 +35,8 @@ from components.deploy.targets.manifest import (
     template_of,
 )
 from components.deploy.targets.pods import Observation, Problem, observe
-from components.deploy.verification import Outcome, Verification
+from components.deploy.targets.target import RolloutOutcome
+from components.deploy.verification import Verification
 
 logger = logging.getLogger("fovea")
 
@@ -57,21 +58,21 @@ class State(StrEnum):
 
 
 class RefusedError(Exception):
-    """The new model does not come into service; the message says why, on one line."""
+    """The new model is not promoted; the message says why, on one line."""
 
 
 class UnschedulableError(RefusedError):
-    """There is no node for it beside the old model."""
+    """No node has room for the new model beside the old one."""
 
 
 class Questions(Protocol):
-    """How a server is asked about held-out pictures."""
+    """The requests to a server about held-out pictures."""
 
     def verify(self, address: str, seconds: float) -> Verification:
-        """Ask about all of them, and hold the answers against the evaluation's."""
+        """Ask about all pictures, and compare the answers with the evaluation's."""
 
     def watch(self, address: str, seconds: float) -> str:
-        """Ask for so long; return '' where errors and latency stay within their limits, else what did not."""
+        """Send requests for ``seconds``; return '' if errors and latency are within limits, else why."""
 
     def identify(self, address: str) -> str:
         """Return the digest of the model that answers there, or '' where none does."""
@@ -79,22 +80,22 @@ class Questions(Protocol):
 
 @dataclass
 class Rollout:
-    """A model on its way into a service.
+    """The rollout of one model to an InferenceService.
 
     Args:
         cluster: with the namespace.
         served: the model.
-        asked: how it is run and rolled out.
+        settings: how it is run and rolled out.
         questions: how it is verified.
-        lease: held for the service.
-        previous: what was applied for the last verified deployment; None to go by what is there.
-        address_of: where a Service (the Kubernetes object) is asked.
-        poll_seconds: between two looks at the cluster.
+        lease: the Lease of the service, which is held.
+        previous: the manifest of the last verified deployment; None to take the state of the live service.
+        address_of: the address of a Service (the Kubernetes object).
+        poll_seconds: between two requests for the state of the cluster.
     """
 
     cluster: Cluster
     served: Served
-    asked: KServeParameters
+    settings: KServeParameters
     questions: Questions
     lease: Lease
     previous: Document | None = None
@@ -102,14 +103,14 @@ class Rollout:
     poll_seconds: float = 2.0
 
     def __post_init__(self) -> None:
-        self.new = predictor(self.served, self.asked)
+        self.new = predictor(self.served, self.settings)
         self.kind = ""
         self._touched = False
         self._restoring = False
         self._verification = Verification(False, "was not asked")
 
-    def run(self) -> Outcome:
-        """Roll out; a refusal is an outcome, after which the previous state is there again."""
+    def run(self) -> RolloutOutcome:
+        """Roll out. A refusal is an outcome, after which the previous state is restored."""
         steps: Mapping[State, Callable[[], State]] = {
             State.PLAN: self._plan,
             State.FIRST: self._first,
@@ -127,16 +128,18 @@ class Rollout:
                 logger.info("deploy: %s: %s", self.served.service, state)
                 state = steps[state]()
         except LeaseLostError as error:
-            # What another deployment has taken over is not this one's to restore.
+            # Another deployment has taken the service over, and restores it itself if it fails.
             restored = "" if error.is_taken else self._restore()
-            return Outcome(Verification(False, f"{error}{restored}"), self.kind)
+            return RolloutOutcome(Verification(False, f"{error}{restored}"), self.kind)
         except (RefusedError, ClusterError) as error:
-            return Outcome(Verification(False, f"{error}{self._restore()}"), self.kind)
+            return RolloutOutcome(Verification(False, f"{error}{self._restore()}"), self.kind)
         except BaseException:
-            # Also where the process is told to end: a half-done rollout is nobody's then.
+            # Also where the process is told to end: no other run would complete this rollout.
             self._restore()
             raise
-        return Outcome(self._verification, self.kind, self._manifest(self.stable))
+        return RolloutOutcome(
+            self._verification, self.kind, self.cluster.namespace, self._manifest(self.stable)
+        )
 
     # The states
 
@@ -153,7 +156,7 @@ class Rollout:
             wanted = self._manifest(self.stable)
         else:
             wanted = self._manifest(self.new)
-        # Whatever the API server or an admission webhook refuses is known before anything is touched.
+        # What the API server or an admission webhook refuses is found out before anything is changed.
         result = self.cluster.apply(wanted, dry_run=True)
         if self.kind == "canary":
             self.cluster.apply(self._with_canary(0), dry_run=True)
@@ -161,7 +164,7 @@ class Rollout:
         logger.info(
             "deploy: %s rollout of %s\n%s", self.kind, self.served.service, changes or "nothing changes"
         )
-        if self.asked.dry_run:
+        if self.settings.dry_run:
             words = f"nothing was changed: this would be a {self.kind} rollout"
             self._verification = Verification(False, words)
             self.kind = "dry_run"
@@ -170,30 +173,30 @@ class Rollout:
         if self.kind == "unchanged" and changes:
             following["unchanged"] = State.SCALE
         self._after_ask = State.TRAFFIC if self.kind == "canary" else State.DONE
-        self._asked_at = deployment_name(self.served.service, self.new["name"])
+        self._deployment = deployment_name(self.served.service, self.new["name"])
         if self.kind in ("unchanged", "recreate"):
-            self._asked_at = deployment_name(self.served.service, self.stable.get("name"))
+            self._deployment = deployment_name(self.served.service, self.stable.get("name"))
         return following.get(self.kind, State.ASK)
 
     def _first(self) -> State:
         self._apply(self._manifest(self.new))
         self.stable = self.new
-        self._until_ready(self._asked_at, self.new)
+        self._until_ready(self._deployment, self.new)
         return State.ASK
 
     def _canary(self) -> State:
         self._apply(self._with_canary(0))
         try:
-            self._until_ready(self._asked_at, self.new)
+            self._until_ready(self._deployment, self.new)
         except UnschedulableError as error:
-            if self.asked.rollout != "auto":
+            if self.settings.rollout != "auto":
                 raise RefusedError(
                     f"{error}; free a place for it, or set rollout to recreate, which replaces the old model "
                     "with a downtime"
                 ) from error
             logger.info("deploy: %s; the old model is replaced in its place", error)
             self._apply(self._manifest(self.stable))
-            self._until_gone(self._asked_at)
+            self._until_gone(self._deployment)
             return State.RECREATE
         return State.ASK
 
@@ -202,41 +205,43 @@ class Rollout:
         logger.info(
             "deploy: %s will not answer from now until the new model is up, which may take up to %.0f s",
             self.served.service,
-            self.asked.schedule_seconds + self.asked.start_seconds,
+            self.settings.schedule_seconds + self.settings.start_seconds,
         )
-        self._asked_at = deployment_name(self.served.service, self.stable.get("name"))
+        self._deployment = deployment_name(self.served.service, self.stable.get("name"))
         new = in_place(self.new, self.stable)
         self._apply(self._manifest(new))
-        self._until_ready(self._asked_at, new)
+        self._until_ready(self._deployment, new)
         self.stable = new
         return State.ASK
 
     def _scale(self) -> State:
-        """Change what the pods are not made of, and take out a canary that a killed run has left."""
+        """Change fields outside the pods' specification, and remove a canary that a killed run has left."""
         self._apply(self._manifest(self.stable))
-        self._until_ready(self._asked_at, self.stable)
+        self._until_ready(self._deployment, self.stable)
         return State.ASK
 
     def _ask(self) -> State:
-        """Ask the new model through its own service, which leads to no other."""
-        self._verification = self.questions.verify(self._address(self._asked_at), self.asked.verify_seconds)
+        """Verify the new model through its own Service, which selects no other pods."""
+        self._verification = self.questions.verify(
+            self._address(self._deployment), self.settings.verify_seconds
+        )
         if not self._verification.passed:
             raise RefusedError(self._verification.reason)
         return self._after_ask
 
     def _traffic(self) -> State:
-        for percent in self.asked.traffic_steps:
+        for percent in self.settings.traffic_steps:
             self.lease.check()
             self._apply(self._with_canary(percent))
-            self._until_ready(self._asked_at, self.new)
+            self._until_ready(self._deployment, self.new)
             self._until(
                 partial(self._has_traffic, percent),
-                self.asked.traffic_seconds,
+                self.settings.traffic_seconds,
                 f"KServe has not given the canary {percent} % of the traffic",
             )
             observed = self._observe_new()
             logger.info("deploy: %s: %d %% of the traffic", self.served.service, percent)
-            wrong = self.questions.watch(self._address(self._asked_at), self.asked.step_seconds)
+            wrong = self.questions.watch(self._address(self._deployment), self.settings.step_seconds)
             after = self._observe_new()
             if not wrong and not observed.running <= after.running:
                 wrong = after.problem.message if after.problem else "a pod was restarted"
@@ -245,14 +250,16 @@ class Rollout:
         return State.PROMOTE
 
     def _promote(self) -> State:
-        """Make the canary the stable predictor by its name: the same pods, which nobody restarts."""
+        """Make the canary the stable predictor by its name; its pods are kept and not restarted."""
         before = self._observe_new()
         self._apply(self._manifest(self.new))
         old = deployment_name(self.served.service, self.stable.get("name"))
         self._until(
-            lambda: self._is_promoted(old), self.asked.traffic_seconds, "KServe has not promoted the canary"
+            lambda: self._is_promoted(old),
+            self.settings.traffic_seconds,
+            "KServe has not promoted the canary",
         )
-        self._until_ready(self._asked_at, self.new)
+        self._until_ready(self._deployment, self.new)
         self.stable, self._after_ask = self.new, State.DONE
         if not before.running <= self._observe_new().running:
             logger.warning("deploy: pods were restarted by the promotion, which is not meant to happen")
@@ -261,7 +268,7 @@ class Rollout:
     # What was there before
 
     def _previous(self, live: Document | None) -> Document | None:
-        """Return what to come back to: the last verified, else what this manager's fields are now."""
+        """Return what to restore: the last verified manifest, else the live fields of `FIELD_MANAGER`."""
         if live is None:
             return None
         if self.previous is not None:
@@ -300,15 +307,15 @@ class Rollout:
             return "first"
         running = live["spec"]["predictor"]
         if template_of(running) == template_of(self.new):
-            # A run that was killed may have left a model that was never verified: it is not to stay.
+            # A killed run may have left a model that was never verified; it is removed if this run fails.
             self._touched = template_of(self.stable) != template_of(running)
             kept = {key: running[key] for key in ("name", "deploymentStrategy") if key in running}
             self.stable = {**{key: value for key, value in self.new.items() if key != "name"}, **kept}
             return "unchanged"
-        return "recreate" if self.asked.rollout == "recreate" else "canary"
+        return "recreate" if self.settings.rollout == "recreate" else "canary"
 
     def _restore(self) -> str:
-        """Bring the previous state back; return what to add to the reason."""
+        """Restore the previous state; return what to add to the reason."""
         if not self._touched:
             return ""
         self._restoring = True
@@ -318,12 +325,12 @@ class Rollout:
                 self.cluster.delete("inferenceservices", self.served.service)
                 self._until(
                     lambda: self.cluster.get("inferenceservices", self.served.service) is None,
-                    self.asked.restore_seconds,
+                    self.settings.restore_seconds,
                     "the service is not gone",
                 )
                 return "; the service was removed again"
             old = self.before["spec"]["predictor"]
-            # A surge would wait for the GPU that the new model holds.
+            # A surge would wait for the GPU that the new model uses.
             old = in_place(old, old) if self.kind == "recreate" else old
             self.cluster.apply(self._manifest(old), force=True)
             return self._verify_restored(old)
@@ -332,8 +339,8 @@ class Rollout:
 
     def _verify_restored(self, old: Mapping[str, Any]) -> str:
         name = deployment_name(self.served.service, old.get("name"))
-        if self._asked_at != name:
-            self._until_gone(self._asked_at)
+        if self._deployment != name:
+            self._until_gone(self._deployment)
         self._until_ready(name, old)
         wanted = digest_of(old)
         found = self.questions.identify(self._address(name))
@@ -347,7 +354,7 @@ class Rollout:
         return inference_service(self.served.service, self.cluster.namespace, stable, canary)
 
     def _with_canary(self, percent: int) -> Document:
-        replicas = math.ceil(self.asked.replicas * percent / 100)
+        replicas = math.ceil(self.settings.replicas * percent / 100)
         return self._manifest(self.stable, canary_entry(self.new, percent, replicas))
 
     def _apply(self, manifest: Document) -> None:
@@ -356,10 +363,10 @@ class Rollout:
         self.cluster.apply(manifest)
 
     def _observe_new(self) -> Observation:
-        return observe(self.cluster, self.served.service, self._asked_at, template_of(self.new))
+        return observe(self.cluster, self.served.service, self._deployment, template_of(self.new))
 
     def _until_ready(self, name: str, wanted: Mapping[str, Any]) -> None:
-        """Wait until the pods of a specification are ready: so long for nodes, so long for the server."""
+        """Wait until the pods of a specification are ready, with a limit for nodes and one for the server."""
         started = time.monotonic()
         scheduled: float | None = None
         while True:
@@ -377,12 +384,12 @@ class Rollout:
 
     def _refuse_if_late(self, waited: float, starting: float | None, problem: Problem) -> None:
         if self._restoring:
-            if waited > self.asked.restore_seconds:
+            if waited > self.settings.restore_seconds:
                 raise RefusedError(f"not ready after {waited:.0f} s: {problem.message}")
-        elif starting is None and waited > self.asked.schedule_seconds:
+        elif starting is None and waited > self.settings.schedule_seconds:
             kind = UnschedulableError if problem.kind == "unschedulable" else RefusedError
             raise kind(f"no pod has a node after {waited:.0f} s: {problem.message}")
-        elif starting is not None and starting > self.asked.start_seconds:
+        elif starting is not None and starting > self.settings.start_seconds:
             raise RefusedError(f"not ready {starting:.0f} s after the pods had a node: {problem.message}")
 
     def _check(self) -> None:
@@ -392,7 +399,7 @@ class Rollout:
     def _until_gone(self, name: str) -> None:
         self._until(
             lambda: self.cluster.get("deployments", name) is None,
-            self.asked.restore_seconds,
+            self.settings.restore_seconds,
             f"Deployment {name} is not gone",
         )
 
@@ -426,7 +433,7 @@ class Rollout:
 
 
 def address_of(service: Document) -> str:
-    """Return the address of a Service within the cluster; a headless one is reached at its pods' own port."""
+    """Return the address of a Service within the cluster. A headless one has the port of its pods."""
     spec, metadata = service["spec"], service["metadata"]
     port = spec["ports"][0]
     number = port.get("targetPort", port["port"]) if spec.get("clusterIP") == "None" else port["port"]

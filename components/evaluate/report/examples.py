@@ -7,22 +7,23 @@ from pathlib import Path
 
 import pyarrow.parquet as parquet
 
-from components.evaluate.report.rows import AnsweredRows, Row, shown, shown_value
-from fovea.evaluation.metrics import OTHER, slices
-from fovea.evaluation.outcomes import Roles
+from components.evaluate.report.rows import AnsweredRows, shown, shown_value
+from fovea.evaluation.metrics import slices
 from fovea.images import PictureError, PictureLimits, decode_picture
 from fovea.pages import picture_url
+from fovea.predictions import Prediction
 from fovea.records import DatasetRecord, EvaluationRecord
 from fovea.storage import Storage
-from fovea.task import FieldValue, PriceField, Task
+from fovea.task import Task
+from fovea.task.fields import OTHER
 
 WORST, BEST = 12, 8
-"""So many of all rows are shown …"""
+"""Examples shown of all rows."""
 WORST_OF_CATEGORY, BEST_OF_CATEGORY = 4, 2
-"""… and of each category."""
+"""Examples shown of each category."""
 _SIDE = 256
 _UNREADABLE_SHARE = 4
-"""Of the worst, one in so many may be an answer that could not be read: they all look alike."""
+"""Of the worst, one in this many may be an unreadable answer: they all look alike."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Example:
     picture: str | None
     category: int
     overall: bool
-    """Whether it is among those of all rows; else it is shown for its category only."""
+    """Whether it is an example of all rows, or of its category only."""
     title: str
     truth: tuple[tuple[str, str], ...]
     said: tuple[Said, ...]
@@ -67,7 +68,7 @@ class Example:
 
 @dataclass(frozen=True)
 class CategoryChoice:
-    """A category to choose in the filter, numbered from 1."""
+    """A choice of the category filter, numbered from 1."""
 
     number: int
     name: str
@@ -80,7 +81,7 @@ class CategoryChoice:
 
 @dataclass(frozen=True)
 class Gallery:
-    """The examples, and what they can be narrowed to."""
+    """The examples, and the choices of the filter."""
 
     worst: tuple[Example, ...]
     best: tuple[Example, ...]
@@ -101,20 +102,21 @@ def choose(
     """Return the worst and the best answers of the challenger with their pictures.
 
     Args:
-        models: The answers by model; ``challenger`` is the one that is looked at.
+        models: The answers by model; the examples are the ``challenger``'s.
         dataset: Its shards hold the pictures.
         challenger: The challenger's evaluation, which names the split.
-        storage: Where the shards lie.
+        storage: S3, which has the shards.
         budget: Bytes that all pictures may take, as text; examples of all rows come first.
 
     Raises:
         UserError: the shards are missing.
     """
     answered = models["challenger"]
-    category_field = Roles.of(answered.task).category
-    names = list(slices(answered.outcomes)["category"])
+    field = _category(answered.task)
+    names = list(slices(answered.outcomes)[field]) if field else []
     numbers = {name: number for number, name in enumerate(names, start=1)}
-    of_row = [numbers.get(str(row[f"true_{category_field}"]), numbers.get(OTHER, 0)) for row in answered.rows]
+    truths = [str(row.row.truth[field]) if field else "" for row in answered.rows]
+    of_row = [numbers.get(truth, numbers.get(OTHER, 0)) for truth in truths]
     wrong, right = _ranked(answered)
     overall = {*_mixed(wrong, answered, WORST), *right[:BEST]}
     worst = _picked(wrong, of_row, overall, WORST_OF_CATEGORY)
@@ -123,13 +125,13 @@ def choose(
     same_data = dataset.digest == challenger.dataset_digest
     pictures = (
         _pictures(
-            storage, dataset, challenger.split, [answered.rows[place]["row_id"] for place in wanted], budget
+            storage, dataset, challenger.split, [answered.rows[place].row.row_id for place in wanted], budget
         )
         if same_data and budget
         else {}
     )
     others = {
-        name: {row["row_id"]: row for row in rows.rows}
+        name: {row.row.row_id: row for row in rows.rows}
         for name, rows in models.items()
         if name != "challenger"
     }
@@ -137,11 +139,11 @@ def choose(
     def example(place: int) -> Example:
         row = answered.rows[place]
         replies = tuple(
-            _reply(name, models[name], found[row["row_id"]], row)
+            _reply(name, models[name], found[row.row.row_id], row)
             for name, found in others.items()
-            if row["row_id"] in found
+            if row.row.row_id in found
         )
-        return _example(answered, row, pictures.get(row["row_id"]), of_row[place], place in overall, replies)
+        return _example(answered, row, pictures.get(row.row.row_id), of_row[place], place in overall, replies)
 
     rights = set(right)
     return Gallery(
@@ -171,12 +173,22 @@ def _ranked(answered: AnsweredRows) -> tuple[list[int], list[int]]:
     for place, row in enumerate(answered.rows):
         mistakes = [name for name in fields if not answered.is_right(row, name)]
         sure = [answered.confidence(row, name) or 0.0 for name in mistakes or fields]
-        error = min(10.0, float(answered.outcomes.price_ape[place]))
+        error = _error(answered, place)
         if mistakes:
             wrong.append((-len(mistakes), -sum(sure) / len(sure), -error, place))
         else:
             right.append((-min(sure), error, place))
     return [each[-1] for each in sorted(wrong)], [each[-1] for each in sorted(right)]
+
+
+def _category(task: Task) -> str | None:
+    return next((name for name, field in task.fields.items() if field.is_category), None)
+
+
+def _error(answered: AnsweredRows, place: int) -> float:
+    """Return the sum of the relative errors of a row's amounts, each at most 10."""
+    amounts = [name for name, field in answered.task.fields.items() if field.is_amount]
+    return sum(min(10.0, float(answered.outcomes.fields[name]["ape"][place])) for name in amounts)
 
 
 def _picked(ranked: Sequence[int], of_row: Sequence[int], overall: set[int], each: int) -> list[int]:
@@ -192,25 +204,25 @@ def _picked(ranked: Sequence[int], of_row: Sequence[int], overall: set[int], eac
 
 def _mixed(wrong: Sequence[int], answered: AnsweredRows, count: int) -> list[int]:
     """Return the first mistakes; few of them could not be read, unless there are no others."""
-    unreadable = [place for place in wrong if answered.rows[place]["parse_error"] is not None]
-    readable = [place for place in wrong if answered.rows[place]["parse_error"] is None]
+    unreadable = [place for place in wrong if answered.rows[place].answer.parse_error is not None]
+    readable = [place for place in wrong if answered.rows[place].answer.parse_error is None]
     few = unreadable[: max(count // _UNREADABLE_SHARE, count - len(readable))]
     return readable[: count - len(few)] + few
 
 
 def _example(
     answered: AnsweredRows,
-    row: Row,
+    row: Prediction,
     picture: str | None,
     category: int,
     overall: bool,
     others: tuple[Reply, ...],
 ) -> Example:
-    task, truth = answered.task, answered.truth(row)
-    title = Roles.of(task).title
+    task, truth = answered.task, row.row.truth
+    title = next(iter(task.fields))
     return Example(
-        row_id=shown(row["row_id"], 14),
-        product=shown(row["product_id"], 24),
+        row_id=shown(row.row.row_id, 14),
+        product=shown(row.row.product_id, 24),
         picture=picture,
         category=category,
         overall=overall,
@@ -221,39 +233,30 @@ def _example(
             if name != title
         ),
         said=tuple(_said(answered, row)),
-        unreadable="" if row["parse_error"] is None else shown(row["text"], 240) or "(nothing)",
-        error=shown(row["parse_error"] or "", 160),
+        unreadable="" if row.answer.parse_error is None else shown(row.answer.text, 240) or "(nothing)",
+        error=shown(row.answer.parse_error or "", 160),
         others=others,
     )
 
 
-def _reply(model: str, answered: AnsweredRows, row: Row, challengers: Row) -> Reply:
-    unreadable = "" if row["parse_error"] is None else shown(row["text"], 120) or "(nothing)"
-    same = row["text"] == challengers["text"]
+def _reply(model: str, answered: AnsweredRows, row: Prediction, challengers: Prediction) -> Reply:
+    unreadable = "" if row.answer.parse_error is None else shown(row.answer.text, 120) or "(nothing)"
+    same = row.answer.text == challengers.answer.text
     return Reply(model, same, tuple(_said(answered, row)), unreadable)
 
 
-def _said(answered: AnsweredRows, row: Row) -> Iterator[Said]:
-    answer, truth = answered.answer(row), answered.truth(row)
+def _said(answered: AnsweredRows, row: Prediction) -> Iterator[Said]:
+    answer, truth = row.answer.fields, row.row.truth
     if answer is None:
         return
-    for name in answered.task.fields:
+    for name, field in answered.task.fields.items():
         yield Said(
             name.replace("_", " "),
             shown_value(answered.task, name, answer[name], 90),
             answered.is_right(row, name),
-            _off(answered.task, name, truth[name], answer[name]),
+            field.difference(truth[name], answer[name]),
             answered.confidence(row, name),
         )
-
-
-def _off(task: Task, field: str, truth: FieldValue, answer: FieldValue) -> str:
-    if not isinstance(task.fields[field], PriceField) or truth == answer:
-        return ""
-    share = (float(answer) - float(truth)) / float(truth)
-    if share >= 10:
-        return f"× {share + 1:,.0f}"
-    return f"{'+' if share > 0 else '−'}{abs(100 * share):.1f} %"
 
 
 def _pictures(

@@ -1,4 +1,4 @@
-"""The report of an evaluation: the verdict, a model beside its opponents, and what it says of pictures."""
+"""The report of an evaluation: the verdict, a model compared with others, and examples with pictures."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from components.evaluate.report import examples, plots
 from components.evaluate.report.rows import read_rows, shown
-from fovea.evaluation.metrics import METRICS, OTHER
+from fovea.evaluation.metrics import PARSE_RATE, TaskMetric, headlines, label, metrics_of
 from fovea.evaluation.outcomes import BASELINES, Outcomes, read_baselines
 from fovea.evaluation.text import UNKNOWN, figure_text, interval_text, rule_limit, rule_value
 from fovea.pages import render_page
@@ -14,29 +14,19 @@ from fovea.pages.charts import amount
 from fovea.pages.plots import Axis, Mark, mark, percent
 from fovea.records import DatasetRecord, Decision, EvaluationRecord, Metrics, RuleResult
 from fovea.storage import Storage
+from fovea.task import Task
+from fovea.task.fields import OTHER
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 MAX_BYTES = 5_000_000
-"""No report is larger, whatever the model answered."""
+"""The largest size of a report."""
 
 _PICTURE_BYTES = 3_000_000
-
-HEADLINES = ("category_accuracy", "price_median_ape", "title_exact", "parse_rate")
-_IN_SLICES = (
-    "category_accuracy",
-    "title_exact",
-    "title_f1",
-    "price_median_ape",
-    "price_within_10_percent",
-    "price_mean_absolute_error",
-    "parse_rate",
-)
-_SLICES = {"category": "By category", "price_band": "By price"}
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Who is compared: a model or a trivial answer. ``kind`` is its colour."""
+    """A model or a trivial baseline in a comparison. ``kind`` is its colour."""
 
     name: str
     kind: str
@@ -47,7 +37,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure as text, its interval, and whether no other model's is better."""
+    """A figure as text, its interval, and whether it is the best."""
 
     text: str
     interval: str
@@ -90,7 +80,7 @@ class Rule:
 
     passed: bool
     is_condition: bool
-    """Whether it holds or not, rather than asks for a figure."""
+    """Whether it is a condition rather than a limit on a figure."""
     description: str
     reason: str
     value: str
@@ -101,7 +91,7 @@ class Rule:
 
     @property
     def held(self) -> bool:
-        """Whether it holds without a figure, and so is nothing to look at."""
+        """Whether it holds and has no figure to show."""
         return self.passed and (self.is_condition or self.value == UNKNOWN)
 
 
@@ -119,12 +109,12 @@ def write_report(
 
     Args:
         path: The file to write.
-        decision: The gate's verdict on the model; None where it has not judged.
+        decision: The gate's verdict on the model; None without one.
         base: The evaluation of the model it was tuned from, which has the trivial baselines.
-        champion: That of the model that answers in production; None where there is none.
-        challenger: That of the model itself.
-        dataset: What all were asked about.
-        storage: Where predictions and pictures lie.
+        champion: The champion's evaluation; None without one.
+        challenger: The model's evaluation.
+        dataset: The dataset of all evaluations.
+        storage: S3, which has predictions and pictures.
 
     Returns:
         ``path``.
@@ -166,7 +156,8 @@ class _Report:
             for name, record in self._models.items()
             if record is not None
         }
-        self._baselines = _read_baselines(base, storage)
+        self._metrics = metrics_of(dataset.task)
+        self._baselines = _read_baselines(base, dataset.task, storage)
 
     def render(self, budget: int) -> str:
         answered = self._rows["challenger"]
@@ -181,12 +172,22 @@ class _Report:
             models={name: record for name, record in self._models.items() if record is not None},
             short=_short,
             headlines=list(self._headlines()),
-            comparisons=[self._comparison(name) for name in METRICS if name != "parse_rate"],
+            comparisons=[
+                self._comparison(each) for name, each in self._metrics.items() if name != PARSE_RATE
+            ],
             subjects=self._subjects(),
             tables=list(self._tables()),
             slices=list(self._slices()),
-            prices=plots.prices(self._rows, self._baselines),
-            confusion=plots.matrix(answered.outcomes),
+            amounts=[
+                plots.amounts(name, self._rows, self._baselines)
+                for name, field in self._dataset.task.fields.items()
+                if field.is_amount
+            ],
+            confusions=[
+                plots.matrix(name, answered.outcomes)
+                for name, field in self._dataset.task.fields.items()
+                if field.is_category
+            ],
             calibration=plots.calibration(self._challenger.calibration, answered),
             gallery=examples.choose(self._rows, self._dataset, self._challenger, self._storage, budget),
         )
@@ -210,25 +211,24 @@ class _Report:
         return found
 
     def _headlines(self) -> Iterator[tuple[str, str, str, list[str]]]:
-        """Yield figures of the challenger, each with what the champion and the best trivial answer reach."""
+        """Yield figures of the challenger, each with the champion's and the best baseline's."""
         subjects = self._subjects()
         trivial = [subject for subject in subjects if subject.trivial]
-        for name in HEADLINES:
+        for name in headlines(self._dataset.task):
+            metric, metrics = self._metrics[name], self._challenger.metrics
             others = [subject for subject in subjects if subject.name == "champion"]
-            if name != "parse_rate":
-                others += _best_of(name, trivial)
-            metrics = self._challenger.metrics
-            said = [f"{each.name} {figure_text(name, getattr(each.metrics, name))}" for each in others]
-            interval = interval_text(name, metrics.intervals.get(name))
-            yield METRICS[name].title, figure_text(name, getattr(metrics, name)), interval, said
+            if name != PARSE_RATE:
+                others += _best_of(metric, trivial)
+            said = [f"{each.name} {figure_text(each.metrics.figures[name], metric.unit)}" for each in others]
+            interval = interval_text(metrics.intervals.get(name), metric.unit)
+            yield metric.title, figure_text(metrics.figures[name], metric.unit), interval, said
 
-    def _comparison(self, name: str) -> Comparison:
+    def _comparison(self, metric: TaskMetric) -> Comparison:
         subjects = self._subjects()
         if self._challenger.shuffled is not None:
             subjects.append(Subject("shuffled", "four", self._challenger.shuffled))
-        axis = _axis(name, [subject.metrics for subject in subjects])
-        best = _best(name, [subject.metrics for subject in subjects])
-        metric = METRICS[name]
+        axis = _axis(metric, [subject.metrics for subject in subjects])
+        best = _best(metric, [subject.metrics for subject in subjects])
         notes = [shown(self._dataset.currency or "", 12)] if metric.unit == "currency" else []
         notes += ["less is better"] if metric.lower_is_better else []
         return Comparison(
@@ -238,8 +238,8 @@ class _Report:
             tuple(
                 (
                     subject,
-                    _mark(axis, subject.kind, name, subject.metrics, subject.name),
-                    _cell(name, subject.metrics, best),
+                    _mark(axis, subject.kind, metric, subject.metrics, subject.name),
+                    _cell(metric, subject.metrics, best),
                 )
                 for subject in subjects
             ),
@@ -255,114 +255,122 @@ class _Report:
             if rows == "all" and self._challenger.shuffled is not None:
                 columns["shuffled"] = self._challenger.shuffled
             body = [
-                (metric.title, _cells(name, columns.values()))
-                for name, metric in METRICS.items()
-                if not (rows == "parsed" and name == "parse_rate")
+                (metric.title, _cells(metric, columns.values()))
+                for name, metric in self._metrics.items()
+                if not (rows == "parsed" and name == PARSE_RATE)
             ]
             counts = [Cell(f"{metrics.samples:,}", "") if metrics else None for metrics in columns.values()]
             yield rows, list(columns), [("Rows", counts), *body]
 
-    def _slices(self) -> Iterator[tuple[str, str, list[str], list[SliceTable]]]:
+    def _slices(self) -> Iterator[tuple[str, str, str, list[str], list[SliceTable]]]:
+        """Yield each sliced field's name, title and order, the models, and a table for each figure."""
         models = {name: record for name, record in self._models.items() if record is not None}
-        for kind, title in _SLICES.items():
-            if self._challenger.slices.get(kind):
-                yield kind, title, list(models), [_slice_table(kind, name, models) for name in _IN_SLICES]
+        for field in self._challenger.slices:
+            ordered = self._dataset.task.fields[field].is_amount
+            order = "in their order" if ordered else "the worst first"
+            tables = [_slice_table(field, metric, models, ordered) for metric in self._metrics.values()]
+            yield field, f"By {label(field).lower()}", order, list(models), tables
 
 
 def _baseline(name: str) -> str:
     return shown(name.replace("_", " "), 40)
 
 
-def _read_baselines(base: EvaluationRecord, storage: Storage) -> dict[str, Outcomes]:
+def _read_baselines(base: EvaluationRecord, task: Task, storage: Storage) -> dict[str, Outcomes]:
     if not base.baselines:
         return {}
-    found = read_baselines(storage.download(base, pattern=BASELINES) / BASELINES)
+    found = read_baselines(storage.download(base, pattern=BASELINES) / BASELINES, task)
     return {_baseline(name): outcomes for name, outcomes in found.items()}
 
 
-def _slice_table(kind: str, name: str, models: Mapping[str, EvaluationRecord]) -> SliceTable:
+def _slice_table(
+    field: str, metric: TaskMetric, models: Mapping[str, EvaluationRecord], ordered: bool
+) -> SliceTable:
     kinds = {"challenger": "one", "champion": "three", "base": "two"}
-    own = models["challenger"].slices[kind]
-    by_model = {model: record.slices.get(kind, {}) for model, record in models.items()}
-    axis = _axis(name, [metrics for slices in by_model.values() for metrics in slices.values()])
-    # Prices keep their order; categories have none of their own.
+    own = models["challenger"].slices[field]
+    by_model = {model: record.slices.get(field, {}) for model, record in models.items()}
+    axis = _axis(metric, [metrics for slices in by_model.values() for metrics in slices.values()])
     order = list(own)
-    if kind == "category":
-        sign = -1 if METRICS[name].lower_is_better else 1
-        order.sort(key=lambda each: (each == OTHER, sign * getattr(own[each], name), -own[each].samples))
+    if not ordered:
+        sign = -1 if metric.lower_is_better else 1
+        order.sort(
+            key=lambda each: (each == OTHER, sign * own[each].figures[metric.name], -own[each].samples)
+        )
     rows = []
     for each in order:
         found = {model: slices.get(each) for model, slices in by_model.items()}
         marks = [
-            _mark(axis, kinds[model], name, metrics, model)
+            _mark(axis, kinds[model], metric, metrics, model)
             for model, metrics in reversed(found.items())
             if metrics is not None
         ]
         rows.append(
-            Slice(shown(each, 60), own[each].samples, tuple(marks), tuple(_cells(name, found.values())))
+            Slice(shown(each, 60), own[each].samples, tuple(marks), tuple(_cells(metric, found.values())))
         )
-    return SliceTable(name, METRICS[name].title, axis, tuple(rows))
+    return SliceTable(metric.name, metric.title, axis, tuple(rows))
 
 
-def _cells(name: str, columns: Iterable[Metrics | None]) -> list[Cell | None]:
+def _cells(metric: TaskMetric, columns: Iterable[Metrics | None]) -> list[Cell | None]:
     known = list(columns)
-    best = _best(name, [metrics for metrics in known if metrics is not None])
-    return [None if metrics is None else _cell(name, metrics, best) for metrics in known]
+    best = _best(metric, [metrics for metrics in known if metrics is not None])
+    return [None if metrics is None else _cell(metric, metrics, best) for metrics in known]
 
 
-def _cell(name: str, metrics: Metrics, best: float | None) -> Cell:
-    value = getattr(metrics, name)
-    return Cell(figure_text(name, value), interval_text(name, metrics.intervals.get(name)), value == best)
-
-
-def _best(name: str, columns: Sequence[Metrics]) -> float | None:
-    values = [float(getattr(metrics, name)) for metrics in columns]
-    if len(set(values)) < 2:
-        return None
-    return min(values) if METRICS[name].lower_is_better else max(values)
-
-
-def _best_of(name: str, subjects: Sequence[Subject]) -> list[Subject]:
-    """Return the one whose figure is best, if there is any."""
-    sign = -1 if METRICS[name].lower_is_better else 1
-    return sorted(subjects, key=lambda each: -sign * getattr(each.metrics, name))[:1]
-
-
-def _axis(name: str, columns: Sequence[Metrics]) -> Axis:
-    """Return an axis from 0 that holds the figures; fractions that cannot be above 1 take all of 0 to 1."""
-    if not METRICS[name].lower_is_better:
-        return Axis.linear(0.0, 1.0, percent)
-    values = [getattr(metrics, name) for metrics in columns]
-    ends = [metrics.intervals[name].high for metrics in columns if name in metrics.intervals]
-    return Axis.linear(
-        0.0, max(*values, *ends, 0.01), amount if METRICS[name].unit == "currency" else percent
+def _cell(metric: TaskMetric, metrics: Metrics, best: float | None) -> Cell:
+    value = metrics.figures[metric.name]
+    return Cell(
+        figure_text(value, metric.unit),
+        interval_text(metrics.intervals.get(metric.name), metric.unit),
+        value == best,
     )
 
 
-def _mark(axis: Axis, kind: str, name: str, metrics: Metrics, who: str) -> Mark:
-    value, interval = getattr(metrics, name), metrics.intervals.get(name)
-    text = f"{who}: {figure_text(name, value)}"
+def _best(metric: TaskMetric, columns: Sequence[Metrics]) -> float | None:
+    values = [float(metrics.figures[metric.name]) for metrics in columns]
+    if len(set(values)) < 2:
+        return None
+    return min(values) if metric.lower_is_better else max(values)
+
+
+def _best_of(metric: TaskMetric, subjects: Sequence[Subject]) -> list[Subject]:
+    """Return the one whose figure is best, if there is any."""
+    sign = -1 if metric.lower_is_better else 1
+    return sorted(subjects, key=lambda each: -sign * each.metrics.figures[metric.name])[:1]
+
+
+def _axis(metric: TaskMetric, columns: Sequence[Metrics]) -> Axis:
+    """Return an axis from 0 that holds the figures; fractions that cannot be above 1 take all of 0 to 1."""
+    if not metric.lower_is_better:
+        return Axis.linear(0.0, 1.0, percent)
+    values = [metrics.figures[metric.name] for metrics in columns]
+    ends = [metrics.intervals[metric.name].high for metrics in columns if metric.name in metrics.intervals]
+    return Axis.linear(0.0, max(*values, *ends, 0.01), amount if metric.unit == "currency" else percent)
+
+
+def _mark(axis: Axis, kind: str, metric: TaskMetric, metrics: Metrics, who: str) -> Mark:
+    value, interval = metrics.figures[metric.name], metrics.intervals.get(metric.name)
+    text = f"{who}: {figure_text(value, metric.unit)}"
     if interval is None:
         return mark(axis, kind, value, None, text)
-    text += f" ({interval_text(name, interval)})"
+    text += f" ({interval_text(interval, metric.unit)})"
     return mark(axis, kind, value, (interval.low, interval.high), text)
 
 
 def _without_verdict(reason: str) -> str:
-    """Return the gate's reason without the verdict that it begins with, as that stands beside it."""
+    """Return the gate's reason without the verdict at its start, which is shown next to it."""
     return reason.removeprefix("passed: ").removeprefix("refused: ")
 
 
 def _short(digest: str) -> str:
-    """Return the beginning of a digest, enough to tell it from others."""
+    """Return the start of a digest, enough to distinguish it."""
     return digest.removeprefix("sha256:")[:12]
 
 
 def written(rule: RuleResult) -> Rule:
-    """Return a rule as people read it: figures as percentages, differences in points."""
+    """Return a rule as text: figures as percentages, differences in points."""
     compared = ""
     if rule.own is not None and rule.compared is not None:
-        own, other = (figure_text(rule.metric, value) for value in (rule.own, rule.compared))
+        own, other = (figure_text(value, rule.unit) for value in (rule.own, rule.compared))
         compared = f"{own} against {other}"
     return Rule(
         passed=rule.passed,
@@ -370,7 +378,7 @@ def written(rule: RuleResult) -> Rule:
         description=shown(rule.description, 160),
         reason=shown(rule.reason, 300) if not rule.passed or rule.value is None else "",
         value=rule_value(rule),
-        interval=interval_text(rule.metric, rule.interval),
+        interval=interval_text(rule.interval, rule.unit),
         compared=compared,
         rows="" if rule.samples is None else f"{rule.samples:,}",
         limit=("surely " if rule.against else "") + rule_limit(rule),

@@ -1,4 +1,4 @@
-"""What the report of an evaluation draws from single rows: prices, confusions, and how sure answers are."""
+"""Plots of an evaluation's report: amounts, confusion matrices and calibration."""
 
 import math
 from collections import Counter
@@ -9,56 +9,58 @@ import numpy as np
 
 from components.evaluate.report.rows import AnsweredRows, shown
 from fovea.evaluation.calibration import Calibration, Coverage, coverage_table
-from fovea.evaluation.metrics import UNREADABLE, confusion
-from fovea.evaluation.outcomes import Outcomes, Roles
+from fovea.evaluation.metrics import UNREADABLE, confusions, label
+from fovea.evaluation.outcomes import Outcomes
 from fovea.pages.charts import Histogram, amount, histogram
 from fovea.pages.plots import Axis, Plot, percent, plot
+from fovea.task.metrics import Array
 
 _MOST_DOTS = 3000
 _FARTHEST = 150.0
-"""Answers that are off by more per cent are shown as off by so much."""
+"""Larger errors, in per cent, are shown as this one."""
 _ERROR_EDGES = np.arange(-100.0, _FARTHEST + 20, 10)
 _WITHIN = 0.1 + 1e-9
 _MOST_CONFUSIONS = 12
 _BINS = 10
 _BIN_ROWS = 10
 WANTED = (0.8, 0.9, 0.95, 0.99)
-"""Accuracies that thresholds are told for."""
+"""Accuracies that thresholds are shown for."""
 
 
 @dataclass(frozen=True)
-class Prices:
-    """Answered prices beside the true ones."""
+class Amounts:
+    """Answered and true amounts of a field."""
 
+    name: str
     scatter: Plot | None
     errors: Histogram | None
     shares: Plot
-    """For each model, the share of rows whose price is off by so much at most."""
+    """For each model, the cumulative distribution of relative errors."""
     compared: int
     """Answers with a price in the right currency."""
     missing: int
 
 
-def prices(models: Mapping[str, AnsweredRows], baselines: Mapping[str, Outcomes]) -> Prices:
-    """Return what became of the prices.
+def amounts(field: str, models: Mapping[str, AnsweredRows], baselines: Mapping[str, Outcomes]) -> Amounts:
+    """Return the plots of a field's amounts.
 
     Args:
-        models: Their answers by name; ``challenger`` is the one to look at.
+        field: The field.
+        models: The answers by model; scatter plot and histogram are the ``challenger``'s.
         baselines: The outcomes of trivial answers by name.
     """
     answered = models["challenger"]
-    roles = Roles.of(answered.task)
     known = []
-    for row in answered.rows:
-        answer, truth = answered.answer(row), answered.truth(row)
-        same = roles.currency is None or (answer or {}).get(roles.currency) == truth[roles.currency]
-        if answer is not None and same:
-            known.append((float(truth[roles.price]), float(answer[roles.price])))
+    for each in answered.rows:
+        answer = answered.task.comparable(each.row.truth, each.answer.fields)[field]
+        if answer is not None:
+            known.append((float(each.row.truth[field]), float(answer)))
     outcomes = {name: rows.outcomes for name, rows in models.items()} | dict(baselines)
-    return Prices(
+    return Amounts(
+        label(field),
         _scatter(known),
         _errors(known),
-        _shares(outcomes),
+        _shares({name: each.fields[field]["ape"] for name, each in outcomes.items()}),
         len(known),
         len(answered.rows) - len(known),
     )
@@ -70,7 +72,7 @@ def _scatter(known: Sequence[tuple[float, float]]) -> Plot | None:
     every = [price for pair in known for price in pair]
     low, high = min(every), max(every)
     axis = Axis.powers(low * 0.9, high * 1.1)
-    # Evenly over the rows, which are in no order of price.
+    # Spread evenly over the rows, which are not ordered by price.
     some = known[:: -(-len(known) // _MOST_DOTS)]
     near = [pair for pair in some if _is_near(*pair)]
     far = [pair for pair in some if not _is_near(*pair)]
@@ -97,12 +99,12 @@ def _errors(known: Sequence[tuple[float, float]]) -> Histogram | None:
     return histogram({"within 10 %": np.array(near), "further off": np.array(far)}, _ERROR_EDGES)
 
 
-def _shares(outcomes: Mapping[str, Outcomes]) -> Plot:
+def _shares(errors: Mapping[str, Array]) -> Plot:
     """Return the cumulative distributions of relative errors, from 0 to 100 %."""
     places = np.linspace(0, 1, 101)
     lines = {}
-    for name, each in outcomes.items():
-        ordered = np.sort(each.price_ape)
+    for name, each in errors.items():
+        ordered = np.sort(each)
         shares = np.searchsorted(ordered, places + 1e-9, side="right") / len(ordered)
         lines[name] = list(zip(places.tolist(), shares.tolist(), strict=True))
     said = "; ".join(
@@ -115,7 +117,7 @@ def _shares(outcomes: Mapping[str, Outcomes]) -> Plot:
 
 @dataclass(frozen=True)
 class MatrixCell:
-    """How often a category was answered for another: ``shade`` is its share of the row, 0 to 100."""
+    """A cell of a confusion matrix; ``shade`` is its share of the row, 0 to 100."""
 
     count: int
     shade: float
@@ -124,8 +126,9 @@ class MatrixCell:
 
 @dataclass(frozen=True)
 class Matrix:
-    """Which category was answered for which: rows are the truth, columns the answers."""
+    """A confusion matrix: rows are the truth, columns the answers."""
 
+    field: str
     names: tuple[str, ...]
     columns: tuple[str, ...]
     cells: tuple[tuple[MatrixCell, ...], ...]
@@ -134,16 +137,17 @@ class Matrix:
     """The most frequent mistakes: truth, answer, how often, and of how many rows."""
 
 
-def matrix(outcomes: Outcomes) -> Matrix:
-    """Return the most frequent categories against what was answered; all others are one."""
-    counted = confusion(outcomes)
+def matrix(field: str, outcomes: Outcomes) -> Matrix:
+    """Return the confusion matrix of the most frequent categories; all others are one."""
+    counted, columns_of = confusions(outcomes)[field], outcomes.fields[field]
     rows = [(name, row) for name, row in zip(counted.categories, counted.rows, strict=True) if any(row)]
     columns = [place for place in range(len(counted.categories)) if any(row[place] for row in counted.rows)]
-    truths, answers = outcomes.category_truth.tolist(), outcomes.category_answer.tolist()
+    truths, answers = columns_of["truth"].tolist(), columns_of["answer"].tolist()
     every = Counter(truths)
     wrong = Counter(pair for pair in zip(truths, answers, strict=True) if pair[0] != pair[1])
     most = sorted(wrong.items(), key=lambda each: (-each[1], each[0]))[:_MOST_CONFUSIONS]
     return Matrix(
+        label(field),
         tuple(shown(name, 40) for name, _ in rows),
         tuple(shown(counted.categories[place], 40) for place in columns),
         tuple(
@@ -163,24 +167,24 @@ def matrix(outcomes: Outcomes) -> Matrix:
 
 @dataclass(frozen=True)
 class Threshold:
-    """From which confidence on answers are as often right as wanted, and how many of them there are here."""
+    """The confidence at which answers have a wanted accuracy, and how many reach it."""
 
     wanted: float
     confidence: float | None
-    """None where no confidence is enough."""
+    """None where no confidence suffices."""
     coverage: float
     accuracy: float | None
-    """None where no answer is so sure."""
+    """None where no answer reaches it."""
     rows: int
 
 
 @dataclass(frozen=True)
 class FieldConfidence:
-    """How sure answers are of a field, and how rightly so."""
+    """The calibration of a field on the rows of the evaluation."""
 
     name: str
     reason: str
-    """Why it is not known; empty where it is."""
+    """Why there is no confidence; empty where there is one."""
     fitted_on: int
     accuracy: float
     """Over all rows."""
@@ -192,7 +196,7 @@ class FieldConfidence:
 
 
 def calibration(fitted: Calibration | None, answered: AnsweredRows) -> tuple[FieldConfidence, ...]:
-    """Return for each field what its confidences are worth on rows that they were not fitted on."""
+    """Return each field's calibration on rows that it was not fitted on."""
     if fitted is None:
         return ()
     return tuple(_field(fitted, name, answered) for name in answered.task.fields if name in fitted.fields)
@@ -232,7 +236,7 @@ class _Bin:
 
 
 def _bins(known: Sequence[tuple[float, bool]]) -> Iterator[_Bin]:
-    """Yield groups of as many rows each, from the least sure to the surest."""
+    """Yield groups of equal size, by rising confidence."""
     count = max(1, min(_BINS, len(known) // _BIN_ROWS))
     for number in range(count):
         group = known[number * len(known) // count : (number + 1) * len(known) // count]
@@ -264,7 +268,7 @@ def _reliability(bins: Sequence[_Bin]) -> Plot:
 
 
 def _coverage(table: Sequence[Coverage]) -> Plot:
-    # From the surest few, whose accuracy says little, to all rows.
+    # From the most confident rows to all; the first few say little.
     points = [(each.coverage, each.accuracy) for each in reversed(table) if each.rows >= _BIN_ROWS]
     low = min((accuracy for _, accuracy in points), default=0.0)
     some = points[:: max(1, len(points) // 4)]

@@ -1,4 +1,4 @@
-"""The report of a comparison, made and put where people look for it: the KFP UI, MLflow and S3."""
+"""The report of an evaluation, published to the KFP UI, MLflow and S3."""
 
 import html
 import logging
@@ -30,7 +30,7 @@ def report_evaluation_step(
 ) -> Path:
     """Write the report of a model's evaluation; keep a copy in S3 and with the model's MLflow run.
 
-    A report that cannot be made is no reason to stop: it then says why.
+    A report that cannot be made does not fail the run; the page then says why.
 
     Args:
         records: Files with the records: ``base``, ``champion`` and ``challenger`` (the evaluations),
@@ -47,7 +47,7 @@ def report_evaluation_step(
         except UserError as error:
             logger.warning("%s: there is none: %s", TASK, error)
             path.write_text(f"<!doctype html><p>There is no report: {html.escape(str(error))}</p>\n")
-        except Exception as error:  # A drawing is not worth a deployment.
+        except Exception as error:  # A broken plot must not stop a deployment.
             logger.warning("%s: there is none", TASK, exc_info=True)
             path.write_text(f"<!doctype html><p>There is no report: {html.escape(repr(error))}</p>\n")
         storage.write_bytes(context.run_uri(NAME), path.read_bytes())
@@ -56,7 +56,7 @@ def report_evaluation_step(
 
 
 def _write(records: Mapping[str, str | Path], path: Path, storage: Storage) -> None:
-    # Drawing needs what no other step here does.
+    # Imported here: plots need libraries that no other step needs.
     from components.evaluate.report.page import write_report
 
     champion = read_optional_record(records["champion"], EvaluationRecord)

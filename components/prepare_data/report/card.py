@@ -12,7 +12,7 @@ import yaml
 
 from components.prepare_data.report import statistics
 from components.prepare_data.workspace import Workspace
-from fovea.task import CategoryField, PriceField, Task
+from fovea.task import Task
 
 TEMPLATE = Path(__file__).with_name("card.md.j2")
 
@@ -83,9 +83,8 @@ def _columns(task: Task) -> list[tuple[str, str, str]]:
     fields = [
         (
             name,
-            "float64" if isinstance(field, PriceField) else "string",
-            f"{'category' if isinstance(field, CategoryField) else field.type}, "
-            f"from the table's column {field.column}",
+            field.arrow_type,
+            f"{field.answered()['type']}, from the table's column {field.column}",
         )
         for name, field in task.fields.items()
     ]

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.prepare_data.report import statistics
-from components.prepare_data.tokens import CONTEXT_TOKENS
 from components.prepare_data.workspace import Workspace
 from fovea.images import PictureLimits, decode_picture
 from fovea.pages import charts, picture_url, render_page
@@ -139,7 +138,6 @@ class _Report:
         return render_page(
             TEMPLATE,
             preview=preview,
-            context_tokens=CONTEXT_TOKENS,
             source=statistics.shown(source),
             settings={name: statistics.shown(value) for name, value in settings.items()},
             task=self._task,

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from components.prepare_data.parameters import PrepareDataParameters
 from components.prepare_data.splits import IN_TWO_SPLITS, SPLITS
-from components.prepare_data.tokens import CONTEXT_TOKENS, TOO_LONG
+from components.prepare_data.tokens import TOO_LONG
 from components.prepare_data.workspace import Workspace
-from fovea.task import CategoryField, PriceField, Task
+from fovea.task import Task
+from fovea.text import printable, shorten
 
 _PICTURE = {
     "not_found": "nothing lies at the picture's address",
@@ -48,7 +49,7 @@ _ROW = {
     "duplicate": "the same product, picture and answer as another row",
     "malformed_line": "more or fewer values than the table has columns",
     "answer_not_readable_back": "the answer would be read back as something else",
-    TOO_LONG: f"more tokens than the {CONTEXT_TOKENS:,} of the context",
+    TOO_LONG: "more tokens than the base model's context",
     IN_TWO_SPLITS: "its picture looks like others', which lie in different splits",
 }
 _SECRET = re.compile(r"(?i)\b([\w.-]*(?:sig|signature|token|key|credential|secret|password)[\w.-]*)=[^&#\s]+")
@@ -163,7 +164,7 @@ def prices(workspace: Workspace, task: Task) -> Iterator[tuple[str, str, dict[st
         "ORDER BY count(*) DESC, 1 LIMIT 3"
     ).fetchall()
     for name, field in task.fields.items():
-        if isinstance(field, PriceField):
+        if field.is_amount:
             for (currency,) in currencies:
                 amounts = numbers(
                     workspace,
@@ -178,7 +179,7 @@ def prices(workspace: Workspace, task: Task) -> Iterator[tuple[str, str, dict[st
 def categories(workspace: Workspace, task: Task) -> Iterator[tuple[str, dict[str, dict[str, int]]]]:
     """Yield each category field and how often each name occurs by split, the most frequent first."""
     for name, field in task.fields.items():
-        if isinstance(field, CategoryField):
+        if field.is_category:
             found: dict[str, dict[str, int]] = {}
             for category, split, rows in workspace.db.execute(
                 "SELECT json_extract(\"values\", ?), coalesce(split, ''), count(*) FROM rows "
@@ -223,13 +224,8 @@ def shown(value: object, length: int = 240) -> str:
     who opens one.
     """
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    text = "".join(each if each.isprintable() else _instead(each) for each in text[: 8 * length])
-    text = _SECRET.sub(r"\1=…", _USER.sub("://…@", text))
-    return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def _instead(character: str) -> str:
-    return " " if character.isspace() else "\N{REPLACEMENT CHARACTER}"
+    text = _SECRET.sub(r"\1=…", _USER.sub("://…@", printable(text, 8 * length)))
+    return shorten(text, length)
 
 
 def json_path(name: str) -> str:

@@ -14,7 +14,8 @@ from PIL import Image
 from components.deploy.step import deploy_step
 from fovea.evaluation.calibration import Calibration, FieldCalibration
 from fovea.images import PictureLimits, decode_picture, encode_jpeg
-from fovea.inference import Answer, Predictor
+from fovea.inference import Predictor
+from fovea.predictions import Prediction, Row, write_predictions
 from fovea.records import (
     DatasetRecord,
     Decision,
@@ -27,7 +28,7 @@ from fovea.records import (
     write_record,
 )
 from fovea.steps import RunContext, run_step
-from fovea.task import FieldValue, product_task
+from fovea.task import Answer, FieldValue, product_task
 from tests.own_bucket import own_bucket
 from tests.some_records import some_metrics
 from tests.tiny_model import write_tiny_model
@@ -82,6 +83,17 @@ class World:
         )
 
 
+def prediction(number: int, text: str) -> Prediction:
+    """What an evaluation keeps of an answer that the model was sure of."""
+    task = product_task()
+    fields, error = task.parse(text)
+    truth: dict[str, FieldValue] = {"product": "Scarf", "category": "SCARVES", "full_price": 1.0}
+    return Prediction(
+        Row(f"row-{number}", f"p{number}", f"p{number}", truth),
+        Answer(text, fields, error, 1, 1, "stop", scores=dict.fromkeys(fields, 0.0) if fields else None),
+    )
+
+
 def evaluate(
     context: RunContext, model: Record, dataset: DatasetRecord, answers: list[str]
 ) -> EvaluationRecord:
@@ -89,8 +101,7 @@ def evaluate(
     metrics = some_metrics(samples=ROWS, groups=ROWS)
 
     def work(attempt: Any) -> dict[str, Any]:
-        table = pa.table({"row_id": [f"row-{n}" for n in range(len(answers))], "text": answers})
-        pq.write_table(table, attempt.payload / "predictions-00000.parquet")
+        write_predictions(attempt.payload, dataset.task, [prediction(*each) for each in enumerate(answers)])
         return {
             "model_digest": model.digest,
             "dataset_digest": dataset.digest,

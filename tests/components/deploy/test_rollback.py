@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from components.deploy import step as deploy_module
 from components.deploy.history import champion_before, present_deployment
 from components.deploy.parameters import Deployment, Example
 from components.deploy.rollback import roll_back
+from components.deploy.targets.local import LocalTarget
+from components.deploy.targets.target import RolloutOutcome
 from components.deploy.verification import Verification
 from fovea.errors import UserError
 from fovea.records import ModelRecord, StepInputs
@@ -25,11 +26,11 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether the next verifications pass; the last holds on."""
     verdicts = [True]
 
-    def verified(*_: Any) -> Verification:
+    def verified(*_: Any) -> RolloutOutcome:
         passed = verdicts.pop(0) if len(verdicts) > 1 else verdicts[0]
-        return Verification(passed, "asked", 1, 1, EXAMPLE)
+        return RolloutOutcome(Verification(passed, "asked", 1, 1, EXAMPLE))
 
-    monkeypatch.setattr(deploy_module, "_on_this_machine", verified)
+    monkeypatch.setattr(LocalTarget, "deploy", verified)
     return verdicts
 
 

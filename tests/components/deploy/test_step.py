@@ -13,16 +13,15 @@ from typing import Any
 
 import pytest
 
-from components.deploy.candidate import Candidate
 from components.deploy.parameters import Deployment
+from components.deploy.release import Release
 from components.deploy.step import deployment_uri
 from components.deploy.targets.local import LocalServer, ServerError
 from fovea.errors import UserError
-from fovea.inference import Answer
 from fovea.records import ModelReference
 from fovea.steps import RunContext, StepReport
 from fovea.storage import Storage, index_uri
-from fovea.task import Task, product_task
+from fovea.task import Answer, Task, product_task
 from tests.components.deploy.conftest import ROWS, TRUTH, World, decide, evaluate
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -137,13 +136,14 @@ def test_a_task_is_what_is_asked_and_answered(settled: World, task: Task, reason
     evaluation = settled.evaluation.model_copy(update=own)
     parents = {"challenger": evaluation.digest}
     decision = settled.decision.model_copy(update={**own, "parents": parents})
-    assert Candidate(model, evaluation, settled.dataset, decision).refusal() == reason
+    release = Release(model, evaluation, settled.dataset, decision, settled.root)
+    assert release.refusal() == reason
 
 
 def test_an_evaluation_of_an_unknown_task_is_refused(settled: World) -> None:
     evaluation = settled.evaluation.model_copy(update={"task_digest": "sha256:" + "0" * 64})
     decision = settled.decision.model_copy(update={"parents": {"challenger": evaluation.digest}})
-    reason = Candidate(settled.model, evaluation, settled.dataset, decision).refusal()
+    reason = Release(settled.model, evaluation, settled.dataset, decision, settled.root).refusal()
     here = product_task().digest[:19]
     assert reason == f"the evaluation asked another task: sha256:000000000000 there, {here} here"
 
@@ -166,6 +166,19 @@ def test_wrong_parameters(settled: World, parameters: dict[str, Any], message: s
     with pytest.raises(UserError, match=message):
         settled.deploy(**parameters)
     assert Storage().exists(f"{settled.root}/runs/run-1/failure.json")
+
+
+def test_a_local_run_does_not_wait_for_the_kubernetes_client() -> None:
+    code = "import sys, components.deploy.step; sys.exit('kubernetes' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
+
+
+def test_kserve_without_a_way_to_a_cluster_is_a_verdict(
+    settled: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "missing"))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    assert "set KUBECONFIG" in refused(settled, deploy_target="kserve")
 
 
 def test_a_taken_port_is_the_reason(settled: World) -> None:

@@ -13,13 +13,11 @@ import pyarrow.parquet as parquet
 from PIL import Image
 
 from components.evaluate.baselines import shuffle_among_groups
-from components.evaluate.predictions import write_predictions
-from components.evaluate.split import Row
 from fovea.evaluation.calibration import fit_calibration
 from fovea.evaluation.intervals import measure
-from fovea.evaluation.metrics import confusion, slices
+from fovea.evaluation.metrics import confusions, slices
 from fovea.evaluation.outcomes import Outcomes, write_baselines
-from fovea.inference import Answer
+from fovea.predictions import Prediction, Row, write_predictions
 from fovea.records import (
     DatasetRecord,
     Decision,
@@ -30,7 +28,7 @@ from fovea.records import (
     Split,
 )
 from fovea.storage import Storage
-from fovea.task import FieldValue, Task, product_task
+from fovea.task import Answer, FieldValue, Task, product_task
 from tests.some_records import made_by, some_evaluation
 
 TASK = product_task()
@@ -154,7 +152,12 @@ def save_evaluation(
         name: Outcomes.of(task, truths, said, groups, row_ids) for name, said in (baselines or {}).items()
     }
     with tempfile.TemporaryDirectory() as name:
-        write_predictions(Path(name), task, rows, answers, shown, fitted)
+        others = [row_ids[other] for other in shown] if shown else [None] * len(rows)
+        predictions = [
+            Prediction(row, each, fitted.confidences(each.scores) if fitted else {}, other)
+            for row, each, other in zip(rows, answers, others, strict=True)
+        ]
+        write_predictions(Path(name), task, predictions)
         if trivial:
             write_baselines(trivial, Path(name))
         files = bucket.storage.upload_folder(Path(name), f"{bucket.root}/{model}/")
@@ -179,7 +182,7 @@ def save_evaluation(
             for kind, masks in slices(outcomes).items()
         },
         baselines={each: measured(found) for each, found in trivial.items()},
-        confusion=confusion(outcomes),
+        confusions=confusions(outcomes),
         calibration=fitted,
     )
 

@@ -20,8 +20,9 @@ from components.evaluate.step import evaluate_step, figures
 from fovea.errors import UserError
 from fovea.evaluation.calibration import Calibration, FieldCalibration
 from fovea.evaluation.intervals import measure
-from fovea.evaluation.outcomes import read_baselines, read_outcomes
+from fovea.evaluation.outcomes import Outcomes, read_baselines
 from fovea.inference import Predictor
+from fovea.predictions import read_predictions
 from fovea.records import (
     AbsentRecord,
     DatasetRecord,
@@ -222,28 +223,27 @@ def test_a_model_that_does_not_look_is_found_out(inputs: Inputs) -> None:
     assert (record.model_digest, record.dataset_digest) == (model.digest, inputs.dataset.digest)
     assert record.task_digest == product_task().digest
     assert record.generation.model_dump() == {"max_new_tokens": 20, "num_crops": 4, "dtype": "float32"}
+    assert (record.metrics.samples, record.metrics.groups) == (9, 3)
     assert record.metrics.figures == {
-        "samples": 9,
-        "groups": 3,
         "parse_rate": 1.0,
-        "title_exact": pytest.approx(1 / 3),
-        "title_f1": pytest.approx(1 / 3),
-        "category_accuracy": pytest.approx(1 / 3),
-        "category_macro_f1": pytest.approx(0.5 / 3),
-        "price_median_ape": pytest.approx(0.2),
-        "price_mean_ape": pytest.approx(0.4),
-        "price_within_10_percent": pytest.approx(1 / 3),
-        "price_mean_absolute_error": pytest.approx(25.0),
+        "product.exact": pytest.approx(1 / 3),
+        "product.f1": pytest.approx(1 / 3),
+        "category.accuracy": pytest.approx(1 / 3),
+        "category.macro_f1": pytest.approx(0.5 / 3),
+        "full_price.median_ape": pytest.approx(0.2),
+        "full_price.mean_ape": pytest.approx(0.4),
+        "full_price.within_10_percent": pytest.approx(1 / 3),
+        "full_price.mean_absolute_error": pytest.approx(25.0),
     }
-    assert record.metrics.intervals["category_accuracy"].model_dump() == {"low": 0.0, "high": 1.0}
-    assert record.slices["category"]["BAGS"].category_accuracy == 1.0
-    assert record.slices["price_band"]["100.00 to 125.00"].samples == 6
+    assert record.metrics.intervals["category.accuracy"].model_dump() == {"low": 0.0, "high": 1.0}
+    assert record.slices["category"]["BAGS"].figures["category.accuracy"] == 1.0
+    assert record.slices["full_price"]["100.00 to 125.00"].samples == 6
     assert record.parsed == record.metrics
     # Whatever it is shown, it is as right as before.
     assert record.shuffled == record.metrics
-    assert record.confusion is not None
-    assert record.confusion.categories == ("BAGS", "BELTS", "SHOES")
-    assert record.confusion.rows == ((3, 0, 0), (3, 0, 0), (3, 0, 0))
+    (confusion,) = record.confusions.values()
+    assert confusion.categories == ("BAGS", "BELTS", "SHOES")
+    assert confusion.rows == ((3, 0, 0), (3, 0, 0), (3, 0, 0))
     rows = inputs.predictions(record)
     assert [row["row_id"] for row in rows] == [f"row-{number}" for number in range(9)]
     assert rows[3] | {"shuffled_row_id": None} == {
@@ -267,10 +267,10 @@ def test_a_model_that_does_not_look_is_found_out(inputs: Inputs) -> None:
     }
     assert all(rows[3][f"score_{name}"] <= 0 for name in product_task().fields)
     assert figures(record)["shuffled_parse_rate"] == 1.0
-    assert figures(record)["category_accuracy_high"] == 1.0
+    assert figures(record)["category.accuracy_high"] == 1.0
     folder = inputs.storage.download(record)
-    again = read_outcomes([folder / "predictions-00000.parquet"], product_task())
-    assert measure(again) == record.metrics
+    again = read_predictions([folder / "predictions-00000.parquet"], product_task())
+    assert measure(Outcomes.of_predictions(product_task(), again)) == record.metrics
 
 
 def test_baselines_come_with_the_evaluation_of_a_base(inputs: Inputs) -> None:
@@ -279,16 +279,19 @@ def test_baselines_come_with_the_evaluation_of_a_base(inputs: Inputs) -> None:
     assert [*record.baselines] == ["majority_category", "category_median_price", "nearest_neighbour"]
     constant = record.baselines["majority_category"]
     # BAGS, Red Bag; of the prices 50, 50, 100 and 125 the median is 75.
-    assert (constant.category_accuracy, constant.title_exact) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
-    assert constant.price_median_ape == pytest.approx(0.4)
+    assert (constant.figures["category.accuracy"], constant.figures["product.exact"]) == (
+        pytest.approx(1 / 3),
+        pytest.approx(1 / 3),
+    )
+    assert constant.figures["full_price.median_ape"] == pytest.approx(0.4)
     folder = inputs.storage.download(record)
-    found = read_baselines(folder / "baselines.parquet")["nearest_neighbour"]
-    right = dict(zip(found.row_ids.tolist(), found.title_exact.tolist(), strict=True))
+    found = read_baselines(folder / "baselines.parquet", product_task())["nearest_neighbour"]
+    right = dict(zip(found.row_ids.tolist(), found.fields["product"]["exact"].tolist(), strict=True))
     # These rows' very pictures were among those to train on.
     assert all(right[f"row-{number}"] for number in (0, 3, 6, 7))
     assert measure(found) == record.baselines["nearest_neighbour"]
-    median_price = read_baselines(folder / "baselines.parquet")["category_median_price"]
-    assert median_price.category_answer.tolist() == found.category_answer.tolist()
+    median_price = read_baselines(folder / "baselines.parquet", product_task())["category_median_price"]
+    assert median_price.fields["category"]["answer"].tolist() == (found.fields["category"]["answer"].tolist())
     inputs.use("constant", tuned=True)
     assert inputs.evaluate().baselines == {}
 
@@ -406,7 +409,7 @@ def test_an_evaluation_that_was_killed_goes_on_where_it_was(
     # Of the nine rows and of three for the calibration, five were answered before.
     assert sum(asked) == 9 + 3 - 5
     assert inputs.kept() == []
-    assert (record.metrics.parse_rate, record.metrics.price_median_ape) == (0.0, 1.0)
+    assert (record.metrics.parse_rate, record.metrics.figures["full_price.median_ape"]) == (0.0, 1.0)
 
     rows = inputs.predictions(record)
     split = Split(folders["dataset"], "test", product_task())
@@ -489,7 +492,7 @@ def test_a_model_of_the_same_task_on_other_columns_is_evaluated(inputs: Inputs) 
     inputs.use("constant", task=product_task("name", "kind", "amount"))
     record = inputs.evaluate(subject="champion")
     assert record.task_digest == inputs.dataset.task.digest
-    assert record.metrics.category_accuracy == pytest.approx(1 / 3)
+    assert record.metrics.figures["category.accuracy"] == pytest.approx(1 / 3)
 
 
 def test_pictures_are_read_in_batches(tmp_path: Path) -> None:
@@ -551,7 +554,7 @@ def tracked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_figures_go_to_the_models_run(inputs: Inputs, tracked: list[Any]) -> None:
     inputs.use("constant")
     record = inputs.evaluate()
-    assert [prefix for prefix, _ in tracked] == ["test/", "test/shuffled/", "confusion.json"]
+    assert [prefix for prefix, _ in tracked] == ["test/", "test/shuffled/", "confusion-category.json"]
     confusion = {"truth": ["BAGS", "BELTS", "SHOES"], "answer": ["BAGS"] * 3, "rows": [3] * 3}
     assert tracked[2][1] == confusion
     assert tracked[0][1].items() > record.metrics.figures.items()

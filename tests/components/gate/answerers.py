@@ -4,15 +4,16 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from components.gate.evidence import BASE_SHUFFLED, CHALLENGER, SHUFFLED, Evidence
-from components.gate.parameters import BASELINES
+from components.gate.evidence import BASE_SHUFFLED, SHUFFLED, Evidence
+from fovea.evaluation.baselines import baselines_of
 from fovea.evaluation.intervals import measure
-from fovea.evaluation.outcomes import Outcomes
+from fovea.evaluation.outcomes import CHALLENGER, Outcomes
 from fovea.records import AbsentRecord, EvaluationRecord
 from fovea.task import FieldValue, product_task
 from tests.some_records import some_evaluation
 
 TASK = product_task()
+BASELINES = baselines_of(TASK)
 BASE, TUNED, CHAMPION, OTHER = (f"sha256:{digit * 64}" for digit in "abcd")
 NO_CHAMPION = AbsentRecord(reason="the registry has no model yet")
 

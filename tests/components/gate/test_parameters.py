@@ -7,31 +7,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.gate.parameters import (
-    FIGURES,
-    OPPONENTS,
     GateParameters,
     GateRules,
     RuleSpec,
+    opponents_of,
     parse_rules,
     read_rules,
 )
 from components.gate.rules import default_rules
 from fovea.errors import UserError
+from fovea.evaluation.metrics import metrics_of
 from fovea.storage import Storage
+from fovea.task import product_task
 
 RULES = """
 rules:
   - name: bags
-    metric: category_accuracy
+    metric: category.accuracy
     slice: category=BAGS
     at_least: 0.85
-  - name: keeps_price
-    metric: price_median_ape
-    slice: price_band=1
+  - name: keeps_full_price
+    metric: full_price.median_ape
+    slice: full_price=1
     against: champion
     margin: 0.02
 """
-DEFAULTS = default_rules(GateParameters())
+TASK = product_task()
+DEFAULTS = default_rules(GateParameters(), TASK)
+FIGURES = (*metrics_of(TASK), "picture_reliance", "samples", "groups")
 
 
 def test_rules_stand_beside_the_default_ones_or_take_their_places() -> None:
@@ -39,9 +42,9 @@ def test_rules_stand_beside_the_default_ones_or_take_their_places() -> None:
     by_name = {rule.name: rule for rule in found}
     assert len(found) == len(DEFAULTS) + 1
     assert (by_name["bags"].comparison, by_name["bags"].limit) == (">=", 0.85)
-    assert (by_name["keeps_price"].slice, by_name["keeps_price"].limit) == ("price_band=1", -0.02)
+    assert (by_name["keeps_full_price"].slice, by_name["keeps_full_price"].limit) == ("full_price=1", -0.02)
     alone = parse_rules("defaults: false\n" + RULES, "rules.yaml").with_defaults(DEFAULTS)
-    assert [rule.name for rule in alone] == ["bags", "keeps_price"]
+    assert [rule.name for rule in alone] == ["bags", "keeps_full_price"]
     assert GateRules().with_defaults(DEFAULTS) == DEFAULTS
 
 
@@ -54,9 +57,7 @@ def one(**asked: object) -> str:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (one(metric="accuracy"), f"unknown metric 'accuracy'; there are {', '.join(FIGURES)}"),
-        (one(slice="colour=red"), "unknown slice 'colour=red'; there are category=…, price_band=…"),
-        (one(at_least=None, against="last"), f"unknown opponent 'last'; there are {', '.join(OPPONENTS)}"),
+        (one(metric="'Accuracy!'"), "should match pattern"),
         (one(at_leas=1), "unknown: at_leas; there are name, metric, slice"),
         ("rule: []", "unknown: rule; there are defaults, rules"),
         (one(name="comparable"), "one of the gate's own conditions"),
@@ -64,7 +65,6 @@ def one(**asked: object) -> str:
         (one(at_most=0.7), "give one of at_least, at_most and against"),
         (one(at_least=None), "give one of at_least, at_most and against"),
         (one(margin=0.1), "margin goes with against"),
-        (one(at_least=None, against="base", metric="samples"), "samples cannot be compared"),
         (one(at_least=None, against="base", margin=-1), "greater than or equal to 0"),
         (one(at_least=".nan"), "finite number"),
         (one(at_least=".inf"), "finite number"),
@@ -85,6 +85,26 @@ def test_what_is_wrong_is_said_with_the_choices(text: str, message: str) -> None
     assert str(caught.value).startswith("gate_rules: ")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (one(metric="accuracy"), f"unknown metric 'accuracy'; there are {', '.join(FIGURES)}"),
+        (one(slice="colour=red"), "unknown slice 'colour=red'; there are category=…, full_price=…"),
+        (one(slice="product=Bag"), "unknown slice 'product=Bag'; there are category=…, full_price=…"),
+        (
+            one(at_least=None, against="last"),
+            f"unknown opponent 'last'; there are {', '.join(opponents_of(TASK))}",
+        ),
+        (one(at_least=None, against="base", metric="samples"), "samples cannot be compared"),
+    ],
+)
+def test_what_is_not_of_the_task_is_said_with_the_choices(text: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_rules(text, "gate_rules").check(TASK)
+    assert str(caught.value).startswith("mine: ")
+    assert message in str(caught.value)
 
 
 @settings(max_examples=100)

@@ -13,16 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.gate.checks import CHECKS
-from components.gate.evidence import CHALLENGER, SHUFFLED, Evidence
-from components.gate.parameters import BASELINES, CONDITIONS, GateParameters, RuleSpec
+from components.gate.evidence import SHUFFLED, Evidence
+from components.gate.parameters import CONDITIONS, GateParameters, RuleSpec
 from components.gate.rules import Judgement, default_rules, judge, judge_base
-from fovea.evaluation.metrics import METRICS
+from fovea.evaluation.metrics import metrics_of
+from fovea.evaluation.outcomes import CHALLENGER
 from fovea.records import GenerationParameters, Interval, Metrics
-from fovea.steps import plain_line
+from fovea.text import plain_line
 from tests.components.gate.answerers import (
     BASE,
+    BASELINES,
     CHAMPION,
     OTHER,
+    TASK,
     TRUTHS,
     TUNED,
     Answers,
@@ -35,9 +38,10 @@ from tests.components.gate.answerers import (
     nothing,
 )
 
-RULES = default_rules(GateParameters())
+METRICS = metrics_of(TASK)
+RULES = default_rules(GateParameters(), TASK)
 BY_NAME = {rule.name: rule for rule in RULES}
-OF_CHAMPION = {"keeps_parse_rate", "keeps_category", "keeps_price"}
+OF_CHAMPION = {"keeps_parse_rate", "keeps_category", "keeps_full_price"}
 CASE = evidence(good())
 WITH_CHAMPION = evidence(good(), champion=good(wrong=0.05, seed=9))
 
@@ -75,11 +79,16 @@ def test_the_first_model_has_no_champion_to_keep_up_with() -> None:
 NAMED: Mapping[str, tuple[Answers, set[str]]] = {
     "answers the most frequent product": (
         most_frequent(),
-        {"category_accuracy", "price_error", "picture_reliance", "beats_majority_category_on_category"},
+        {
+            "category_accuracy",
+            "full_price_median_ape",
+            "picture_reliance",
+            "beats_majority_category_on_category",
+        },
     ),
     "answers nothing": (nothing(), {"parse_rate", "category_accuracy", "beats_base_on_category"}),
     # What it was asked is no answer: the parser's verdict on it stands for the model's.
-    "copies the prompt": (nothing(), {"parse_rate", "price_error", "beats_base_on_price"}),
+    "copies the prompt": (nothing(), {"parse_rate", "full_price_median_ape", "beats_base_on_full_price"}),
     "ignores the picture": (
         blind(),
         {"picture_reliance", "category_accuracy", "beats_nearest_neighbour_on_category"},
@@ -126,12 +135,14 @@ def test_a_model_that_is_worse_than_the_champion_is_refused() -> None:
 
 def test_a_good_base_is_not_beaten() -> None:
     judgement = judge(evidence(good(), base=good(seed=5)), RULES)
-    assert refused_by(judgement) == {"beats_base_on_category", "beats_base_on_price"}
+    assert refused_by(judgement) == {"beats_base_on_category", "beats_base_on_full_price"}
 
 
 def test_the_base_is_refused_by_what_the_rules_ask_for() -> None:
     of_base = judge_base(CASE, RULES)
-    assert {"parse_rate", "category_accuracy", "price_error", "picture_reliance"} <= refused_by(of_base)
+    assert {"parse_rate", "category_accuracy", "full_price_median_ape", "picture_reliance"} <= refused_by(
+        of_base
+    )
     assert judge_base(evidence(good(), base=good(seed=5)), RULES).passed
 
 
@@ -140,13 +151,13 @@ def test_the_base_is_refused_by_what_the_rules_ask_for() -> None:
     [
         ({"min_samples": 241}, "samples"),
         ({"min_category_accuracy": 0.99}, "category_accuracy"),
-        ({"max_price_median_ape": 0.01}, "price_error"),
+        ({"max_price_median_ape": 0.01}, "full_price_median_ape"),
         ({"min_picture_reliance": 0.99}, "picture_reliance"),
-        ({"champion_margin": 0.0}, "keeps_price"),
+        ({"champion_margin": 0.0}, "keeps_full_price"),
     ],
 )
 def test_each_limit_refuses_by_its_name(limits: dict[str, Any], rule: str) -> None:
-    judgement = judge(WITH_CHAMPION, default_rules(GateParameters(**limits)))
+    judgement = judge(WITH_CHAMPION, default_rules(GateParameters(**limits), TASK))
     assert rule in refused_by(judgement) <= {rule, *(OF_CHAMPION if "champion_margin" in limits else ())}
     assert rule in judgement.reason
 
@@ -232,10 +243,10 @@ def test_every_figure_that_is_missing_or_not_a_finite_number_refuses(who: str, n
     # Such a record cannot be read from JSON; the gate must not depend on that.
     for value in BROKEN:
         whole = getattr(WITH_CHAMPION, who)
-        fields = dict(whole.metrics.__dict__)
-        fields[name] = value
+        figures: dict[str, Any] = {**whole.metrics.figures, name: value}
         if value is None:
-            del fields[name]
+            del figures[name]
+        fields = {**whole.metrics.__dict__, "figures": figures}
         broken = changed(whole, metrics=Metrics.model_construct(**fields))
         case = dataclasses.replace(WITH_CHAMPION, **{who: broken})
         judgement = judge(case, RULES[:1])
@@ -246,17 +257,19 @@ def test_every_figure_that_is_missing_or_not_a_finite_number_refuses(who: str, n
 @pytest.mark.parametrize("interval", [None, Interval.model_construct(low=0.1, high=math.nan)])
 def test_an_interval_that_is_missing_or_not_finite_refuses(interval: Interval | None) -> None:
     metrics = WITH_CHAMPION.challenger.metrics
-    intervals = {**metrics.intervals, "title_f1": interval}
+    intervals = {**metrics.intervals, "product.f1": interval}
     if interval is None:
-        del intervals["title_f1"]
+        del intervals["product.f1"]
     broken = changed(WITH_CHAMPION.challenger, metrics=changed(metrics, intervals=intervals))
     judgement = judge(dataclasses.replace(WITH_CHAMPION, challenger=broken), RULES[:1])
     assert refused_by(judgement) == {"figures_agree"}
-    assert "the interval of title_f1 of challenger" in judgement.reason
+    assert "the interval of product.f1 of challenger" in judgement.reason
 
 
 def test_figures_that_are_not_the_predictions_refuse() -> None:
-    better = changed(CASE.challenger, metrics=changed(CASE.challenger.metrics, title_exact=1.0 - 1e-6))
+    metrics = CASE.challenger.metrics
+    figures = {**metrics.figures, "product.exact": 1.0 - 1e-6}
+    better = changed(CASE.challenger, metrics=changed(metrics, figures=figures))
     judgement = judge(dataclasses.replace(CASE, challenger=better), RULES)
     assert refused_by(judgement) == {"figures_agree"}
     assert "in the record and" in judgement.reason
@@ -273,7 +286,7 @@ def test_predictions_or_baselines_that_are_missing_refuse(name: str) -> None:
     if name.startswith("baseline:"):
         bare = changed(WITH_CHAMPION.base, baselines={})
         case = dataclasses.replace(WITH_CHAMPION, base=bare, outcomes=without)
-        assert {"figures_agree", f"beats_{name.removeprefix('baseline:')}_on_price"} <= refused_by(
+        assert {"figures_agree", f"beats_{name.removeprefix('baseline:')}_on_full_price"} <= refused_by(
             judge(case, RULES)
         )
 
@@ -285,7 +298,7 @@ def test_a_model_without_a_shuffled_evaluation_is_refused() -> None:
 
 
 def spec(**asked: Any) -> RuleSpec:
-    return RuleSpec.model_validate({"name": "mine", "metric": "category_accuracy", **asked})
+    return RuleSpec.model_validate({"name": "mine", "metric": "category.accuracy", **asked})
 
 
 @pytest.mark.parametrize(
@@ -294,16 +307,16 @@ def spec(**asked: Any) -> RuleSpec:
         (spec(slice="category=BAGS", at_least=0.9), True, "as ≥ 90.00 %"),
         (spec(slice="category=BAGS", at_least=0.999), False, "not ≥ 99.90 %"),
         (spec(slice="category=HATS", at_least=0.1), False, "there is no category 'HATS'"),
-        (spec(slice="price_band=1", metric="price_median_ape", at_most=0.1), True, "as ≤ 10.00 %"),
-        (spec(slice="price_band=5", at_least=0.1), False, "there is no price_band '5'"),
+        (spec(slice="full_price=1", metric="full_price.median_ape", at_most=0.1), True, "as ≤ 10.00 %"),
+        (spec(slice="full_price=5", at_least=0.1), False, "there is no full_price '5'"),
         (spec(slice="category=BELTS", at_least=0.1, min_samples=49), False, "rests on 48 rows, at least 49"),
         (spec(slice="category=BELTS", metric="samples", at_least=48), True, "as ≥ 48"),
         (spec(slice="category=BELTS", metric="groups", at_least=49), False, "not ≥ 49"),
         (spec(slice="category=SCARVES", metric="picture_reliance", at_least=0.3), True, "as ≥ 30.00 %"),
-        (spec(slice="price_band=4", against="baseline:majority_category"), False, "not surely above"),
-        (spec(slice="price_band=1", against="baseline:majority_category"), True, "surely above 0.00 points"),
+        (spec(slice="full_price=4", against="baseline:majority_category"), False, "not surely above"),
+        (spec(slice="full_price=1", against="baseline:majority_category"), True, "surely above 0.00 points"),
         (spec(against="champion", margin=0.5), True, "surely above −50.00 points"),
-        (spec(metric="title_f1", at_most=0.5), False, "not ≤ 50.00 %"),
+        (spec(metric="product.f1", at_most=0.5), False, "not ≤ 50.00 %"),
     ],
 )
 def test_rules_on_slices_and_comparisons(rule: RuleSpec, passed: bool, reason: str) -> None:
@@ -366,7 +379,7 @@ def loosely(
         champion=answered(champion) if champion else None,
         truths=SMALL,
     )
-    return judge(case, default_rules(limits), resamples=100)
+    return judge(case, default_rules(limits, TASK), resamples=100)
 
 
 @QUICK

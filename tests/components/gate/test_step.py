@@ -5,15 +5,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as parquet
 import pytest
 
 from components.gate.step import Verdict, escape, gate_step
 from fovea.errors import UserError
 from fovea.evaluation.intervals import measure
-from fovea.evaluation.metrics import METRICS
+from fovea.evaluation.metrics import metrics_of
 from fovea.evaluation.outcomes import write_baselines
+from fovea.predictions import Prediction, Row, write_predictions
 from fovea.records import (
     AbsentRecord,
     Decision,
@@ -27,7 +26,7 @@ from fovea.records import (
 )
 from fovea.steps import Attempt, RunContext, run_step
 from fovea.storage import Storage
-from fovea.task import Task, product_task
+from fovea.task import Answer, Task, product_task
 from tests.components.gate.answerers import (
     BASE,
     CHAMPION,
@@ -69,16 +68,15 @@ def commit(root: str, digest: str, answers: Answers, *, is_base: bool = False) -
     trivial = baselines() if is_base else {}
 
     def work(attempt: Attempt) -> Mapping[str, Any]:
-        columns: dict[str, list[Any]] = {
-            "row_id": [str(number) for number in range(len(TRUTHS))],
-            "product_group": own.groups.tolist(),
-            "parse_error": [None if answer else "no answer" for answer in answers],
-            "shuffled_row_id": [str((number + 5) % len(TRUTHS)) for number in range(len(TRUTHS))],
-        }
-        for name in TASK.fields:
-            columns[f"true_{name}"] = [truth[name] for truth in TRUTHS]
-            columns[f"predicted_{name}"] = [(answer or {}).get(name) for answer in answers]
-        parquet.write_table(pa.table(columns), attempt.payload / "predictions-00000.parquet")
+        predictions = [
+            Prediction(
+                Row(str(number), str(number), own.groups.tolist()[number], truth),
+                Answer("", answer, None if answer else "no answer", 1, 1, "stop"),
+                shuffled_row_id=str((number + 5) % len(TRUTHS)),
+            )
+            for number, (truth, answer) in enumerate(zip(TRUTHS, answers, strict=True))
+        ]
+        write_predictions(attempt.payload, TASK, predictions)
         if trivial:
             write_baselines(trivial, attempt.payload)
         whole = record(digest, {"own": own, "shuffled": shuffled, **trivial})
@@ -159,7 +157,7 @@ def test_a_good_model_passes_and_the_decision_stands_in_s3(decide: Gate) -> None
     }
     assert Storage().find(decide.artifact_root, "gate", decision.input_key) == decision
     by_name = {rule.name: rule for rule in decision.rules}
-    beaten = by_name["beats_nearest_neighbour_on_price"]
+    beaten = by_name["beats_nearest_neighbour_on_full_price"]
     assert beaten.inputs == {"base": decide.base.digest, "challenger": decide.challenger.digest}
     assert beaten.interval is not None
     assert beaten.interval.low > 0
@@ -183,15 +181,15 @@ def test_a_champion_is_compared_with(decide: Gate) -> None:
 
 
 def test_rules_of_ones_own_are_judged_and_stand_in_the_decision(decide: Gate) -> None:
-    rules = "rules: [{name: bags, metric: category_accuracy, slice: category=BAGS, at_least: 0.999}]"
+    rules = "rules: [{name: bags, metric: category.accuracy, slice: category=BAGS, at_least: 0.999}]"
     verdict = decide(gate_rules=rules)
-    assert verdict.reason.startswith("refused: bags (category_accuracy is 9")
+    assert verdict.reason.startswith("refused: bags (category.accuracy is 9")
     storage = Storage()
     storage.write_bytes(f"{decide.artifact_root}/rules.yaml", b"defaults: false\n" + rules.encode())
     by_uri = decide("run-2", gate_rules=f"{decide.artifact_root}/rules.yaml", min_samples=10_000)
     assert by_uri.reason == verdict.reason
     assert [rule["name"] for rule in decide.decision.parameters["rules"]] == ["bags"]
-    with pytest.raises(UserError, match="unknown metric 'accuracy'; there are category_accuracy"):
+    with pytest.raises(UserError, match=r"unknown metric 'accuracy'; there are product\.exact"):
         decide("run-3", gate_rules="rules: [{name: bags, metric: accuracy, at_least: 0.5}]")
 
 
@@ -284,17 +282,24 @@ def test_a_task_is_what_is_asked_and_answered(decide: Gate, task: Task, passed: 
 def test_a_figure_that_is_not_finite_missing_or_made_up_refuses(decide: Gate) -> None:
     path = decide.folder / "challenger.json"
     good_one = json.loads(path.read_text())
-    for figure, value in [("samples", "NaN"), ("category_accuracy", "Infinity"), ("price_mean_ape", None)]:
+    for figure, value in [
+        ("samples", "NaN"),
+        ("category.accuracy", "Infinity"),
+        ("full_price.mean_ape", None),
+    ]:
         document = json.loads(json.dumps(good_one))
-        document["metrics"][figure] = "@"
+        metrics = document["metrics"]
+        holder = metrics if figure in metrics else metrics["figures"]
+        holder[figure] = "@"
         if value is None:
-            del document["metrics"][figure]
+            del holder[figure]
         path.write_text(json.dumps(document).replace('"@"', str(value)))
         verdict = decide(f"{figure}-{value}")
         assert not verdict.passed
         assert figure in verdict.reason
-    path.write_text(json.dumps(good_one | {"metrics": good_one["metrics"] | {"title_exact": 0.123456}}))
-    assert "figures_agree (title_exact of challenger is 0.123456 in the record" in decide("made-up").reason
+    good_one["metrics"]["figures"]["product.exact"] = 0.123456
+    path.write_text(json.dumps(good_one))
+    assert "figures_agree (product.exact of challenger is 0.123456 in the record" in decide("made-up").reason
 
 
 def test_without_the_models_record_there_is_no_decision(decide: Gate) -> None:
@@ -332,4 +337,4 @@ def test_values_cannot_break_out_of_the_report(decide: Gate) -> None:
 
 
 def test_evaluations_of_tests_are_like_real_ones() -> None:
-    assert set(METRICS) <= set(measure(outcomes(good()), RESAMPLES).intervals)
+    assert set(metrics_of(TASK)) <= set(measure(outcomes(good()), RESAMPLES).intervals)

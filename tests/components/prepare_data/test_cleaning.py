@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from components.prepare_data.cleaning import clean_row, clean_text
+from components.prepare_data.cleaning import clean_row
 from components.prepare_data.parameters import PrepareDataParameters
-from components.prepare_data.prices import UnusableError
+from fovea.errors import UnusableError
 from fovea.task import product_task
+from fovea.text import clean_text
 
 TASK = product_task()
 PARAMETERS = PrepareDataParameters(source="table.csv")

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import random
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -528,11 +529,16 @@ def test_only_what_decides_the_lengths_of_a_base_model_counts(feed: Path, s3: st
 
 
 def test_what_does_not_fit_the_context_is_left_out_and_never_cut(
-    feed: Path, s3: str, base: Path, monkeypatch: pytest.MonkeyPatch
+    feed: Path, s3: str, base_folder: Path, tmp_path: Path
 ) -> None:
     rows = [good_row(number) for number in range(30)]
     rows[3]["title"] = "Scarf " + "very " * 30 + "long"
-    monkeypatch.setattr("components.prepare_data.tokens.CONTEXT_TOKENS", 200)
+    short = Path(shutil.copytree(base_folder, tmp_path / "short"))
+    config = json.loads((short / "config.json").read_text()) | {"original_max_position_embeddings": 200}
+    (short / "config.json").write_text(json.dumps(config))
+    model = import_model(short, RunContext(artifact_root=s3, run_id="short"), storage())
+    base = tmp_path / "short.json"
+    write_record(model, base)
     record = prepare(s3, write_table(feed / "table.csv", rows), base_record=base)
     assert record.dropped == {"too_long_for_context": 1}
     assert record.tokens is not None

@@ -11,11 +11,11 @@ from peft import PeftModel
 from PIL import Image, ImageColor
 from safetensors.torch import load_file, save_file
 
-from fovea.inference import Answer, Predictor
+from fovea.inference import Predictor
 from fovea.phi3v import Phi3VProcessor
 from fovea.records import AdapterRecord
 from fovea.storage import Storage
-from fovea.task import product_task
+from fovea.task import Answer, product_task
 from tests.components.train_lora.inputs import Inputs, row
 from tests.tiny_model import write_tiny_model
 

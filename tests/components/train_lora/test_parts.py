@@ -47,10 +47,10 @@ def test_lengths_are_those_of_the_batches(folder: Path, tmp_path: Path) -> None:
 
 def test_what_is_too_long_is_left_out_and_named(caplog: pytest.LogCaptureFixture) -> None:
     extents = [Extent(10, 1), Extent(4097, 1), Extent(4096, 1)]
-    assert fitting("train", ["a", "b", "c"], extents) == [0, 2]
+    assert fitting("train", ["a", "b", "c"], extents, 4096) == [0, 2]
     assert "1 of 3 rows of the train split are longer than 4096 tokens and left out: b" in caplog.text
     with pytest.raises(UserError, match="lower num_crops"):
-        fitting("train", ["b"], extents[1:2])
+        fitting("train", ["b"], extents[1:2], 4096)
 
 
 @given(st.lists(st.integers(1, 4096), min_size=1, max_size=200), st.integers(1, 16), st.integers(0, 9))

@@ -16,7 +16,6 @@ from fovea.evaluation.calibration import (
     FieldCalibration,
     coverage_table,
     fit_calibration,
-    is_right,
     log_odds,
 )
 from fovea.task import product_task
@@ -160,15 +159,15 @@ def test_the_coverage_table() -> None:
 
 
 def test_what_is_right() -> None:
-    assert all(is_right(TASK, name, TRUTH, TRUTH) for name in TASK.fields)
-    assert not any(is_right(TASK, name, TRUTH, WRONG) for name in TASK.fields)
-    assert not any(is_right(TASK, name, TRUTH, None) for name in TASK.fields)
+    assert all(TASK.is_right(name, TRUTH, TRUTH) for name in TASK.fields)
+    assert not any(TASK.is_right(name, TRUTH, WRONG) for name in TASK.fields)
+    assert not any(TASK.is_right(name, TRUTH, None) for name in TASK.fields)
     for price, right in [(110.0, True), (90.0, True), (110.01, False), (89.99, False)]:
-        assert is_right(TASK, "full_price", TRUTH, TRUTH | {"full_price": price}) is right
-    assert not is_right(TASK, "product", TRUTH, TRUTH | {"product": "Wool Scarf"})
+        assert TASK.is_right("full_price", TRUTH, TRUTH | {"full_price": price}) is right
+    assert not TASK.is_right("product", TRUTH, TRUTH | {"product": "Wool Scarf"})
     stated = product_task(currency_column="currency")
-    assert is_right(stated, "full_price", TRUTH | {"currency": "EUR"}, TRUTH | {"currency": "EUR"})
-    assert not is_right(stated, "full_price", TRUTH | {"currency": "EUR"}, TRUTH | {"currency": "USD"})
+    assert stated.is_right("full_price", TRUTH | {"currency": "EUR"}, TRUTH | {"currency": "EUR"})
+    assert not stated.is_right("full_price", TRUTH | {"currency": "EUR"}, TRUTH | {"currency": "USD"})
 
 
 def test_scores_that_are_no_log_probabilities_have_no_confidence() -> None:

@@ -13,12 +13,15 @@ from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error, mean_
 from fovea.errors import UserError
 from fovea.evaluation import intervals
 from fovea.evaluation.intervals import bootstrap, measure, paired_bootstrap
-from fovea.evaluation.metrics import COUNTS, METRICS, OTHER, figure, slices
-from fovea.evaluation.outcomes import NO_CATEGORY, Outcomes, Roles, read_outcomes, token_f1
-from fovea.records import Metrics
-from fovea.task import Task, TextField, product_task
+from fovea.evaluation.metrics import figure, metrics_of, primary_metric, slices
+from fovea.evaluation.outcomes import Outcomes
+from fovea.predictions import Prediction, Row, read_predictions, shuffled, write_predictions
+from fovea.task import Answer, Task, TextField, product_task
+from fovea.task.fields import OTHER, token_f1
+from fovea.task.metrics import NO_ANSWER
 
 TASK = product_task()
+METRICS = metrics_of(TASK)
 
 
 def fields(product: str, category: str, price: float) -> dict[str, Any]:
@@ -49,17 +52,19 @@ def test_figures_by_hand() -> None:
     assert measured.model_dump() == {
         "samples": 4,
         "groups": 3,
-        "parse_rate": 0.75,
-        "title_exact": 0.5,
-        "title_f1": 0.75,
-        "category_accuracy": 0.5,
-        # BAGS is said three times and twice true: 4 / 5. SHOES and BELTS are never said.
-        "category_macro_f1": pytest.approx(0.8 / 3),
-        "price_median_ape": pytest.approx((0.1 + 0.25) / 2),
-        "price_mean_ape": pytest.approx((0.1 + 0.25 + 0 + 1) / 4),
-        "price_within_10_percent": 0.5,
-        "price_mean_absolute_error": pytest.approx((10 + 50 + 0 + 50) / 4),
         "intervals": {},
+        "figures": {
+            "parse_rate": 0.75,
+            "product.exact": 0.5,
+            "product.f1": 0.75,
+            "category.accuracy": 0.5,
+            # BAGS is said three times and twice true: 4 / 5. SHOES and BELTS are never said.
+            "category.macro_f1": pytest.approx(0.8 / 3),
+            "full_price.median_ape": pytest.approx((0.1 + 0.25) / 2),
+            "full_price.mean_ape": pytest.approx((0.1 + 0.25 + 0 + 1) / 4),
+            "full_price.within_10_percent": 0.5,
+            "full_price.mean_absolute_error": pytest.approx((10 + 50 + 0 + 50) / 4),
+        },
     }
 
 
@@ -68,11 +73,11 @@ def test_the_right_answers_are_perfect_and_none_are_worthless() -> None:
     nothing = measure(outcomes(answers=[None] * 4))
     for name in METRICS:
         lower = METRICS[name].lower_is_better
-        assert getattr(best, name) == (0.0 if lower else 1.0)
-        assert getattr(nothing, name) == (1.0 if lower else 0.0) or name == "price_mean_absolute_error"
-        assert best.intervals[name].low == best.intervals[name].high == getattr(best, name)
-    assert nothing.price_mean_absolute_error == 187.5
-    assert nothing.figures.keys() == Metrics.model_fields.keys() - {"intervals"}
+        assert best.figures[name] == (0.0 if lower else 1.0)
+        assert nothing.figures[name] == (1.0 if lower else 0.0) or name == "full_price.mean_absolute_error"
+        assert best.intervals[name].low == best.intervals[name].high == best.figures[name]
+    assert nothing.figures["full_price.mean_absolute_error"] == 187.5
+    assert nothing.figures.keys() == METRICS.keys()
 
 
 @pytest.mark.parametrize(
@@ -92,7 +97,7 @@ def test_how_alike_titles_are(truth: str, answer: str, f1: float) -> None:
     assert token_f1(truth, answer) == pytest.approx(f1)
 
 
-def test_there_must_be_rows_and_one_field_of_each_type() -> None:
+def test_there_must_be_rows_and_answers_to_all_of_them() -> None:
     with pytest.raises(ValueError, match="no rows"):
         measure(outcomes([], [], []))
     with pytest.raises(ValueError, match="longer"):
@@ -104,8 +109,10 @@ def test_there_must_be_rows_and_one_field_of_each_type() -> None:
         template="{title}",
         fields={"title": TextField(column="title")},
     )
-    with pytest.raises(UserError, match="one text, one category and one price"):
-        Roles.of(task)
+    titles = Outcomes.of(task, [{"title": "a"}, {"title": "b"}], [{"title": "a"}, None], ["1", "2"])
+    assert measure(titles, resamples=0).figures == {"title.exact": 0.5, "title.f1": 0.5, "parse_rate": 0.5}
+    assert primary_metric(task) == "title.exact"
+    assert slices(titles) == {}
 
 
 FIELDS = st.builds(fields, st.sampled_from("ab"), st.sampled_from("xyz"), st.floats(0.01, 1e6))
@@ -117,24 +124,27 @@ def test_figures_agree_with_scikit_learn(rows: list[tuple[Any, Any, str]]) -> No
     truths, answers, groups = map(list, zip(*rows, strict=True))
     measured = measure(outcomes(truths, answers, groups), resamples=0)
     true = [truth["category"] for truth in truths]
-    said = [answer["category"] if answer else NO_CATEGORY for answer in answers]
-    assert measured.category_accuracy == pytest.approx(accuracy_score(true, said))
-    occurring = sorted({*true, *said} - {NO_CATEGORY})
-    assert measured.category_macro_f1 == pytest.approx(
+    said = [answer["category"] if answer else NO_ANSWER for answer in answers]
+    assert measured.figures["category.accuracy"] == pytest.approx(accuracy_score(true, said))
+    occurring = sorted({*true, *said} - {NO_ANSWER})
+    assert measured.figures["category.macro_f1"] == pytest.approx(
         f1_score(true, said, labels=occurring, average="macro", zero_division=0)
     )
     # What is not said counts as nothing: 100 % of the price.
     prices = [truth["full_price"] for truth in truths]
     predicted = [answer["full_price"] if answer else 0.0 for answer in answers]
-    assert measured.price_mean_ape == pytest.approx(mean_absolute_percentage_error(prices, predicted))
-    assert measured.price_mean_absolute_error == pytest.approx(mean_absolute_error(prices, predicted))
+    assert measured.figures["full_price.mean_ape"] == pytest.approx(
+        mean_absolute_percentage_error(prices, predicted)
+    )
+    assert measured.figures["full_price.mean_absolute_error"] == pytest.approx(
+        mean_absolute_error(prices, predicted)
+    )
     errors = [abs(price - other) / price for price, other in zip(prices, predicted, strict=True)]
-    assert measured.price_median_ape == pytest.approx(statistics.median(errors))
+    assert measured.figures["full_price.median_ape"] == pytest.approx(statistics.median(errors))
     assert measured.groups == len(set(groups))
 
 
-def test_every_figure_of_a_record_is_a_metric_with_a_title() -> None:
-    assert set(METRICS) == set(Metrics.model_fields) - {"intervals", *COUNTS}
+def test_every_metric_has_a_title_of_its_own() -> None:
     titles = [metric.title for metric in METRICS.values()]
     assert all(titles)
     assert len(set(titles)) == len(titles)
@@ -156,8 +166,14 @@ def test_losing_an_answer_never_improves_a_share(rows: list[tuple[Any, Any, str]
     before = measure(outcomes(truths, answers, groups), resamples=0)
     answers[place % len(answers)] = None
     after = measure(outcomes(truths, answers, groups), resamples=0)
-    for name in ("parse_rate", "title_exact", "title_f1", "category_accuracy", "price_within_10_percent"):
-        assert getattr(after, name) <= getattr(before, name)
+    for name in (
+        "parse_rate",
+        "product.exact",
+        "product.f1",
+        "category.accuracy",
+        "full_price.within_10_percent",
+    ):
+        assert after.figures[name] <= before.figures[name]
 
 
 def test_a_price_in_another_currency_is_no_price() -> None:
@@ -165,8 +181,11 @@ def test_a_price_in_another_currency_is_no_price() -> None:
     truths = [truth | {"currency": "EUR"} for truth in TRUTHS]
     answers = [truth | {"currency": "USD" if number else "EUR"} for number, truth in enumerate(TRUTHS)]
     measured = measure(Outcomes.of(task, truths, answers, GROUPS), resamples=0)
-    assert (measured.price_median_ape, measured.price_within_10_percent) == (1.0, 0.25)
-    assert measured.price_mean_absolute_error == (200 + 400 + 50) / 4
+    assert (measured.figures["full_price.median_ape"], measured.figures["full_price.within_10_percent"]) == (
+        1.0,
+        0.25,
+    )
+    assert measured.figures["full_price.mean_absolute_error"] == (200 + 400 + 50) / 4
 
 
 def simulated(generator: np.random.Generator, products: int) -> Outcomes:
@@ -176,32 +195,34 @@ def simulated(generator: np.random.Generator, products: int) -> Outcomes:
     errors = generator.lognormal(-2, 1, products)[product]
     text = product.astype(np.str_)
     return Outcomes(
+        task=TASK,
         row_ids=np.arange(len(product)).astype(np.str_),
         groups=text,
         parsed=right,
-        title_exact=right,
-        title_f1=right.astype(float),
-        category_truth=np.where(product % 3 == 0, "a", "b"),
-        category_answer=np.where(right == (product % 3 == 0), "a", "b"),
-        price_truth=np.ones(len(product)),
-        price_ape=errors,
-        price_absolute_error=errors,
+        fields={
+            "product": {"exact": right, "f1": right.astype(float)},
+            "category": {
+                "truth": np.where(product % 3 == 0, "a", "b"),
+                "answer": np.where(right == (product % 3 == 0), "a", "b"),
+            },
+            "full_price": {"truth": np.ones(len(product)), "ape": errors, "absolute_error": errors},
+        },
     )
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
     generator = np.random.default_rng(0)
     great = measure(simulated(generator, 300_000), resamples=0)
-    names = ("category_accuracy", "category_macro_f1", "price_median_ape", "price_mean_ape")
+    names = ("category.accuracy", "category.macro_f1", "full_price.median_ape", "full_price.mean_ape")
     covered, naive, trials = dict.fromkeys(names, 0), 0, 300
     for _ in range(trials):
         sample = simulated(generator, 150)
         for name, interval in bootstrap(sample, names, resamples=250).items():
-            covered[name] += interval.low <= getattr(great, name) <= interval.high
+            covered[name] += interval.low <= great.figures[name] <= interval.high
         # What comes of taking rows of one product for independent ones.
         alone = Outcomes(**{**vars(sample), "groups": sample.row_ids})
         interval = bootstrap(alone, names[:1], resamples=250)[names[0]]
-        naive += interval.low <= great.category_accuracy <= interval.high
+        naive += interval.low <= great.figures["category.accuracy"] <= interval.high
     # Of 300 trials at 95 %, fewer than 90.5 % or more than 99 % come once in a thousand times. Percentiles of
     # a mean with a long tail are a little narrow: 92 % in 2,000 trials.
     assert all(0.905 <= count / trials <= 0.99 for count in covered.values()), covered
@@ -215,23 +236,24 @@ def test_intervals_do_not_depend_on_memory(monkeypatch: pytest.MonkeyPatch) -> N
     for name, interval in bootstrap(sample).items():
         assert interval.model_dump() == pytest.approx(whole[name].model_dump())
     assert bootstrap(sample, seed=1) != whole
-    narrow, wide = (bootstrap(sample, level=level)["price_mean_ape"] for level in (0.5, 0.99))
-    assert wide.low < narrow.low < figure(sample, "price_mean_ape") < narrow.high < wide.high
+    narrow, wide = (bootstrap(sample, level=level)["full_price.mean_ape"] for level in (0.5, 0.99))
+    assert wide.low < narrow.low < figure(sample, "full_price.mean_ape") < narrow.high < wide.high
 
 
 def test_a_comparison_is_of_the_same_rows() -> None:
     first = simulated(np.random.default_rng(2), 100)
-    worse = Outcomes(**{**vars(first), "price_ape": first.price_ape + 0.01})
+    prices = {**first.fields["full_price"], "ape": first.fields["full_price"]["ape"] + 0.01}
+    worse = Outcomes(**{**vars(first), "fields": {**first.fields, "full_price": prices}})
     order = np.random.default_rng(3).permutation(len(first))
-    paired = paired_bootstrap(worse.take(order), first, "price_mean_ape")
+    paired = paired_bootstrap(worse.take(order), first, "full_price.mean_ape")
     # A hundredth more on every row is a hundredth more in every resample, however widely they differ.
     assert (paired.low, paired.difference, paired.high) == pytest.approx((0.01, 0.01, 0.01))
-    unpaired = bootstrap(first)["price_mean_ape"]
+    unpaired = bootstrap(first)["full_price.mean_ape"]
     assert unpaired.high - unpaired.low > 0.03
     with pytest.raises(ValueError, match="different rows"):
-        paired_bootstrap(first, first.take(order[1:]), "price_mean_ape")
+        paired_bootstrap(first, first.take(order[1:]), "full_price.mean_ape")
     with pytest.raises(ValueError, match="different product groups"):
-        paired_bootstrap(first, Outcomes(**{**vars(first), "groups": first.row_ids}), "price_mean_ape")
+        paired_bootstrap(first, Outcomes(**{**vars(first), "groups": first.row_ids}), "full_price.mean_ape")
 
 
 def test_slices_by_category_and_price_band() -> None:
@@ -240,43 +262,49 @@ def test_slices_by_category_and_price_band() -> None:
     found = slices(of)
     assert {kind: sum(mask.sum() for mask in masks.values()) for kind, masks in found.items()} == {
         "category": 100,
-        "price_band": 100,
+        "full_price": 100,
     }
     # C00 to C19 stand three times, the others twice: ten of those are left over.
     assert [*found["category"]] == [*(f"C{number:02}" for number in range(30)), OTHER]
     assert found["category"][OTHER].sum() == 20
-    assert [*found["price_band"]] == ["1.00 to 26.00", "26.00 to 51.00", "51.00 to 75.00", "75.00 to 100.00"]
-    assert [mask.sum() for mask in found["price_band"].values()] == [25, 25, 24, 26]
+    assert [*found["full_price"]] == ["1.00 to 26.00", "26.00 to 51.00", "51.00 to 75.00", "75.00 to 100.00"]
+    assert [mask.sum() for mask in found["full_price"].values()] == [25, 25, 24, 26]
 
 
 def test_equal_prices_are_one_band() -> None:
     same = outcomes([fields("a", "A", 9.99)] * 3, [None] * 3, ["1", "2", "3"])
-    assert {name: mask.sum() for name, mask in slices(same)["price_band"].items()} == {"9.99 to 9.99": 3}
+    assert {name: mask.sum() for name, mask in slices(same)["full_price"].items()} == {"9.99 to 9.99": 3}
 
 
-def test_outcomes_come_back_from_a_table_and_from_predictions(tmp_path: Path) -> None:
+def test_outcomes_come_back_from_a_table() -> None:
     made = outcomes()
-    again = Outcomes.from_table(made.to_table())
-    for name, values in vars(made).items():
-        assert np.array_equal(getattr(again, name), values), name
-    answers = [answer or dict.fromkeys(TRUTHS[0]) for answer in ANSWERS]
-    rows = [
-        {
-            "row_id": str(number),
-            "product_group": GROUPS[number],
-            "parse_error": None if ANSWERS[number] else "cannot be read",
-            "shuffled_row_id": str(3 - number),
-            **{f"true_{name}": value for name, value in TRUTHS[number].items()},
-            **{f"predicted_{name}": value for name, value in answers[number].items()},
-        }
+    again = Outcomes.from_table(made.to_table(), TASK)
+    assert measure(again) == measure(made)
+    assert [again.row_ids.tolist(), again.groups.tolist(), again.parsed.tolist()] == [
+        made.row_ids.tolist(),
+        made.groups.tolist(),
+        made.parsed.tolist(),
+    ]
+
+
+def test_outcomes_of_predictions(tmp_path: Path) -> None:
+    predictions = [
+        Prediction(
+            Row(str(number), str(number), GROUPS[number], TRUTHS[number]),
+            Answer("text", ANSWERS[number], None if ANSWERS[number] else "cannot be read", 1, 1, "stop"),
+            shuffled_row_id=str(3 - number),
+        )
         for number in range(4)
     ]
-    for number, part in enumerate((rows[:3], rows[3:])):
-        parquet.write_table(pa.Table.from_pylist(part), tmp_path / f"predictions-{number:05}.parquet")
+    write_predictions(tmp_path, TASK, predictions)
     paths = list(tmp_path.iterdir())
-    assert measure(read_outcomes(paths, TASK)) == measure(made)
-    shown = measure(read_outcomes(paths, TASK, shuffled=True))
-    assert shown == measure(outcomes(answers=ANSWERS[::-1]))
+    read = read_predictions(paths, TASK)
+    assert [(each.row, each.answer, each.shuffled_row_id) for each in read] == [
+        (each.row, each.answer, each.shuffled_row_id) for each in predictions
+    ]
+    assert measure(Outcomes.of_predictions(TASK, read)) == measure(outcomes())
+    shown = Outcomes.of_predictions(TASK, shuffled(read))
+    assert measure(shown) == measure(outcomes(answers=ANSWERS[::-1]))
     parquet.write_table(pa.table({"row_id": ["1"]}), paths[0])
     with pytest.raises(UserError, match="no predictions can be read"):
-        read_outcomes(paths, TASK)
+        read_predictions(paths, TASK)

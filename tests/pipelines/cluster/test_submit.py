@@ -1,5 +1,6 @@
 """`fovea submit` against a stand-in for Kubeflow Pipelines' API that holds to its documents."""
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -157,6 +158,14 @@ def test_an_endpoint_that_stays_out_of_order(kfp: KfpServer) -> None:
     with pytest.raises(UserError, match="this account may not do that"):
         pipelines(kfp).submit(SUBMISSION)
     assert not kfp.runs
+
+
+def test_a_silent_endpoint_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.cluster.submit._TIMEOUT", (5, 0.1))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        host = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(UserError, match=r"cannot be reached \(.*Read timed out"):
+            Pipelines(Endpoint(host=host), wait=lambda seconds: None).submit(SUBMISSION)
 
 
 def test_settings_stand_above_the_platforms(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_a_second_attempt_passes_too(s3: str, base: ModelRecord, tmp_path: Path)
         ),
         ({"fetch_profile": "elsewhere"}, "'elsewhere' is not configured"),
         ({"base_model": "s3://nowhere/index/x.json"}, "no such bucket"),
-        ({"gate_rules": RULES}, "unknown metric 'accuracy'; there are category_accuracy"),
+        ({"gate_rules": RULES}, "unknown metric 'accuracy'; there are product.exact"),
         ({"gate_rules": "s3://nowhere/rules.yaml"}, "no such bucket"),
         ({"on_refusal": "ignore"}, "'fail' or 'end'"),
     ],

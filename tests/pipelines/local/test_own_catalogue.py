@@ -27,8 +27,9 @@ from fovea.models import import_model
 from fovea.records import EvaluationRecord, ModelRecord, read_record
 from fovea.steps import RunContext
 from fovea.storage import Storage, index_uri
+from pipelines.form import to_arguments
 from pipelines.lifecycle.component import preflight
-from pipelines.settings import validate_settings
+from pipelines.settings import COMPONENTS, RunSettings, validate_settings
 from tests.pipelines.local_runs import SETTINGS, Folder
 from tests.tiny_model import write_tiny_model
 
@@ -70,10 +71,10 @@ def write_table(folder: Path, columns: Sequence[str], first: int) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """A run in this process: the components of the graph, with the run's parameters of their names."""
+    """A run in this process: the components of the graph, with the run's settings."""
 
     folder: Path
-    settings: dict[str, Any]
+    settings: RunSettings
 
     def train(self) -> None:
         """Run what comes before the evaluation."""
@@ -82,8 +83,7 @@ class Run:
         report = self.handed("report.html")
         self._call(prepare_data, base=base, dataset=dataset, report=report)
         self._call(train_lora, base=base, dataset=dataset, adapter=adapter, report=report)
-        model, name = self.handed("model"), self.settings["registered_model_name"]
-        self._call(merge_adapter, base=base, adapter=adapter, model=model, registered_model_name=name)
+        self._call(merge_adapter, base=base, adapter=adapter, model=self.handed("model"))
 
     def judge(self) -> None:
         """Evaluate what was trained, beside base and champion, and let the gate decide."""
@@ -125,7 +125,10 @@ class Run:
         return read_record(self.handed(name).path, ModelRecord)
 
     def _call(self, component: Any, **own: Any) -> Any:
-        given = {**self.settings, "run_id": self.folder.name}
+        name = component.python_func.__name__
+        given = {**to_arguments(self.settings), "run_id": self.folder.name}
+        if name in COMPONENTS:
+            given["parameters"] = self.settings.parameters(name)
         wanted = inspect.signature(component.python_func).parameters
         return component.python_func(**{name: value for name, value in given.items() if name in wanted} | own)
 
@@ -142,7 +145,7 @@ def begin(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     def begin(run_id: str, **settings: object) -> Run:
         (tmp_path / run_id).mkdir()
         own = {"artifact_root": s3, "base_model": base_uri, "max_steps": 1, **settings}
-        return Run(tmp_path / run_id, validate_settings({**SETTINGS, **LENIENT, **own}).model_dump())
+        return Run(tmp_path / run_id, validate_settings({**SETTINGS, **LENIENT, **own}))
 
     yield begin
     mlflow.set_tracking_uri(None)
@@ -207,7 +210,7 @@ def test_whole_runs_on_an_own_table_after_one_on_the_sample(tmp_path: Path) -> N
     names = {"registered_model_name": "fovea", "service_name": "fovea"}
     compared = folder.run(**own, **names)
     assert compared.returncode == 0, compared.stdout + compared.stderr
-    assert folder.summary["models"]["champion"]["parse_rate"] == 1.0
+    assert folder.summary["models"]["champion"]["figures"]["parse_rate"] == 1.0
     assert folder.summary["endpoint"]["service"] == "fovea"
     assert (deployments / "fovea.json").read_bytes() != samples_deployment
 

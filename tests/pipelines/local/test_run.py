@@ -36,11 +36,11 @@ def test_a_refused_run_says_why_and_deploys_nothing(
 def test_its_summary_holds_every_figure(folder: Folder, refused: "subprocess.CompletedProcess[str]") -> None:
     summary = folder.summary
     for model in ("nearest_neighbour", "base", "challenger", "shuffled"):
-        for figure in ("parse_rate", "title_exact", "category_accuracy", "price_median_ape"):
-            assert 0 <= summary["models"][model][figure] <= 1
+        for figure in ("parse_rate", "product.exact", "category.accuracy", "full_price.median_ape"):
+            assert 0 <= summary["models"][model]["figures"][figure] <= 1
     assert summary["samples"] >= 5
     assert summary["gate"]["passed"] is False
-    assert {rule["name"] for rule in summary["gate"]["rules"]} >= {"parse_rate", "price_error"}
+    assert {rule["name"] for rule in summary["gate"]["rules"]} >= {"parse_rate", "full_price_median_ape"}
     assert set(summary["digests"]) == {"dataset", "base", "model"}
     steps = ["prepare_data", "train_lora", "merge_adapter", "evaluate_base", "evaluate_challenger", "gate"]
     assert list(summary["steps"]) == steps

@@ -8,14 +8,14 @@ from PIL import Image
 
 from fovea.records import Metrics, RuleResult, now
 from pipelines.report.page import Example, FieldComparison, write_report
-from pipelines.report.summary import EndpointSummary, GateSummary, StepSummary, Summary
+from pipelines.report.summary import EndpointSummary, FigureTitle, GateSummary, StepSummary, Summary
 from tests.some_records import some_metrics
 
 HOSTILE = '<script>alert("x")</script>{{ 7 * 7 }}'
 
 
 def metrics(category: float) -> Metrics:
-    return some_metrics(samples=304, groups=301, category_accuracy=category, price_median_ape=0.07)
+    return some_metrics(304, 301, **{"category.accuracy": category, "full_price.median_ape": 0.07})
 
 
 def rule(name: str, value: float, limit: float, *, passed: bool, metric: str = "") -> RuleResult:
@@ -43,13 +43,14 @@ def summary() -> Summary:
         settings={"source": HOSTILE},
         samples=304,
         models={"base": metrics(0.05), "challenger": metrics(0.97), "shuffled": metrics(0.08)},
+        figures=(FigureTitle(name="category.accuracy", title="Category right", unit="fraction"),),
         gate=GateSummary(
             passed=False,
             reason=HOSTILE,
             rules=(
                 rule("comparable", 1.0, 1.0, passed=True),
                 rule("samples", 304, 200, passed=True, metric="samples"),
-                rule("category_accuracy", 0.85, 0.9, passed=False, metric="category_accuracy"),
+                rule("category_accuracy", 0.85, 0.9, passed=False, metric="category.accuracy"),
             ),
             base_passed=False,
             base_reason=HOSTILE,

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 import torch
 
-from fovea.inference import Answer, OnStep, Sample
+from fovea.inference import OnStep, Sample
+from fovea.task import Answer
 from serving.engine.batching import Batcher, BatchLimits
-from serving.protocols.errors import RequestError
+from serving.errors import RequestError
 
 FAILS_IN_COMPANY, FAILS, KILLS = -1, -2, -3
 

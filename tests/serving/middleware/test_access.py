@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 
 from fovea.errors import UserError
 from serving.middleware.access import ApiKeys, KeyCheck
+from serving.protocols.registry import PROTOCOLS
 
 SHOP, APP, NEW = "shop-0123456789abcdef", "app-0123456789abcdefg", "new-0123456789abcdefg"
 
@@ -46,7 +47,7 @@ def client(keys: ApiKeys, rate: int | None = None) -> TestClient:
 
     routes = [Route("/v1/models/fovea:predict", who, methods=["POST"]), Route("/openai/v1/models", who)]
     routes += [Route(path, lambda request: JSONResponse({})) for path in ("/", "/v2/health/live")]
-    return TestClient(KeyCheck(Starlette(routes=routes), keys, rate))
+    return TestClient(KeyCheck(Starlette(routes=routes), keys, PROTOCOLS, rate))
 
 
 def bearer(key: str) -> dict[str, str]:

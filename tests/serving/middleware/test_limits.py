@@ -9,8 +9,10 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
+from serving.errors import RequestError
 from serving.middleware.limits import BodyLimit
-from serving.protocols.errors import RequestError, error_response
+from serving.protocols.errors import error_response
+from serving.protocols.registry import PROTOCOLS
 
 
 async def reads(scope: Scope, receive: Receive, send: Send) -> None:
@@ -18,7 +20,7 @@ async def reads(scope: Scope, receive: Receive, send: Send) -> None:
     try:
         size = len(await Request(scope, receive).body())
     except RequestError as error:
-        await error_response(scope["path"], error)(scope, receive, send)
+        await error_response(PROTOCOLS, scope["path"], error)(scope, receive, send)
     else:
         await PlainTextResponse(str(size))(scope, receive, send)
 
@@ -49,30 +51,30 @@ def run(app: Any, *parts: bytes | None, **headers: str) -> Message:
 
 
 def test_a_body_that_fits() -> None:
-    assert run(BodyLimit(reads, max_bytes=4), b"ab", b"cd")["status"] == 200
+    assert run(BodyLimit(reads, PROTOCOLS, max_bytes=4), b"ab", b"cd")["status"] == 200
 
 
 @pytest.mark.parametrize("declared", ["5", "-1", "a", "5 "])
 def test_a_declared_length_is_refused_unread(declared: str) -> None:
-    assert run(BodyLimit(reads, max_bytes=4), content_length=declared)["status"] == 413
+    assert run(BodyLimit(reads, PROTOCOLS, max_bytes=4), content_length=declared)["status"] == 413
 
 
 def test_a_length_that_is_not_declared_or_not_true() -> None:
     for headers in ({}, {"content_length": "1"}):
-        message = run(BodyLimit(reads, max_bytes=4), b"ab", b"cde", None, **headers)
+        message = run(BodyLimit(reads, PROTOCOLS, max_bytes=4), b"ab", b"cde", None, **headers)
         assert message["status"] == 413
         assert (b"connection", b"close") in message["headers"]
 
 
 def test_a_body_that_does_not_come_to_its_end() -> None:
-    message = run(BodyLimit(reads, seconds=0.01), b"ab", None)
+    message = run(BodyLimit(reads, PROTOCOLS, seconds=0.01), b"ab", None)
     assert message["status"] == 408
     assert (b"connection", b"close") in message["headers"]
 
 
 def test_all_bodies_together() -> None:
     async def scenario() -> None:
-        app = BodyLimit(reads, max_bytes=4, max_total_bytes=6, seconds=60)
+        app = BodyLimit(reads, PROTOCOLS, max_bytes=4, max_total_bytes=6, seconds=60)
         slow = asyncio.create_task(ask(app, [b"abcd", None]))
         await asyncio.sleep(0)
         await asyncio.sleep(0)

@@ -8,9 +8,8 @@ import openai
 import pydantic
 import pytest
 
-from serving.protocols.errors import RequestError
-from serving.protocols.openai import chat_prompt
-from serving.protocols.schemas import ChatMessage
+from serving.errors import RequestError
+from serving.protocols.openai import ChatMessage, chat_prompt
 from tests.serving.conftest import RunningServer, encoded, picture
 
 URL = f"data:image/png;base64,{encoded(picture(5))}"

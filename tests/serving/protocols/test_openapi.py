@@ -43,7 +43,7 @@ def test_the_published_document_is_of_these_routes() -> None:
     document = published()
     validate(document)
     written = json.loads((REPOSITORY / "docs" / "openapi.json").read_text())
-    assert written == document, "write it anew: python -m serving.publish > docs/openapi.json"
+    assert written == document, "write it again: make openapi"
 
 
 def check(document: Json, method: str, template: str, response: Any) -> None:

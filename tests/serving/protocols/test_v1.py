@@ -71,7 +71,7 @@ def test_other_ways_to_hand_a_picture_over(server: RunningServer) -> None:
     for image in ({"b64": url}, {"url": url}):
         response = server.client.post("/v1/models/fovea:predict", json={"instances": [{"image": image}]})
         assert response.json() == usual
-    # Without a content type, kserve hands the body over as it is.
+    # Without a content type.
     untyped = server.client.post(
         "/v1/models/fovea:predict", content=b'{"instances": [{"image": {"b64": "%s"}}]}' % GOOD.encode()
     )
@@ -185,7 +185,7 @@ def test_an_answer_that_does_not_parse_is_an_answer(server: RunningServer) -> No
 
 
 @pytest.mark.parametrize(("header", "status"), [("0.000001", 504), ("0", 400), ("soon", 400), ("nan", 400)])
-def test_a_caller_says_how_long_he_waits(server: RunningServer, header: str, status: int) -> None:
+def test_a_client_says_how_long_it_waits(server: RunningServer, header: str, status: int) -> None:
     body = {"instances": [{"image": {"b64": GOOD}}]}
     response = server.client.post(
         "/v1/models/fovea:predict", json=body, headers={"x-request-timeout": header}

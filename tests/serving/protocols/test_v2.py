@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
 
+import fovea
 from tests.serving.conftest import RunningServer, encoded, picture
 
 PATH = "/v2/models/fovea/infer"
@@ -41,6 +42,12 @@ def test_answers_are_those_of_v1(server: RunningServer) -> None:
 
 
 def test_metadata(server: RunningServer) -> None:
+    assert server.client.get("/v2").json() == {
+        "name": "fovea",
+        "version": fovea.__version__,
+        "extensions": ["binary_tensor_data"],
+    }
+    assert server.client.get("/v2/models").json() == {"models": ["fovea"]}
     described = server.client.get("/v2/models/fovea").json()
     assert [tensor["name"] for tensor in described["inputs"]] == ["image"]
     named = [tensor["name"] for tensor in described["outputs"]]

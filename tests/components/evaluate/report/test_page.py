@@ -15,9 +15,9 @@ from PIL import Image
 from components.evaluate.report.page import MAX_BYTES, write_report, written
 from components.evaluate.split import Row
 from fovea.errors import UserError
-from fovea.inference import Answer
 from fovea.records import DatasetRecord, EvaluationRecord, Interval, RuleResult
 from fovea.storage import Storage
+from fovea.task import Answer
 from tests.components.evaluate import evaluations as made
 from tests.components.evaluate.evaluations import Bucket
 from tests.own_bucket import own_bucket
@@ -86,7 +86,7 @@ def test_what_it_shows(bucket: Bucket, tmp_path: Path) -> None:
     rule = RuleResult(
         name="gain",
         description="More right categories than the champion",
-        metric="category_accuracy",
+        metric="category.accuracy",
         against="champion",
         value=0.5,
         interval=Interval(low=0.4, high=0.6),
@@ -114,13 +114,13 @@ def test_what_it_shows(bucket: Bucket, tmp_path: Path) -> None:
     compared = "+50.0 points surely > 0.0 points 40.0 – 60.0 100.0 % against 50.0 %"
     assert f"More right categories than the champion {compared}" in text
     low, high = (
-        challenger.metrics.intervals["title_exact"].low,
-        challenger.metrics.intervals["title_exact"].high,
+        challenger.metrics.intervals["product.exact"].low,
+        challenger.metrics.intervals["product.exact"].high,
     )
     assert f"90.0 % {100 * low:.1f} – {100 * high:.1f}" in text
     assert "majority category" in text
     assert "shuffled" in text
-    for name in ("Price, median error", "By category", "By price", "CATEGORY 2", "10.00 to 40.00"):
+    for name in ("Full price median error", "By category", "By full price", "CATEGORY 2", "10.00 to 40.00"):
         assert name in text
     assert "108 of 120 rows have every field right" in text
     assert 'value="1">CATEGORY 0: 36 of 40 right</option>' in page
@@ -277,7 +277,7 @@ def test_what_was_told_before_there_were_slices_and_confidences(bucket: Bucket, 
     dataset = made.save_dataset(bucket, rows)
     challenger = evaluation(bucket, "challenger", dataset, rows, made.right_but(rows, 3, full_price=1.0))
     bare = challenger.model_copy(
-        update={"slices": {}, "calibration": None, "parsed": None, "shuffled": None, "confusion": None}
+        update={"slices": {}, "calibration": None, "parsed": None, "shuffled": None, "confusions": {}}
     )
     page = report(tmp_path, bucket, dataset, bare, bare).read_text()
     assert "The answers carry no confidence" in page
@@ -333,13 +333,14 @@ def test_rules_as_people_read_them() -> None:
     assert written(rule(value=0.0, limit=1.0)).value == "does not hold"
     figure = written(rule(metric="parse_rate"))
     assert (figure.value, figure.limit, figure.reason) == ("50.0 %", "≥ 90.0 %", "r")
-    count = written(rule(metric="samples", value=276, limit=200))
+    count = written(rule(metric="samples", unit="count", value=276, limit=200))
     assert (count.value, count.limit) == ("276", "≥ 200")
     missing = written(rule(value=None, limit=None))
     assert (missing.value, missing.limit) == ("–", "")
     loss = written(
         rule(
-            metric="price_mean_absolute_error",
+            metric="full_price.mean_absolute_error",
+            unit="currency",
             against="base",
             value=-1.5,
             limit=-2.0,

@@ -5,6 +5,8 @@ import unicodedata
 from decimal import Decimal
 from typing import Literal, NamedTuple
 
+from fovea.errors import UnusableError
+
 DecimalMark = Literal["", ".", ","]
 
 _MISSING = {"", "-", "--", "n/a", "na", "nan", "none", "null", "tbd"}
@@ -17,7 +19,7 @@ _CODES = frozenset(
     THB TND TRY TWD TZS UAH UGX USD UYU UZS VES VND XAF XOF ZAR ZMW
     """.split()  # noqa: SIM905 - a list of ninety strings reads worse
 )
-# What a sign can stand for; "$" alone is any of the dollars and pesos.
+# The currencies of a sign; "$" alone is any of the dollars and pesos.
 _SIGNS = {
     "US$": "USD",
     "A$": "AUD",
@@ -68,16 +70,8 @@ _TOO_MUCH = Decimal(10) ** 12
 _GROUPED = re.compile(r"\d{1,3}(?:([., '])\d{3})(?:\1\d{3})*|\d{1,2}(?:,\d{2})+,\d{3}", re.ASCII)
 
 
-class UnusableError(Exception):
-    """A row, or a value of it, cannot be used; ``reason`` is a word or a few, joined by underscores."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
 class Price(NamedTuple):
-    """An amount, and the currencies that its sign or code can stand for (none where it has neither)."""
+    """An amount, and the possible currencies of its sign or code (none where it has neither)."""
 
     amount: float
     currencies: frozenset[str]
@@ -140,7 +134,7 @@ def _positive(amount: Decimal) -> float:
 
 
 def _currencies(before: str, after: str) -> frozenset[str]:
-    """Return what the words and signs around a number can stand for, all together."""
+    """Return the currencies that all words and signs around a number allow."""
     possible: frozenset[str] | None = None
     for word in [*before.upper().split(), *after.upper().split()]:
         name = word.strip(".:")

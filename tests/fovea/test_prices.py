@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.prepare_data.prices import UnusableError, parse_price
+from fovea.errors import UnusableError
+from fovea.task.prices import parse_price
 
 
 @pytest.mark.parametrize(

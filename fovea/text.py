@@ -1,0 +1,63 @@
+"""Text from tables and models: cleaned for training, and made safe to print."""
+
+import re
+import unicodedata
+
+from fovea.errors import UnusableError
+
+SPECIAL_TOKEN = re.compile(r"<\|[^|]*\|>|</?s>|<unk>", re.IGNORECASE)
+"""Special tokens of the model, such as ``<|end|>``: they control it, so no value may hold one."""
+
+IMAGE_MARK = "<|image_1|>"
+"""The place of a prompt's first picture."""
+
+
+def clean_text(text: str, max_length: int) -> str:
+    """Return text in Unicode's composed form (NFC), with single spaces and no invisible characters.
+
+    Markup such as ``<script>`` is text like any other.
+
+    Raises:
+        UnusableError: ``empty``, ``too_long``, ``control_character`` or ``special_token``.
+    """
+    words = " ".join(unicodedata.normalize("NFC", text).split())
+    # Format characters (zero-width, direction marks, soft hyphens) are invisible: no picture can show them.
+    words = "".join(character for character in words if unicodedata.category(character) != "Cf").strip()
+    if not words:
+        raise UnusableError("empty")
+    if len(words) > max_length:
+        raise UnusableError("too_long")
+    if not words.isprintable():
+        raise UnusableError("control_character")
+    if SPECIAL_TOKEN.search(words):
+        raise UnusableError("special_token")
+    return words
+
+
+def printable(text: str, length: int) -> str:
+    """Return ``text`` cut to ``length`` characters, with invisible and control characters replaced."""
+    shown = "".join(each if each.isprintable() else _replacement(each) for each in text[: 8 * length])
+    return shorten(shown, length)
+
+
+def one_line(text: str, length: int) -> str:
+    """Return ``text`` as `printable` does, on one line with single spaces."""
+    return shorten(" ".join(printable(text, 4 * length).split()), length)
+
+
+def plain_line(text: str, length: int = 1000) -> str:
+    """Return ``text`` on one line without quotes, backslashes or braces, cut to ``length`` characters.
+
+    The line becomes a pipeline parameter, and KFP's local runner evaluates conditions on parameters as code.
+    """
+    line = " ".join(text.translate(str.maketrans("", "", "\"'`\\{}")).split())
+    return shorten("".join(character for character in line if character.isprintable()), length)
+
+
+def shorten(text: str, length: int) -> str:
+    """Return ``text`` with at most ``length`` characters; the last one is an ellipsis where it was cut."""
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _replacement(character: str) -> str:
+    return " " if character.isspace() else "\N{REPLACEMENT CHARACTER}"
