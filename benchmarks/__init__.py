@@ -1,1 +1,1 @@
-"""What measures speed and memory: each module with a `main` is a command that prints a table."""
+"""Measure speed and memory: each module with a `main` is a command that prints a table."""

@@ -1,11 +1,11 @@
-"""Answers in batches, as evaluation and serving make them, against `model.generate` called row by row.
+"""Compare answers in batches, as in evaluation and serving, with `model.generate` called row by row.
 
     python -m benchmarks.evaluate FOLDER
 
-FOLDER holds a model, such as the one that the last local run made. Both ways answer the same pictures with
-the same weights in one process, in turn, decoding and cutting into crops included; in float32 they must say
-the same. A model of random weights (`benchmarks.synthetic_checkpoint`) never ends an answer: each then takes
-``--max-new-tokens``.
+FOLDER contains a model, such as that of the last local run. Both variants answer the same pictures with
+the same weights in one process, alternating, including decoding and cropping; in float32 their answers must
+be equal. A model with random weights (`benchmarks.synthetic_checkpoint`) never ends an answer: each then has
+``--max-new-tokens`` tokens.
 """
 
 import json
@@ -33,17 +33,17 @@ _ROW_BY_ROW = "model.generate, row by row"
 
 @dataclass(frozen=True)
 class Rate:
-    """One row: a way of answering. The rate is in pictures a second."""
+    """One row: a way of answering. The rate is in pictures per second."""
 
     way: str
     seconds: float
     pictures_per_second: float
     ratio: float
-    """Of the rate to that of row by row."""
+    """Relative to the rate of row by row."""
 
 
 def pictures(count: int, side: int) -> list[Image.Image]:
-    """Pictures that differ, squares and 2:3 both ways, ``side`` pixels at their longer side."""
+    """Return different pictures, square and 2:3 in both orientations, with ``side`` pixels at most."""
     made = []
     for number in range(count):
         width, height = [(side, side), (side, side * 2 // 3), (side * 2 // 3, side)][number % 3]
@@ -77,10 +77,10 @@ def row_by_row(predictor: Predictor, images: list[Image.Image], max_new_tokens: 
 def measure(
     predictor: Predictor, images: list[Image.Image], batches: list[int], max_new_tokens: int, repetitions: int
 ) -> list[Rate]:
-    """Answer all pictures in every way, in turn; the first time does not count.
+    """Answer all pictures in every way, alternating, after a warm-up.
 
     Raises:
-        ValueError: in float32, batches say something else than row by row.
+        ValueError: in float32, the answers in batches differ from those row by row.
     """
 
     def batched(size: int) -> Callable[[], list[str]]:
@@ -101,7 +101,7 @@ def measure(
             if turn:
                 seconds[way].append(time.perf_counter() - started)
     if predictor.dtype == "float32" and any(texts != said[_ROW_BY_ROW] for texts in said.values()):
-        raise ValueError("in float32 batches must say what is said row by row, and they do not")
+        raise ValueError("in float32 the answers in batches must equal those row by row, but they differ")
     usual = statistics.median(seconds[_ROW_BY_ROW])
     medians = {way: statistics.median(each) for way, each in seconds.items()}
     return [Rate(way, taken, len(images) / taken, usual / taken) for way, taken in medians.items()]
@@ -110,20 +110,20 @@ def measure(
 def main(
     folder: Annotated[Path, typer.Argument(help="Folder with a model.")],
     device: Annotated[Device, typer.Option(help="Where the model runs.")] = Device.CPU,
-    dtype: Annotated[Type, typer.Option(help="Type of weights and pixels.")] = Type.FLOAT32,
-    count: Annotated[int, typer.Option("--pictures", help="Pictures that are asked about.")] = 128,
+    dtype: Annotated[Type, typer.Option(help="Dtype of weights and pixels.")] = Type.FLOAT32,
+    count: Annotated[int, typer.Option("--pictures", help="Number of pictures.")] = 128,
     side: Annotated[int, typer.Option(help="Longer side of a picture, in pixels.")] = 448,
-    batch: Annotated[list[int] | None, typer.Option(help="Pictures in a batch; may be repeated.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens an answer may have.")] = 64,
-    repetitions: Annotated[int, typer.Option(help="Times each way is measured; the median counts.")] = 3,
-    json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Pictures per batch; can be repeated.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum tokens of an answer.")] = 64,
+    repetitions: Annotated[int, typer.Option(help="Repetitions, whose median is reported.")] = 3,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the results.")] = None,
 ) -> None:
-    """Measure answering in batches against answering row by row."""
+    """Compare answering in batches with answering row by row."""
     predictor = Predictor.load(folder, device=device.value, dtype=dtype.value)
     rates = measure(predictor, pictures(count, side), batch or BATCHES, max_new_tokens, repetitions)
     table = Table(title=f"{count} pictures, {dtype.value}, {device_name(device.value)}", title_justify="left")
     table.add_column("")
-    for heading in ("seconds", "pictures a second", "ratio"):
+    for heading in ("seconds", "pictures per second", "ratio"):
         table.add_column(heading, justify="right")
     for rate in rates:
         table.add_row(

@@ -1,4 +1,4 @@
-"""Seconds and bytes of a piece of work."""
+"""Measure the time and memory of a function."""
 
 import statistics
 import threading
@@ -13,9 +13,9 @@ _PROCESS = Path("/proc/self")
 
 
 def median_seconds(works: Sequence[Callable[[], object]], device: str, repetitions: int) -> list[float]:
-    """The median time of each, over repetitions in turn, after one that does not count.
+    """Return the median time of each function, over alternating repetitions after a warm-up.
 
-    In turn, so that what slows the machine down for a while slows all of them down.
+    They alternate so that a temporary slowdown of the machine affects all of them.
     """
     seconds: list[list[float]] = [[] for _ in works]
     for repetition in range(repetitions + 1):
@@ -34,17 +34,17 @@ def _wait(device: str) -> None:
 
 
 def added_bytes(work: Callable[[], object], device: str) -> int:
-    """The most memory that a piece of work held at any time, beside what was held before it.
+    """Return the peak memory of a function, in addition to the memory used before.
 
-    On a GPU, what PyTorch has allocated. On a CPU, resident memory: the process must be a fresh one, since
-    memory that earlier work has freed may still be resident and would be used again unseen. Linux only.
+    On a GPU, this is the memory allocated by PyTorch. On a CPU, it is resident memory of a new process,
+    because freed memory of earlier work may still be resident and be reused unnoticed. Linux only.
     """
     if device == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         work()
         return int(torch.cuda.max_memory_allocated() - before)
-    # Start the kernel's high-water mark anew: what building the model took for a moment is not the work's.
+    # Reset the kernel's high-water mark, to exclude the peak of building the model.
     (_PROCESS / "clear_refs").write_text("5")
     before = peak_resident_bytes()
     work()
@@ -52,17 +52,17 @@ def added_bytes(work: Callable[[], object], device: str) -> int:
 
 
 def peak_resident_bytes() -> int:
-    """The most memory that was ever resident in this process, mapped files among it.
+    """Return the peak of the process's resident memory, including mapped files.
 
-    Not `ru_maxrss`: that also holds the peak of the process that started this one. Linux only.
+    Not `ru_maxrss`, which includes the peak of the parent process. Linux only.
     """
     return _status_bytes("VmHWM")
 
 
 class PrivatePeak:
-    """The most memory that a process cannot do without: what is resident and no page of a mapped file.
+    """The peak of private memory: resident memory without the pages of mapped files.
 
-    Looked at fifty times a second while the block runs, so that a shorter peak may go unseen. Linux only.
+    It is sampled fifty times per second while the block runs, so shorter peaks may be missed. Linux only.
     """
 
     bytes = 0

@@ -1,10 +1,10 @@
-"""Merge an adapter into a checkpoint of the published size: ours beside PEFT's, in one run.
+"""Compare our merge of an adapter into a checkpoint of the published size with PEFT's, in one run.
 
     python -m benchmarks.merge FOLDER [--size published] [--verify]
 
-FOLDER needs three times the checkpoint's size, 25 GB; PEFT's way needs as much memory as the model. Each is a
-fresh process; the table shows its seconds from the first import to the last byte, the most memory that was
-resident in it, and the most that was private: pages of mapped files, which the system may drop, are not.
+FOLDER needs three times the checkpoint's size, 25 GB; PEFT needs as much memory as the model. Each merge runs
+in a new process. The table shows its seconds from the first import to the last byte, its peak resident
+memory, and its peak private memory, which excludes pages of mapped files, because the system can drop them.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ def write_adapter(base: Path, folder: Path) -> None:
 
 
 def merge_ours(base: Path, adapter: Path, merged: Path) -> None:
-    """As the step does it."""
+    """Merge as the step does."""
     from components.merge_adapter.merge import merge_folders
 
     merge_folders(base, adapter, merged)
@@ -64,7 +64,7 @@ def merge_pefts(base: Path, adapter: Path, merged: Path) -> None:
 
 
 def compare(base: Path, adapter: Path, merged: Path) -> None:
-    """The comparison of logits that the step does after its merge."""
+    """Compare logits as the step does after its merge."""
     from components.merge_adapter.merge import copy_files
     from components.merge_adapter.verify import verify
     from fovea.task import product_task
@@ -74,11 +74,11 @@ def compare(base: Path, adapter: Path, merged: Path) -> None:
 
 
 def measured(merge: Callable[[Path, Path, Path], None], base: Path, adapter: Path, merged: Path) -> str:
-    """Return the seconds, and the peaks of resident and of private bytes, of a process of its own."""
+    """Return the seconds, and the peaks of resident and private bytes, of a merge in a separate process."""
     merged.mkdir(exist_ok=True)
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    os.sync()  # what was written before does not hold up what is measured
+    os.sync()  # earlier writes must not delay the measured work
     started = time.perf_counter()
     process = context.Process(target=_child, args=(merge, base, adapter, merged, sender))
     process.start()
@@ -99,7 +99,7 @@ def _child(
 
 
 def _differing(base: Path, merged: Path) -> int:
-    """Return how many tensors of ``merged`` are not the base's, by their bytes."""
+    """Return the number of tensors of ``merged`` whose bytes differ from the base's."""
     from components.merge_adapter.shards import places
 
     count = 0
@@ -115,9 +115,9 @@ def _differing(base: Path, merged: Path) -> int:
 
 
 def main(
-    folder: Annotated[Path, typer.Argument(help="A folder with room; what is made in it stays.")],
+    folder: Annotated[Path, typer.Argument(help="A folder with free space; the created files are kept.")],
     size: Annotated[str, typer.Option(help="published, or middling for a trial.")] = "published",
-    verify: Annotated[bool, typer.Option(help="Compare the logits afterwards, too.")] = False,
+    verify: Annotated[bool, typer.Option(help="Also compare the logits afterwards.")] = False,
 ) -> None:
     """Print a table of both merges."""
     base, adapter = folder / "base", folder / "adapter"

@@ -1,10 +1,10 @@
-"""Speed and memory of the model.
+"""Measure speed and memory of the model.
 
-    python -m benchmarks.model compare       the model against its plain twin: seconds and memory as ratios
-    python -m benchmarks.model throughput    training: pictures and tokens a second, model FLOP/s utilisation
+    python -m benchmarks.model compare       time and memory of the model and its plain twin, as ratios
+    python -m benchmarks.model throughput    training: pictures and tokens per second, FLOP/s utilisation
 
-Both run a middling model in float32 on the CPU, or, as `make benchmark-gpu` does, the published size in
-bfloat16 on a GPU. The weights are random: what is computed takes as long with any.
+Both run a medium-sized model in float32 on the CPU or, as in `make benchmark-gpu`, the published size in
+bfloat16 on a GPU. The weights are random, which does not affect the time.
 """
 
 import json
@@ -46,7 +46,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Comparison:
-    """One row: ours against the plain twin. Memory is what the work adds to the weights; None: too much."""
+    """One row: ours and the plain twin. Memory is in addition to the weights; None: out of memory."""
 
     work: str
     num_crops: int
@@ -61,7 +61,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Throughput:
-    """One row: training steps. None: the memory did not suffice, or the device's peak is not known."""
+    """One row: training steps. None: out of memory, or the device's peak is unknown."""
 
     num_crops: int
     gradient_checkpointing: bool
@@ -76,14 +76,14 @@ class Throughput:
 
 
 def compare(setting: Setting, works: Sequence[Work], crops: list[int], repetitions: int) -> list[Comparison]:
-    """Measure the model against its twin: same weights, same batches, in turn."""
+    """Measure the model and its twin: same weights, same batches, alternating."""
     cases = [
         Comparison(work, number, shape, *_extent(setting.batch(number, shape)))
         for work in works
         for number in crops
         for shape in SHAPES
     ]
-    # On a CPU each has a process of its own, and the memory of this one is still free.
+    # On a CPU each runs in a separate process, while the memory of this one is still free.
     rows = [_with_memory(setting, case) for case in cases] if setting.device == Device.CPU else cases
     ours = setting.model()
     twin = PlainPhi3VForCausalLM.sharing(ours)
@@ -159,7 +159,7 @@ def _with_speed(setting: Setting, row: Throughput, adapted: Any, repetitions: in
 
 
 def _say(what: str) -> None:
-    """Show that it goes on, where it does not mix with the table."""
+    """Report progress on standard error, apart from the table."""
     typer.echo(f"benchmark: {what}", err=True)
 
 
@@ -176,12 +176,12 @@ def _flops(setting: Setting, batch: dict[str, torch.Tensor]) -> float:
 
 
 def _extent(batch: dict[str, torch.Tensor]) -> tuple[int, int]:
-    """Tokens and crops, global views among them, of a batch."""
+    """Return tokens and crops, including global views, of a batch."""
     return batch["input_ids"].numel(), len(batch["pixel_values"])
 
 
 def comparison_table(setting: Setting, rows: list[Comparison]) -> Table:
-    """The rows for people."""
+    """Return the rows as a table."""
     table = Table(title=f"The model and its plain twin\n{describe(setting)}")
     for heading in ("", "num_crops", "picture", "crops", "tokens"):
         table.add_column(heading, justify="right")
@@ -205,10 +205,10 @@ def comparison_table(setting: Setting, rows: list[Comparison]) -> Table:
 
 
 def throughput_table(setting: Setting, rows: list[Throughput]) -> Table:
-    """The rows for people."""
+    """Return the rows as a table."""
     table = Table(title=f"LoRA training steps, without the optimiser\n{describe(setting)}")
     peak = peak_flops(device_name(setting.device)) if setting.dtype == Type.BFLOAT16 else None
-    known = f"{peak / 1e12:.0f} TFLOP/s, the device's peak" if peak else "a peak that is not known here"
+    known = f"{peak / 1e12:.0f} TFLOP/s, the device's peak" if peak else "an unknown peak"
     table.caption = f"Utilisation: model TFLOP/s of {known}."
     for heading in ("num_crops", "checkpointing", "tokens", "s", "pictures/s", "tokens/s", "TFLOP/s"):
         table.add_column(heading, justify="right")
@@ -241,12 +241,12 @@ app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=F
 
 DeviceOption = Annotated[Device, typer.Option(help="Where the model runs.")]
 SizeOption = Annotated[Size, typer.Option(help="Which model runs.")]
-TypeOption = Annotated[Type, typer.Option(help="Type of weights and pixels.")]
-CropsOption = Annotated[list[int], typer.Option(help="num_crops; may be given again.", min=1)]
-PicturesOption = Annotated[int, typer.Option(help="Pictures a step.", min=1)]
-RepetitionsOption = Annotated[int, typer.Option(help="Times are medians of so many.", min=1)]
-WorkOption = Annotated[list[Work], typer.Option(help="What to measure; may be given again.")]
-JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the numbers here, too.")]
+TypeOption = Annotated[Type, typer.Option(help="Dtype of weights and pixels.")]
+CropsOption = Annotated[list[int], typer.Option(help="num_crops; can be repeated.", min=1)]
+PicturesOption = Annotated[int, typer.Option(help="Pictures per step.", min=1)]
+RepetitionsOption = Annotated[int, typer.Option(help="Repetitions, whose median is reported.", min=1)]
+WorkOption = Annotated[list[Work], typer.Option(help="What to measure; can be repeated.")]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="File for the results.")]
 
 
 @app.command("compare")
@@ -260,7 +260,7 @@ def compare_command(
     repetitions: RepetitionsOption = 3,
     json_file: JsonOption = None,
 ) -> None:
-    """The model against a plain twin that works as the published code does."""
+    """Compare the model with a plain twin that works like the published code."""
     setting = _setting(device, size, dtype, pictures)
     rows = compare(setting, work, crops, repetitions)
     _show(comparison_table(setting, rows), setting, rows, json_file)
@@ -276,7 +276,7 @@ def throughput_command(
     repetitions: RepetitionsOption = 3,
     json_file: JsonOption = None,
 ) -> None:
-    """LoRA training steps: pictures and tokens a second, and model FLOP/s utilisation."""
+    """Measure LoRA training steps: pictures and tokens per second, and model FLOP/s utilisation."""
     setting = _setting(device, size, dtype, pictures)
     rows = throughput(setting, crops, repetitions)
     _show(throughput_table(setting, rows), setting, rows, json_file)
@@ -284,14 +284,14 @@ def throughput_command(
 
 def _setting(device: Device, size: Size, dtype: Type, pictures: int) -> Setting:
     if device == Device.CUDA and not torch.cuda.is_available():
-        raise UserError("no CUDA device is here: run it on a machine with a GPU, or with --device cpu")
+        raise UserError("there is no CUDA device: use a machine with a GPU, or --device cpu")
     return Setting(device, size, dtype, pictures)
 
 
 def _show(
     table: Table, setting: Setting, rows: list[Comparison] | list[Throughput], json_file: Path | None
 ) -> None:
-    # Into a file or a log, not folded to a terminal's usual width.
+    # In a file or a log, do not wrap at a terminal's usual width.
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     if json_file is not None:
         made = {"setting": asdict(setting), "about": describe(setting), "rows": [asdict(row) for row in rows]}
@@ -299,7 +299,7 @@ def _show(
 
 
 def main() -> None:
-    """Run the command; what a person can mend is one line."""
+    """Run the command; print errors that the user can fix as one line."""
     try:
         app()
     except UserError as error:

@@ -1,4 +1,4 @@
-"""A web server of pictures for benchmarks: quick, in a process of its own, each answer after a given wait."""
+"""A fast web server of pictures for benchmarks, in a separate process, with a fixed delay of each answer."""
 
 import asyncio
 import subprocess
@@ -10,7 +10,7 @@ from typing import cast
 
 
 class _Pictures(asyncio.Protocol):
-    """Answers ``/{number}.jpg`` with a picture that no other number has, on connections that stay open."""
+    """Answers ``/{number}.jpg`` with a different picture for each number, on persistent connections."""
 
     def __init__(self, pictures: list[bytes], wait: float) -> None:
         self._pictures = pictures
@@ -29,7 +29,7 @@ class _Pictures(asyncio.Protocol):
         if self._transport.is_closing():
             return
         number = int(request.split(b" ", 2)[1].strip(b"/").partition(b".")[0])
-        # What stands behind a picture's end changes its digest and not what it shows.
+        # Bytes after a picture's end change its digest but not its content.
         body = self._pictures[number % len(self._pictures)] + b"%09d" % number
         head = f"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nContent-Length: {len(body)}\r\n"
         self._transport.write(f'{head}ETag: "{number}"\r\n\r\n'.encode() + body)
@@ -48,7 +48,7 @@ async def _serve(folder: Path, wait: float) -> None:
 
 @contextmanager
 def serve_pictures(folder: Path, wait: float) -> Iterator[str]:
-    """Serve a folder's JPEGs, each answer ``wait`` seconds after its request; gives its URL."""
+    """Serve a folder's JPEGs, each answer ``wait`` seconds after its request; yield the URL."""
     command = [sys.executable, "-m", "benchmarks.picture_server", str(folder), str(wait)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
         try:

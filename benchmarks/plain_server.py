@@ -1,4 +1,4 @@
-"""A plain KServe model, to measure the server against: one request at a time, on the event loop."""
+"""A plain KServe model for comparison with the server: one request at a time, on the event loop."""
 
 import asyncio
 import base64
@@ -45,7 +45,7 @@ def main(
     dtype: str = "float32",
     address_file: Path = Path("address"),
 ) -> None:
-    """Serve a model plainly, and write the address into a file."""
+    """Serve a model without batching, and write the address to a file."""
     model = PlainModel(Predictor.load(folder, device=device, dtype=dtype))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -54,7 +54,7 @@ def main(
 
     class Server(ModelServer):  # type: ignore[misc]
         def setup_event_loop(self) -> None:
-            # KServe sets up a loop here that it does not run, and that Python 3.14 does not have.
+            # KServe creates a loop here that it does not run, and that Python 3.14 does not have.
             pass
 
         async def _serve(self) -> None:

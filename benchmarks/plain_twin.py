@@ -1,14 +1,14 @@
-"""A plain twin of `Phi3VForCausalLM`: the same weights, and the work that the published code does.
+"""A plain twin of `Phi3VForCausalLM`: the same weights, with the work of the published code.
 
-It is what the project's model is measured against. On every call it
+The project's model is compared with it. On every call it
 
 - pads each picture's stack of crops with black ones to `num_crops` + 1, and encodes those too;
-- runs the tower's last layer, whose output nothing reads, and keeps every layer's output until its end;
-- projects each picture by itself, with every separator as a row of its own;
+- runs the tower's last layer, whose output is not used, and keeps every layer's output until its end;
+- projects each picture separately, with every separator as a separate row;
 - uses eager attention, in the tower and in the decoder;
 - computes float32 logits at every position, and the loss from them.
 
-The results are those of the project's model.
+The results equal those of the project's model.
 """
 
 import copy
@@ -23,7 +23,7 @@ from fovea.phi3v.modeling import IGNORED_LABEL, Phi3VImageEmbedding
 
 
 class PlainImageEmbedding(Phi3VImageEmbedding):
-    """From padded stacks of crops to what stands in the decoder's input, picture by picture."""
+    """Converts padded stacks of crops to embeddings for the decoder's input, picture by picture."""
 
     num_crops: int
 
@@ -34,7 +34,7 @@ class PlainImageEmbedding(Phi3VImageEmbedding):
         pixel_values: torch.Tensor,
         image_sizes: torch.Tensor,
     ) -> torch.Tensor:
-        """As `Phi3VImageEmbedding.forward`; `pixel_values` holds real crops only and is padded here."""
+        """As `Phi3VImageEmbedding.forward`; `pixel_values` has only real crops and is padded here."""
         grids: list[tuple[int, int]] = [
             (height // self.crop_size, width // self.crop_size) for height, width in image_sizes.tolist()
         ]
@@ -54,7 +54,7 @@ class PlainImageEmbedding(Phi3VImageEmbedding):
         return functional.pad(stack, (0, 0, 0, 0, 0, 0, 0, missing))
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Crops (n, 3, side, side) to the second-to-last layer's features, after running every layer."""
+        """Return the second-to-last layer's features of crops (n, 3, side, side), running every layer."""
         tower: Any = self.img_processor["vision_model"]
         hidden_states = [tower.pre_layrnorm(tower.embeddings(pixel_values))]
         for layer in tower.encoder.layers:
@@ -70,14 +70,14 @@ class PlainImageEmbedding(Phi3VImageEmbedding):
         return blocks.reshape(-1, 4 * channels)
 
     def _tokens(self, crops: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-        """One picture's features (1 + num_crops, side**2, channels) to its tokens, in order."""
+        """Convert one picture's features (1 + num_crops, side**2, channels) to its tokens, in order."""
         view, tiles = crops[:1], crops[1 : 1 + rows * columns]
         laid_out = [self._lines(tiles, rows, columns), self.glb_GN[0], self._lines(view, 1, 1)]
         projected: torch.Tensor = self.img_projection(torch.cat(laid_out))
         return projected
 
     def _lines(self, tiles: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-        """Tiles (rows * columns, side**2, channels) line by line over their width, each with its end."""
+        """Return tiles (rows * columns, side**2, channels) line by line over their width, with line ends."""
         side, channels = self.side, tiles.shape[-1]
         lines = tiles.reshape(rows, columns, side, side, channels).transpose(1, 2)
         lines = lines.reshape(rows * side, columns * side, channels)
@@ -86,26 +86,26 @@ class PlainImageEmbedding(Phi3VImageEmbedding):
 
 
 class PlainPhi3VForCausalLM(Phi3VForCausalLM):
-    """Phi-3-Vision as the published code runs it; loads, saves and trains as `Phi3VForCausalLM` does.
+    """Phi-3-Vision as in the published code; loads, saves and trains like `Phi3VForCausalLM`.
 
     Args:
         config: of the model; copied, and its attention set to eager.
-        num_crops: what each picture's stack of crops is padded to, beside its global view.
+        num_crops: the size to which each picture's stack of crops is padded, besides its global view.
     """
 
     def __init__(self, config: Phi3VConfig, num_crops: int = 16) -> None:
         config = copy.deepcopy(config)
         config._attn_implementation = "eager"
         super().__init__(config)
-        # The same parameters under the same names, in memory only once: what differs is the work alone.
+        # The parameters and names are the same, and share memory: only the computation differs.
         self.model.vision_embed_tokens.__class__ = PlainImageEmbedding
         self.num_crops = num_crops
 
     @classmethod
     def sharing(cls, model: Phi3VForCausalLM, num_crops: int = 16) -> Self:
-        """A twin whose parameters are those of `model`, in the same memory.
+        """Return a twin that shares the parameters of `model`.
 
-        Give both adapters only afterwards.
+        Add adapters only afterwards.
         """
         with torch.device("meta"):
             twin = cls(model.config, num_crops)
@@ -118,7 +118,7 @@ class PlainPhi3VForCausalLM(Phi3VForCausalLM):
 
     @property
     def num_crops(self) -> int:
-        """What each picture's stack of crops is padded to, beside its global view."""
+        """The size to which each picture's stack of crops is padded, besides its global view."""
         return int(self._image_embedding.num_crops)
 
     @num_crops.setter

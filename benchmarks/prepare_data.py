@@ -1,11 +1,11 @@
-"""Speed and memory of the preparation of data.
+"""Measure speed and memory of the data preparation.
 
-    python -m benchmarks.prepare_data speed      pictures a second from a web server, against other ways
-    python -m benchmarks.prepare_data memory     of the whole step, with few rows and with many
-    python -m benchmarks.prepare_data reading    pictures a second that `datasets` streams from shards in S3
+    python -m benchmarks.prepare_data speed      pictures per second from a web server, and alternatives
+    python -m benchmarks.prepare_data memory     of the complete step, with few rows and with many
+    python -m benchmarks.prepare_data reading    pictures per second that `datasets` streams from S3
 
-The web server, S3 and what is measured share this machine's cores. Beside pictures a second, which other work
-on the machine spoils, stands the processor time that a picture took, which it hardly changes.
+The web server, S3 and the measured work share this machine's cores. In addition to pictures per second, which
+other work on the machine affects, the tables show processor time per picture, which is hardly affected.
 """
 
 import io
@@ -54,26 +54,26 @@ LATENCIES = [0, 20, 100]
 Sizes = tuple[tuple[int, int], ...]
 ROWS = [3000, 20_000, 100_000]
 
-# The fewest rows' originals fill whatever is bounded in bytes, the store's packs above all: what grows beyond
-# that grows with the rows.
+# Even the fewest rows' originals fill everything that is limited in bytes, mainly the store's packs: further
+# growth is due to the rows.
 _SIDE = 256
 LOOPBACK = FetchProfile.model_validate({"allowed_networks": ["127.0.0.0/8"]})
 
 _DIFFERENT = 64
-"""So many pictures are drawn; the server makes one of its own of each for every URL."""
+"""Number of pictures to draw; the server makes a different one of them for every URL."""
 _SEQUENTIAL_SHARE = 8
-"""The sequential script, being slow, gets a part of the URLs."""
+"""The sequential script is slow and gets a fraction of the URLs."""
 
 
 @dataclass(frozen=True)
 class Rate:
-    """How fast one way was."""
+    """The speed of one variant."""
 
     pictures_per_second: float
     own_ms: float
-    """Processor time a picture."""
+    """Processor time per picture."""
     servers_ms: float
-    """That of the web server and of S3, which in earnest are other machines'."""
+    """That of the web server and S3, which normally run on other machines."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Speed:
     latency_ms: int
     bound: Rate
     unkept: Rate
-    """Without the picture store, which the others do not have."""
+    """Without the picture store, which the alternatives do not have."""
     first: Rate
     again: Rate
     img2dataset: Rate | None
@@ -91,7 +91,7 @@ class Speed:
 
 
 def measure_speed(latencies: Sequence[int], pictures: int, other: Path | None, sizes: Sizes) -> list[Speed]:
-    """Measure every way at every latency, in turn."""
+    """Measure every variant at every latency, alternating."""
     rows = []
     with tempfile.TemporaryDirectory() as name, _embedded_s3(Path(name)) as root:
         folder = Path(name) / "pictures"
@@ -112,7 +112,7 @@ def _at_latency(site: str, latency: int, pictures: int, folder: Path, root: str,
     theirs = None if other is None else _img2dataset(other, urls)
     some = urls[: max(1, pictures // _SEQUENTIAL_SHARE)]
     sequential = _rate(len(some), lambda: _sequential(some))
-    # What slows the machine down for a while would otherwise tell on one of them alone.
+    # Otherwise a temporary slowdown of the machine would affect only one of them.
     bound = _mean(before, _bound(folder, pictures))
     return Speed(latency, bound, unkept, first, again, theirs, sequential)
 
@@ -137,7 +137,7 @@ def _mean(one: Rate, other: Rate) -> Rate:
 
 
 def _bound(folder: Path, pictures: int) -> Rate:
-    """Decode, scale and encode alone, on all cores."""
+    """Only decode, scale and encode, on all cores."""
     reuse_freed_memory()
     originals = [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]
 
@@ -158,7 +158,7 @@ class _Web:
 
 
 def _stored(urls: Sequence[str], root: str) -> Rate:
-    """As the step does it: through the picture store, with fingerprints, onto this disk."""
+    """Prepare as the step does: through the picture store, with fingerprints, to this disk."""
     storage = Storage()
     with tempfile.TemporaryDirectory() as name:
 
@@ -188,7 +188,7 @@ def _stream(urls: Sequence[str], store: PictureStore | None) -> Iterator[Prepare
 
 
 def _sequential(urls: Sequence[str]) -> None:
-    """The script that people start from."""
+    """Fetch and prepare one picture after the other, as a simple script would."""
     with tempfile.TemporaryDirectory() as folder:
         for number, url in enumerate(urls):
             response = requests.get(url, timeout=30)
@@ -212,12 +212,12 @@ if __name__ == "__main__":
 
 
 def _img2dataset(python: Path, urls: Sequence[str]) -> Rate:
-    """img2dataset with as many processes as cores; the time it takes for one picture is taken off."""
+    """Run img2dataset with one process per core; the time for a single picture is subtracted."""
     cores = os.cpu_count() or 1
     options = {
         "processes_count": cores,
         "thread_count": 64,
-        # Of as many parts as there are processes, so that all of them work.
+        # As many parts as processes, so that all of them work.
         "number_sample_per_shard": -(-len(urls) // cores),
         "image_size": LONGEST_SIDE,
         "resize_mode": "keep_ratio_largest",
@@ -259,14 +259,14 @@ def _run(command: Sequence[str]) -> str:
 
 @contextmanager
 def _installed_img2dataset() -> Iterator[Path | None]:
-    """Give the Python of a virtual environment with img2dataset; None where it cannot be installed."""
+    """Yield the Python of a virtual environment with img2dataset; None if it cannot be installed."""
     with tempfile.TemporaryDirectory() as name:
         python = Path(name) / "bin" / "python"
         try:
             _run([sys.executable, "-m", "venv", name])
             _run([str(python), "-m", "pip", "install", "-q", "img2dataset"])
         except UserError as error:
-            typer.echo(f"img2dataset is left out, it cannot be installed: {error}", err=True)
+            typer.echo(f"img2dataset cannot be installed and is skipped: {error}", err=True)
             yield None
         else:
             yield python
@@ -274,7 +274,7 @@ def _installed_img2dataset() -> Iterator[Path | None]:
 
 @contextmanager
 def _embedded_s3(folder: Path) -> Iterator[str]:
-    """Serve S3 on this machine, and give the URI of a bucket."""
+    """Serve S3 on this machine, and yield the URI of a bucket."""
     with serve_s3(folder / "s3") as server:
         os.environ.update(server.environment())
         boto3.Session().client("s3").create_bucket(Bucket="benchmark")
@@ -283,7 +283,7 @@ def _embedded_s3(folder: Path) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Memory:
-    """One row: the whole step on so many rows with small pictures."""
+    """One row: the complete step on a number of rows with small pictures."""
 
     rows: int
     peak_bytes: int
@@ -309,7 +309,7 @@ print("measured", time.perf_counter() - start, int(peak.split()[1]) * 1024)
 
 
 def measure_memory(rows: Sequence[int], side: int) -> list[Memory]:
-    """Run the whole step in a process of its own for each number of rows, with square pictures."""
+    """Run the complete step in a separate process for each number of rows, with square pictures."""
     with tempfile.TemporaryDirectory() as name, _embedded_s3(Path(name)) as root:
         folder = Path(name) / "pictures"
         folder.mkdir()
@@ -335,14 +335,14 @@ def _with_rows(rows: int, site: str, root: str, folder: Path) -> Memory:
 
 @dataclass(frozen=True)
 class Reading:
-    """One row, in pictures a second."""
+    """One row, in pictures per second."""
 
     what: str
     pictures_per_second: float
 
 
 def measure_reading(pictures: int) -> list[Reading]:
-    """Stream a split from S3, shuffled, as training could, with pictures as bytes and decoded."""
+    """Stream a split from S3, shuffled, as a training could, with pictures as bytes and decoded."""
     with tempfile.TemporaryDirectory() as name, _embedded_s3(Path(name)) as root:
         folder = Path(name) / "shards"
         folder.mkdir()
@@ -356,7 +356,7 @@ def measure_reading(pictures: int) -> list[Reading]:
             order, start, end = [], time.perf_counter(), 0.0
             for row in split:
                 order.append(row["row_id"])
-                # Of the last one: `datasets` sleeps for five seconds after it.
+                # The time of the last picture: `datasets` sleeps for five seconds after it.
                 end = time.perf_counter()
             return order, len(order) / (end - start)
 
@@ -393,7 +393,7 @@ def _write_split(folder: Path, pictures: int) -> None:
 
 
 def _presigned(uri: str) -> str:
-    """Return a URL that reads an object for an hour: `datasets` knows HTTPS, and S3 only with s3fs."""
+    """Return a presigned URL, valid for an hour: `datasets` supports HTTPS, and S3 only with s3fs."""
     bucket, key = split_uri(uri)
     client = boto3.Session().client("s3", config=Config(signature_version="s3v4"))
     url: str = client.generate_presigned_url("get_object", {"Bucket": bucket, "Key": key}, ExpiresIn=3600)
@@ -401,15 +401,15 @@ def _presigned(uri: str) -> str:
 
 
 def speed_tables(rows: list[Speed], sizes: Sizes) -> Group:
-    """The rows for people."""
+    """Return the rows as tables."""
     measures = ", ".join(f"{width} x {height}" for width, height in sizes)
-    wall = Table(title=f"Pictures a second on {_machine()}\n{measures}, to at most {LONGEST_SIDE}")
+    wall = Table(title=f"Pictures per second on {_machine()}\n{measures}, to at most {LONGEST_SIDE}")
     wall.caption = (
-        "bound: decoding, scaling and encoding alone, on all cores; % of it.\n"
-        "first: originals go into the picture store. again: they come from there."
+        "bound: only decoding, scaling and encoding, on all cores; % of it.\n"
+        "first: originals are written to the picture store. again: they are read from it."
     )
-    processor = Table(title="Processor time a picture, ms: its own + the web server's and S3's")
-    processor.caption = "%: of its own, the bound's; what it would come to if no core ever waited."
+    processor = Table(title="Processor time per picture, ms: own + that of the web server and S3")
+    processor.caption = "%: the bound's own time relative to it; the rate if no core ever waited."
     for table in (wall, processor):
         for heading in ("latency", "bound", "no store", "first", "again", "img2dataset", "sequential"):
             table.add_column(heading, justify="right")
@@ -432,7 +432,7 @@ def _processor_time(way: Rate, bound: Rate) -> str:
 
 
 def memory_table(rows: list[Memory]) -> Table:
-    """The rows for people."""
+    """Return the rows as a table."""
     table = Table(title=f"The whole step, small pictures,\non {_machine()}")
     for heading in ("rows", "peak MiB", "s", "rows/s"):
         table.add_column(heading, justify="right")
@@ -447,7 +447,7 @@ def memory_table(rows: list[Memory]) -> Table:
 
 
 def reading_table(rows: list[Reading]) -> Table:
-    """The rows for people."""
+    """Return the rows as a table."""
     table = Table(title=f"Streamed with datasets from S3, shuffled,\non {_machine()}")
     for heading in ("pictures", "pictures/s"):
         table.add_column(heading, justify="right")
@@ -462,7 +462,7 @@ def _machine() -> str:
 
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 
-JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the numbers here, too.")]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="File for the results.")]
 
 
 @app.command("speed")
@@ -470,14 +470,14 @@ def speed_command(
     latency: Annotated[
         list[int], typer.Option(help="Milliseconds before the server answers.", min=0)
     ] = LATENCIES,
-    pictures: Annotated[int, typer.Option(help="How many are fetched each time.", min=8)] = 600,
+    pictures: Annotated[int, typer.Option(help="Pictures per measurement.", min=8)] = 600,
     scaling: Annotated[
-        bool, typer.Option(help="Half of the pictures must be scaled down; else none.")
+        bool, typer.Option(help="Half of the pictures must be scaled down; otherwise none.")
     ] = True,
-    img2dataset: Annotated[bool, typer.Option(help="Install img2dataset and measure it, too.")] = True,
+    img2dataset: Annotated[bool, typer.Option(help="Also install and measure img2dataset.")] = True,
     json_file: JsonOption = None,
 ) -> None:
-    """Pictures a second from a web server: the step, img2dataset, and a sequential script."""
+    """Measure pictures per second from a web server: the step, img2dataset, and a sequential script."""
     sizes = tuple(size for size in SIZES if scaling or max(size) <= LONGEST_SIDE)
     with _installed_img2dataset() if img2dataset else nullcontext() as other:
         rows = measure_speed(latency, pictures, other, sizes)
@@ -486,27 +486,27 @@ def speed_command(
 
 @app.command("memory")
 def memory_command(
-    rows: Annotated[list[int], typer.Option(help="How many rows; may be given again.", min=400)] = ROWS,
+    rows: Annotated[list[int], typer.Option(help="Number of rows; can be repeated.", min=400)] = ROWS,
     side: Annotated[int, typer.Option(help="Pixels of the pictures' sides.", min=32)] = _SIDE,
     json_file: JsonOption = None,
 ) -> None:
-    """The most memory that the whole step takes, by rows."""
+    """Measure the peak memory of the complete step, by rows."""
     measured = measure_memory(rows, side)
     _show(memory_table(measured), measured, json_file)
 
 
 @app.command("reading")
 def reading_command(
-    pictures: Annotated[int, typer.Option(help="How many are read.", min=100)] = 2000,
+    pictures: Annotated[int, typer.Option(help="Number of pictures.", min=100)] = 2000,
     json_file: JsonOption = None,
 ) -> None:
-    """Pictures a second that `datasets` streams from shards in S3, and that a seed gives one order."""
+    """Measure pictures per second that `datasets` streams from S3, and check the order of a seed."""
     rows = measure_reading(pictures)
     _show(reading_table(rows), rows, json_file)
 
 
 def _show(table: Table | Group, rows: Sequence[Any], json_file: Path | None) -> None:
-    # Into a file or a log, not folded to a terminal's usual width.
+    # In a file or a log, do not wrap at a terminal's usual width.
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     if json_file is not None:
         made = {"machine": _machine(), "rows": [asdict(row) for row in rows]}
@@ -514,7 +514,7 @@ def _show(table: Table | Group, rows: Sequence[Any], json_file: Path | None) -> 
 
 
 def main() -> None:
-    """Run the command; what a person can mend is one line."""
+    """Run the command; print errors that the user can fix as one line."""
     try:
         app()
     except UserError as error:

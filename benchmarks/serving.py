@@ -1,16 +1,16 @@
-"""The server under load, against the same model behind a plain KServe model.
+"""Measure the server under load, compared with the same model in a plain KServe model.
 
     python -m benchmarks.serving compare FOLDER
     python -m benchmarks.serving compare --size published --device cuda --dtype bfloat16
 
-FOLDER holds a model, such as the one that the last local run made. Without one, a model with random weights
-is made: each of its answers is noise as long as an answer may be, so it takes the same work every time.
-Both servers answer the same pictures under the same loads, in turn; the plain one prepares and generates one
-request after the other, on the event loop.
-Closed loop: so many clients, each of which asks again once it is answered. Open loop: requests arrive by
-chance (a Poisson process) at a share of the server's own closed-loop throughput, answered or not. The bound
-is what the library answers in batches without any server, pictures decoded and cut beforehand: nothing in
-front of it can be faster.
+FOLDER contains a model, such as that of the last local run. Without it, a model with random weights
+is created: each of its answers is noise of maximum length, so that every answer takes the same work.
+Both servers answer the same pictures under the same loads, alternating; the plain one prepares and generates
+one request after the other, on the event loop.
+Closed loop: a fixed number of clients, each sending the next request after its answer. Open loop: requests
+arrive at random (a Poisson process) at a fraction of the server's closed-loop throughput, regardless of
+answers. The bound is the rate of the library in batches without a server, with pictures decoded and cropped
+beforehand: no server can be faster.
 """
 
 import asyncio
@@ -64,11 +64,11 @@ class Load:
     p95: float | None = None
     p99: float | None = None
     others_p99: float | None = None
-    """Of how many others were answered while one waited: a wait that no machine's speed changes."""
+    """The number of other answers while one waited: a wait that does not depend on the machine's speed."""
 
 
 def bodies(side: int) -> list[bytes]:
-    """Requests about pictures that differ, JPEG files of ``side`` pixels square."""
+    """Return requests with different pictures, JPEG files of ``side`` by ``side`` pixels."""
     from PIL import Image
 
     made = []
@@ -85,7 +85,7 @@ def write_model(folder: Path, size: str) -> None:
     """Write a model that can be served: random weights, with a tokenizer and a task.
 
     Args:
-        folder: a new one.
+        folder: a new folder.
         size: as in `benchmarks.synthetic.configuration`.
 
     Raises:
@@ -109,7 +109,7 @@ def write_model(folder: Path, size: str) -> None:
 
 
 def bound(folder: Path, device: str, dtype: str, requests: Sequence[bytes]) -> float:
-    """Pictures a second that the library answers in batches, decoded and cut before the time counts."""
+    """Return the pictures per second that the library answers in batches, decoded and cropped beforehand."""
     import torch
     from PIL import Image
 
@@ -126,15 +126,15 @@ def bound(folder: Path, device: str, dtype: str, requests: Sequence[bytes]) -> f
         predictor.generate_batch(samples[first : first + _BOUND_BATCH])
     taken = time.perf_counter() - started
     del predictor
-    torch.cuda.empty_cache()  # the servers need the GPU's memory; nothing happens without a GPU
+    torch.cuda.empty_cache()  # the servers need the GPU's memory; does nothing without a GPU
     return len(requests) / taken
 
 
 class Loader:
-    """Asks a server, and writes down how long each answer took.
+    """Sends requests to a server, and records the time of each answer.
 
-    With aiohttp, which takes far less time for a request than httpx: the clients share the server's cores,
-    and what holds them up would count as the server's.
+    It uses aiohttp, which takes far less time per request than httpx: the clients share the server's cores,
+    and their own delays would count as the server's.
     """
 
     def __init__(self, client: aiohttp.ClientSession, requests: Sequence[bytes]) -> None:
@@ -143,12 +143,12 @@ class Loader:
         self._next = 0
         self.times: list[float] = []
         self.others: list[int] = []
-        """For each answer: how many others came while it was waited for."""
+        """For each answer: the number of other answers while it was waiting."""
         self.refused = 0
         self.failed = 0
 
     async def ask(self) -> None:
-        """Ask about the next picture."""
+        """Send a request for the next picture."""
         body = self._requests[self._next % len(self._requests)]
         self._next += 1
         started, before = time.perf_counter(), len(self.times)
@@ -167,7 +167,7 @@ class Loader:
             self.failed += 1
 
     async def closed(self, clients: int, seconds: float) -> None:
-        """So many clients, each asking again once it is answered."""
+        """Run a number of clients, each sending the next request after its answer."""
         end = time.perf_counter() + seconds
 
         async def one() -> None:
@@ -177,14 +177,14 @@ class Loader:
         await asyncio.gather(*(one() for _ in range(clients)))
 
     async def open(self, per_second: float, seconds: float, seed: int = 0) -> None:
-        """Requests that arrive by chance, whether others are answered or not."""
+        """Send requests at random times, regardless of answers."""
         lot, tasks = random.Random(seed), set[asyncio.Task[None]]()  # noqa: S311
         end = time.perf_counter() + seconds
         arrival = time.perf_counter()
         while (arrival := arrival + lot.expovariate(per_second)) < end:
             await asyncio.sleep(max(0.0, arrival - time.perf_counter()))
             if time.perf_counter() > end:
-                break  # this machine cannot send so many
+                break  # this machine cannot send that many
             tasks.add(asyncio.create_task(self.ask()))
         await asyncio.gather(*tasks)
 
@@ -196,7 +196,7 @@ async def measure(
     requests: Sequence[bytes],
     work: Callable[[Loader], Awaitable[None]],
 ) -> Load:
-    """Put a load on a server; the time counts until the last answer."""
+    """Put a load on a server; the time is measured until the last answer."""
     connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(600)
     async with aiohttp.ClientSession(address, connector=connector, timeout=timeout) as client:
         loader = Loader(client, requests)
@@ -221,13 +221,13 @@ async def measure(
 
 
 def _percentiles(values: Sequence[float]) -> list[float] | None:
-    """The 99 values between the hundredths; None where there are too few to tell."""
+    """Return the 99 percentiles; None if there are too few values."""
     return statistics.quantiles(values, n=100, method="inclusive") if len(values) > 1 else None
 
 
 @contextmanager
 def started(command: Sequence[str]) -> Iterator[str]:
-    """Run a server for the block and give its address."""
+    """Run a server for the block and yield its address."""
     with tempfile.TemporaryDirectory() as name:
         address, log = Path(name) / "address", Path(name) / "log"
         with log.open("wb") as output:
@@ -252,7 +252,7 @@ def started(command: Sequence[str]) -> Iterator[str]:
 def loads(
     addresses: dict[str, str], requests: Sequence[bytes], clients: Sequence[int], seconds: float
 ) -> Iterator[Load]:
-    """Measure the servers under all loads, in turn: what disturbs one disturbs the other."""
+    """Measure the servers under all loads, alternating, so that disturbances affect both."""
 
     def put(server: str, load: str, work: Callable[[Loader], Awaitable[None]]) -> Load:
         return asyncio.run(measure(server, load, addresses[server], requests, work))
@@ -273,10 +273,10 @@ def loads(
 
 
 def table(rows: Sequence[Load], best: float, about: str) -> Table:
-    """The rows for people."""
+    """Return the rows as a table."""
     made = Table(title=f"Answers under load\n{about}")
     made.caption = (
-        f"The bound: the library alone answers {best:.3g} a second, in batches of {_BOUND_BATCH}, "
+        f"The bound: the library alone answers {best:.3g} per second, in batches of {_BOUND_BATCH}, "
         "pictures prepared beforehand."
     )
     for heading in (
@@ -307,24 +307,24 @@ def table(rows: Sequence[Load], best: float, about: str) -> Table:
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 
 FolderArgument = Annotated[
-    Path | None, typer.Argument(help="A model's folder; else one is made.", exists=True, file_okay=False)
+    Path | None, typer.Argument(help="A model's folder; default: a new one.", exists=True, file_okay=False)
 ]
 DeviceOption = Annotated[Device, typer.Option(help="Where the model runs.")]
-TypeOption = Annotated[Type, typer.Option(help="Type of weights and pixels.")]
+TypeOption = Annotated[Type, typer.Option(help="Dtype of weights and pixels.")]
 
 
 @app.command()
 def compare(
     folder: FolderArgument = None,
-    size: Annotated[Size, typer.Option(help="Of the model that is made without FOLDER.")] = Size.MIDDLING,
+    size: Annotated[Size, typer.Option(help="Size of the model to create.")] = Size.MIDDLING,
     device: DeviceOption = Device.CPU,
     dtype: TypeOption = Type.FLOAT32,
-    clients: Annotated[list[int], typer.Option(help="Clients at a time; may be given again.")] = CLIENTS,
-    seconds: Annotated[float, typer.Option(help="For each load.", min=0.1)] = 15.0,
+    clients: Annotated[list[int], typer.Option(help="Concurrent clients; can be repeated.")] = CLIENTS,
+    seconds: Annotated[float, typer.Option(help="Duration of each load.", min=0.1)] = 15.0,
     side: Annotated[int, typer.Option(help="Pixels of the pictures' sides.", min=32)] = 672,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here, too.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the results.")] = None,
 ) -> None:
-    """Our server and the plain one, under the same loads."""
+    """Compare our server with the plain one, under the same loads."""
     requests = bodies(side)
     with ExitStack() as made:
         if folder is None:
@@ -335,9 +335,9 @@ def compare(
             what = folder.name
         best = bound(folder, device, dtype, requests)
         rows = _rows(folder, device, dtype, requests, clients, seconds)
-        # The machine may have been busier at the start than it is now.
+        # The machine may have been busier at the start than now.
         best = max(best, bound(folder, device, dtype, requests))
-    about = f"{what}; {device_name(device)}, {dtype}; pictures of {side} x {side}, {seconds:g} s a row"
+    about = f"{what}; {device_name(device)}, {dtype}; pictures of {side} x {side}, {seconds:g} s per row"
     Console(width=None if sys.stdout.isatty() else 120).print(table(rows, best, about))
     if json_file is not None:
         numbers: dict[str, Any] = {"about": about, "bound": best, "rows": [asdict(row) for row in rows]}
@@ -363,11 +363,11 @@ def _rows(
 
 @app.callback()
 def _commands() -> None:
-    """Keep `compare` a command of its own."""
+    """Make `compare` a subcommand, although it is the only one."""
 
 
 def main() -> None:
-    """Run the command; what a person can mend is one line."""
+    """Run the command; print errors that the user can fix as one line."""
     try:
         app()
     except UserError as error:

@@ -1,10 +1,10 @@
-"""Gigabytes up to S3 and down: ours beside boto3's defaults and rclone copy, in one run.
+"""Compare uploads to and downloads from S3: ours, boto3's defaults and rclone copy, in one run.
 
     python -m benchmarks.storage [--gigabytes 2] [--files 4]
 
-The server is `rclone serve s3` on this machine, which shares its cores and its disk with all of them. Ours
-computes and checks every file's SHA-256; rclone compares hashes that the server gives; boto3 checks the
-parts' checksums alone. Each goes up and down three times, in turn and each time another one first; the table
+The server is `rclone serve s3` on this machine, which shares its cores and disk. Ours
+computes and checks every file's SHA-256; rclone compares hashes of the server; boto3 checks only the
+parts' checksums. Each uploads and downloads three times, in rotating order; the table
 shows the best time.
 """
 
@@ -87,7 +87,7 @@ def _rclone(source: Path, target: Path) -> tuple[Callable[[], object], Callable[
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    # What the work before has written is not to be waited for in this one's time.
+    # Earlier writes must not count towards this time.
     os.sync()
     started = time.perf_counter()
     work()
@@ -95,13 +95,13 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def main(
-    gigabytes: Annotated[float, typer.Option(help="Of all files together.")] = 2.0,
-    files: Annotated[int, typer.Option(help="How many files.")] = 4,
+    gigabytes: Annotated[float, typer.Option(help="Total size of the files.")] = 2.0,
+    files: Annotated[int, typer.Option(help="Number of files.")] = 4,
     folder: Annotated[
-        Path | None, typer.Option(help="Where there is room for five times as much; left out, /tmp.")
+        Path | None, typer.Option(help="A folder with space for five times as much; by default /tmp.")
     ] = None,
 ) -> None:
-    """Print a table of MB/s up and down."""
+    """Print a table of upload and download rates in MB/s."""
     with tempfile.TemporaryDirectory(dir=folder) as name, serve_s3(Path(name) / "buckets") as server:
         os.environ.update(server.environment())
         source, target = Path(name) / "source", Path(name) / "target"

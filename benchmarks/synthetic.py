@@ -1,4 +1,4 @@
-"""Models with random weights, and batches for them: what measurements run on."""
+"""Models with random weights, and batches for them, for measurements."""
 
 import hashlib
 import math
@@ -14,21 +14,21 @@ from fovea.phi3v import Phi3VConfig, Phi3VForCausalLM, Phi3VImageProcessor
 from fovea.phi3v.modeling import IGNORED_LABEL
 
 PROMPT_TOKENS, ANSWER_TOKENS = 32, 32
-"""Text around a picture: about what the catalogue's question and answer take."""
+"""Approximate number of text tokens of the catalogue's question and answer."""
 
 SHAPES = {"1:1": (672, 672), "2:3": (448, 672)}
 """Pictures by the ratio of their sides: width and height in pixels."""
 
-# A prime: columns of a matrix do not repeat.
+# A prime, so that columns of a matrix do not repeat.
 _BLOCK = 1_000_003
 
 
 def configuration(size: str) -> Phi3VConfig:
-    """The configuration of a model of some size.
+    """Return the configuration of a model of a given size.
 
     Args:
-        size: "published"; "middling", which a CPU runs in seconds: a narrower decoder of 6 and a narrower
-            tower of 12 layers, whose work is in about the published proportion, with the published
+        size: "published"; "middling", which a CPU runs in seconds: a narrower decoder with 6 and a narrower
+            tower with 12 layers, whose ratio of work is about the published one, with the published
             crops and vocabulary; "tiny", for tests.
     """
     rotary = {"type": "su", "short_factor": [1.0] * 48, "long_factor": [4.0] * 48}
@@ -69,11 +69,11 @@ def configuration(size: str) -> Phi3VConfig:
             },
             **common,
         )
-    raise ValueError(f"{size} is no size: published, middling or tiny")
+    raise ValueError(f"{size} is not a size: published, middling or tiny")
 
 
 def random_model(config: Phi3VConfig, dtype: torch.dtype, device: str) -> Phi3VForCausalLM:
-    """A model with the weights of `random_weight`, made on its device."""
+    """Return a model with the weights of `random_weight`, created on its device."""
     with torch.device(device), no_init_weights():
         model: Phi3VForCausalLM = AutoModelForCausalLM.from_config(config, dtype=dtype)
     block = random_block(dtype, device)
@@ -84,15 +84,15 @@ def random_model(config: Phi3VConfig, dtype: torch.dtype, device: str) -> Phi3VF
 
 
 def random_block(dtype: torch.dtype, device: str = "cpu") -> torch.Tensor:
-    """Standard normal numbers, always the same, that weights are made of."""
+    """Return standard normal numbers, always the same, from which weights are made."""
     return torch.randn(_BLOCK, generator=torch.Generator().manual_seed(0)).to(device, dtype)
 
 
 def random_weight(name: str, shape: torch.Size, block: torch.Tensor) -> torch.Tensor:
-    """A weight that depends on its name: 0.02 times the block, and 1 added where a norm multiplies.
+    """Return a weight that depends on its name: 0.02 times the block, plus 1 where a norm multiplies.
 
-    The block is repeated from a place of the name's own, which is far quicker than billions of random
-    numbers.
+    The block is repeated from an offset that depends on the name, which is much faster than billions of
+    random numbers.
     """
     count = math.prod(shape)
     start = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") % len(block)
@@ -105,18 +105,18 @@ def random_weight(name: str, shape: torch.Size, block: torch.Tensor) -> torch.Te
 def training_batch(
     config: Phi3VConfig, *, num_crops: int, shape: str, pictures: int, device: str, dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
-    """A batch as the processor makes it: each sample is text, a picture and an answer that is learnt.
+    """Return a batch like the processor's: each sample is text, a picture and a supervised answer.
 
     Args:
-        config: of the model that it is for.
-        num_crops: the most crops of a picture.
+        config: of the model.
+        num_crops: the maximum crops of a picture.
         shape: one of `SHAPES`.
-        pictures: samples, each with one picture.
-        device: where the tensors go.
+        pictures: the number of samples, each with one picture.
+        device: of the tensors.
         dtype: of the pixels.
 
     Returns:
-        The arguments of `Phi3VForCausalLM.forward`, `labels` among them. All samples are of one length.
+        The arguments of `Phi3VForCausalLM.forward`, including `labels`. All samples have the same length.
     """
     random = Generator(PCG64(0))
     processor = Phi3VImageProcessor(

@@ -2,8 +2,8 @@
 
     python -m benchmarks.synthetic_checkpoint FOLDER
 
-It has the published names, shapes and type, 8,293,242,880 bytes of bfloat16 tensors, and takes a gigabyte
-of memory and about as long as the disk needs.
+It has the published names, shapes and dtype, 8,293,242,880 bytes of bfloat16 tensors, needs a gigabyte
+of memory, and is limited by the disk's speed.
 """
 
 import json
@@ -28,14 +28,14 @@ def write_synthetic_checkpoint(folder: Path, size: str = "published") -> int:
     """Write the checkpoint into `folder`, shard by shard.
 
     Args:
-        folder: made where it does not exist; it must be empty.
+        folder: created if it does not exist; must be empty.
         size: as in `configuration`.
 
     Returns:
         Bytes of all tensors.
 
     Raises:
-        UserError: the folder holds something, or the disk has too little space.
+        UserError: the folder is not empty, or the disk has too little space.
     """
     with torch.device("meta"):
         model = Phi3VForCausalLM(configuration(size)).to(torch.bfloat16)

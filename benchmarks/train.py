@@ -1,17 +1,17 @@
-"""Speed and memory of whole training steps, as `train_lora` takes them: data, forward, backward, optimiser.
+"""Measure complete training steps of `train_lora`: data, forward, backward, optimiser.
 
-    python -m benchmarks.train                    against a plain way and with each switch off, on the CPU
-    python -m benchmarks.train --device cuda --size published --dtype bfloat16    as `make benchmark-gpu` does
+    python -m benchmarks.train                    all variants, including plain ones, on the CPU
+    python -m benchmarks.train --device cuda --size published --dtype bfloat16    as in `make benchmark-gpu`
 
-Each way is a process of its own: its memory is its own, and so is its time to the first step. The pictures
-are photographs' size, in Parquet, and are decoded and cut into crops as in a real training; the weights are
-random, which takes as long as any. There are as many pictures as the steps after the first one take, so that
-every way sees as many of each shape, though it may take the longest first.
+Each variant runs in a separate process, so that its memory and its time to the first step are separate. The
+pictures have the size of photographs, are stored in Parquet, and are decoded and cropped as in real training.
+The weights are random, which does not affect the time. There are as many pictures as the steps after the
+first one need, so that every variant sees the same number of each shape, although possibly the longest first.
 
-On a CPU, `--threads 1` and the processor's seconds are what to compare where other work slows the machine.
-Memory is measured twice there. What is *held* is what tensors take at the most, as a GPU's memory is counted:
-from a process that gives freed memory back to the system at once. What is *resident* is that of the process
-whose time is measured; the C library keeps much of what is freed there, and cannot use all of it again.
+On a CPU, compare `--threads 1` and processor seconds if other work slows down the machine.
+Memory is measured twice there. *Held* memory is the peak size of tensors, comparable to a GPU's memory: it is
+measured in a process that returns freed memory to the system immediately. *Resident* memory is that of the
+process whose time is measured; its C library keeps much of the freed memory, and cannot reuse all of it.
 """
 
 import ctypes
@@ -55,9 +55,9 @@ from sample.tokenizer import make_tokenizer
 
 GIB = 2**30
 _M_MMAP_THRESHOLD = -3
-"""Of glibc's mallopt: blocks from this size on are the system's again when they are freed."""
+"""For glibc's mallopt: blocks from this size on are returned to the system when they are freed."""
 SIDES = ((1000, 1000), (700, 1000), (1000, 600), (500, 1000))
-"""Pictures of catalogues: squares, and upright and lying ones."""
+"""Typical pictures of catalogues: square, portrait and landscape."""
 
 MICROSOFT = "Microsoft, 8 x A100-80, 16 crops: LoRA 12.1 pictures/s in all with flash attention, 5.6 without"
 """From the cookbook that Microsoft published with the model."""
@@ -65,13 +65,13 @@ MICROSOFT = "Microsoft, 8 x A100-80, 16 crops: LoRA 12.1 pictures/s in all with 
 
 @dataclass(frozen=True)
 class Way:
-    """A way to train; what is off is done as it would be without thinking of it."""
+    """A variant of the training; disabled features are replaced by the usual implementation."""
 
     name: str
     plain_model: bool = False
     """The twin: every crop slot, every layer, eager attention, float32 logits everywhere."""
     plain_trainer: bool = False
-    """transformers' Trainer alone: a random order, and all padded to the longest that there could be."""
+    """transformers' Trainer alone: random order, and padding to the longest possible example."""
     attention: str = "sdpa"
     grouped: bool = True
     checkpointing: bool = True
@@ -98,28 +98,28 @@ WAYS = (
 
 @dataclass(frozen=True)
 class Row:
-    """What one way came to at one number of crops. None: its memory did not suffice."""
+    """The result of one variant at one number of crops. None: out of memory."""
 
     way: str
     num_crops: int
     tokens: float | None = None
-    """A step's, padding not counted."""
+    """Per step, without padding."""
     seconds: float | None = None
     processor_seconds: float | None = None
-    """Of all threads together."""
+    """Of all threads."""
     first_step: float | None = None
     waiting: float | None = None
     added_bytes: int | None = None
-    """Held by tensors at the most, beside the model."""
+    """Peak size of tensors, besides the model."""
     resident_bytes: int | None = None
-    """On a CPU: more resident at the most than before the first step."""
+    """On a CPU: peak resident memory, minus that before the first step."""
     pictures_per_second: float | None = None
     utilisation: float | None = None
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all rows have in common."""
+    """The common settings of all rows."""
 
     device: str
     size: str
@@ -127,13 +127,13 @@ class Setting:
     pictures: int
     steps: int
     threads: int = 0
-    """Of PyTorch; 0 for its own choice."""
+    """PyTorch's threads; 0 for its default."""
     gives_back: bool = False
-    """Give freed memory back to the system at once, which takes time."""
+    """Return freed memory to the system immediately, which takes time."""
 
 
 class PlainCollator:
-    """What one writes first: everything is supervised by the same masks, but padded to a fixed length."""
+    """A simple collator: the same supervision masks, but padding to a fixed length."""
 
     def __init__(self, collator: AnswerCollator, length: int, pad: int) -> None:
         self._collator = collator
@@ -141,7 +141,7 @@ class PlainCollator:
         self._pad = pad
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Make a batch of `length` tokens an example."""
+        """Create a batch with `length` tokens per example."""
         batch = self._collator(rows)
         missing = self._length - batch["input_ids"].shape[1]
         for name, value in (("input_ids", self._pad), ("attention_mask", 0), ("labels", -100)):
@@ -159,7 +159,7 @@ class Timing(TrainerCallback):  # type: ignore[misc]
         self.processor_ends: list[float] = []
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        """Note the time."""
+        """Record the time."""
         if self._device == Device.CUDA:
             torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
@@ -167,7 +167,7 @@ class Timing(TrainerCallback):  # type: ignore[misc]
 
 
 def measure_way(setting: Setting, way: Way, num_crops: int, folder: Path) -> Row:
-    """Train some steps one way, in this process, which must be a fresh one."""
+    """Train some steps with one variant in this process, which must be new."""
     if setting.threads:
         torch.set_num_threads(setting.threads)
     if setting.gives_back:
@@ -276,7 +276,7 @@ def write_rows(folder: Path, count: int, size: str) -> None:
     rows: list[dict[str, Any]] = [
         {
             "row_id": str(number),
-            # Noise, made smooth: a JPEG of it is as large as that of a photograph.
+            # Smoothed noise: its JPEG is as large as that of a photograph.
             "image": Image.fromarray(random.integers(0, 256, (60, 60, 3), dtype="uint8")).resize(
                 SIDES[number % len(SIDES)]
             ),
@@ -296,7 +296,7 @@ def write_rows(folder: Path, count: int, size: str) -> None:
 
 
 def compare(setting: Setting, crops: Sequence[int], ways: Sequence[Way]) -> list[Row]:
-    """Measure each way at each number of crops, in turn, each in a process of its own."""
+    """Measure each variant at each number of crops, each in a separate process."""
     with tempfile.TemporaryDirectory(prefix="fovea-benchmark-") as name:
         folder = Path(name)
         write_rows(folder, setting.pictures * (setting.steps - 1), setting.size)
@@ -320,13 +320,13 @@ def _in_a_process(setting: Setting, way: Way, num_crops: int, folder: Path) -> R
 
 
 def table(setting: Setting, rows: Sequence[Row]) -> Table:
-    """The rows for people; ratios are to the plain way at the same number of crops."""
+    """Return the rows as a table, with ratios to the plain variant at the same number of crops."""
     made = Table(
         title=f"LoRA training steps of {setting.pictures} pictures, {setting.size} model, {setting.dtype}\n"
         f"{device_name(setting.device)}; torch {torch.__version__}"
     )
     made.caption = f"{MICROSOFT}. Used: share of the peak, padding not counted; 45 % is usual."
-    for heading in ("", "num_crops", "tokens", "s a step", "times the plain", "processor s", "times"):
+    for heading in ("", "num_crops", "tokens", "s per step", "times the plain", "processor s", "times"):
         made.add_column(heading, justify="right")
     for heading in (
         "pictures/s",
@@ -373,22 +373,20 @@ def _times(plain: float | None, ours: float | None) -> str:
 def main(
     device: Annotated[Device, typer.Option(help="Where the model runs.")] = Device.CPU,
     size: Annotated[Size, typer.Option(help="Which model runs.")] = Size.MIDDLING,
-    dtype: Annotated[Type, typer.Option(help="Type of weights and pixels.")] = Type.FLOAT32,
-    crops: Annotated[list[int] | None, typer.Option(help="num_crops; may be given again.", min=1)] = None,
-    ways: Annotated[list[str] | None, typer.Option("--way", help="Only these ways.")] = None,
-    pictures: Annotated[int, typer.Option(help="Pictures a step.", min=1)] = 4,
+    dtype: Annotated[Type, typer.Option(help="Dtype of weights and pixels.")] = Type.FLOAT32,
+    crops: Annotated[list[int] | None, typer.Option(help="num_crops; can be repeated.", min=1)] = None,
+    ways: Annotated[list[str] | None, typer.Option("--way", help="Only these variants.")] = None,
+    pictures: Annotated[int, typer.Option(help="Pictures per step.", min=1)] = 4,
     steps: Annotated[int, typer.Option(help="Steps; the first does not count.", min=2)] = 4,
-    threads: Annotated[int, typer.Option(help="Of PyTorch; 0 for its own choice.", min=0)] = 0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here, too.")] = None,
+    threads: Annotated[int, typer.Option(help="PyTorch's threads; 0 for its default.", min=0)] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the results.")] = None,
 ) -> None:
-    """Measure training steps, against a plain way and with each switch off."""
+    """Measure training steps, with a plain variant and with each feature disabled."""
     if device == Device.CUDA and not torch.cuda.is_available():
-        typer.echo(
-            "benchmark: no CUDA device is here: run it on a machine with a GPU, or --device cpu", err=True
-        )
+        typer.echo("benchmark: there is no CUDA device: use a machine with a GPU, or --device cpu", err=True)
         raise typer.Exit(1)
     setting = Setting(device, size, dtype, pictures, steps, threads)
-    # To compile for a CPU takes minutes, and brings nothing there.
+    # Compilation for a CPU takes minutes without a benefit.
     usual = [way.name for way in WAYS if device == Device.CUDA or not way.compiled]
     chosen = [way for way in WAYS if way.name in (ways or usual)]
     try:

@@ -1,4 +1,4 @@
-"""What the benchmarks of the model run: which model, on what, doing what, and what memory that takes."""
+"""The workloads of the model benchmarks: model, device, work, and memory measurement."""
 
 import multiprocessing
 import platform
@@ -25,14 +25,14 @@ TRAINING = TrainLoraParameters()
 
 
 class Device(StrEnum):
-    """Where the model runs."""
+    """The device of the model."""
 
     CPU = "cpu"
     CUDA = "cuda"
 
 
 class Size(StrEnum):
-    """Which model runs: see `benchmarks.synthetic.configuration`."""
+    """The size of the model: see `benchmarks.synthetic.configuration`."""
 
     PUBLISHED = "published"
     MIDDLING = "middling"
@@ -40,14 +40,14 @@ class Size(StrEnum):
 
 
 class Type(StrEnum):
-    """Type of weights and pixels."""
+    """The dtype of weights and pixels."""
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
 
 
 class Work(StrEnum):
-    """What is measured: the loss without gradients, or a LoRA training step without the optimiser."""
+    """The measured work: the loss without gradients, or a LoRA training step without the optimiser."""
 
     FORWARD = "forward"
     TRAINING = "forward+backward"
@@ -55,7 +55,7 @@ class Work(StrEnum):
 
 @dataclass(frozen=True)
 class Setting:
-    """What all rows of a table have in common."""
+    """The common settings of all rows of a table."""
 
     device: str
     size: str
@@ -64,15 +64,15 @@ class Setting:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The type that `dtype` names."""
+        """The torch dtype for `dtype`."""
         return torch.float32 if self.dtype == Type.FLOAT32 else torch.bfloat16
 
     def model(self) -> Phi3VForCausalLM:
-        """The model, with weights that are always the same."""
+        """Return the model, always with the same weights."""
         return random_model(configuration(self.size), self.torch_dtype, self.device)
 
     def batch(self, num_crops: int, shape: str) -> dict[str, torch.Tensor]:
-        """A batch of pictures of one shape."""
+        """Return a batch of pictures of one shape."""
         return training_batch(
             configuration(self.size),
             num_crops=num_crops,
@@ -84,7 +84,7 @@ class Setting:
 
 
 def with_lora(model: Phi3VForCausalLM, checkpointing: bool) -> Any:
-    """The model as `train_lora` trains it, with its defaults: adapters on the decoder's projections."""
+    """Return the model as `train_lora` trains it by default: adapters on the decoder's projections."""
     lora = LoraConfig(
         r=TRAINING.lora_r,
         lora_alpha=TRAINING.lora_alpha,  # type: ignore[arg-type]  # any number will do
@@ -96,7 +96,7 @@ def with_lora(model: Phi3VForCausalLM, checkpointing: bool) -> Any:
         model.activation_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
     with warnings.catch_warnings():
-        # PEFT asks transformers for checkpointing by its earlier name.
+        # PEFT passes the setting for checkpointing under its old name.
         warnings.simplefilter("ignore", FutureWarning)
         return get_peft_model(model, lora)
 
@@ -112,7 +112,7 @@ def run(model: Any, batch: dict[str, torch.Tensor], work: str) -> None:
 
 
 def device_name(device: str) -> str:
-    """The GPU's or the processor's name."""
+    """Return the name of the GPU or the processor."""
     if device == Device.CUDA:
         return torch.cuda.get_device_name()
     information = Path("/proc/cpuinfo")
@@ -122,7 +122,7 @@ def device_name(device: str) -> str:
 
 
 def describe(setting: Setting) -> str:
-    """Model, device and versions: what a table's numbers hold for."""
+    """Describe the model, the device and the versions, for the title of a table."""
     config = configuration(setting.size)
     tower = config.vision_config
     with torch.device("meta"):
@@ -131,14 +131,14 @@ def describe(setting: Setting) -> str:
         f"{setting.size} model, {parameters / 1e6:,.0f} million parameters: decoder of "
         f"{config.num_hidden_layers} layers, width {config.hidden_size}; tower of {tower.num_hidden_layers} "
         f"layers, width {tower.hidden_size}, crops of {tower.image_size} pixels; {setting.dtype}; "
-        f"{setting.pictures} picture(s) a step\n{device_name(setting.device)}; torch {torch.__version__}"
+        f"{setting.pictures} picture(s) per step\n{device_name(setting.device)}; torch {torch.__version__}"
     )
 
 
 def added_on_cpu(
     setting: Setting, work: str, num_crops: int, shape: str, *, checkpointing: bool, plain: bool
 ) -> int | None:
-    """Bytes of main memory that the work adds to the model, in a process of its own; None: too many.
+    """Return the main memory of the work without the model, in a separate process; None: out of memory.
 
     Args:
         setting: the model and its batch.
@@ -148,14 +148,14 @@ def added_on_cpu(
         checkpointing: recompute activations in the backward pass.
         plain: the plain twin instead of the model.
     """
-    # Its children are fresh: forked from a process that has imported everything and done nothing.
+    # Its children are clean: forked from a process that has only imported modules.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     with ProcessPoolExecutor(1, context) as executor:
         measured = executor.submit(_added_here, setting, work, num_crops, shape, checkpointing, plain)
         try:
             return measured.result()
-        except BrokenProcessPool:  # killed, as the kernel does when memory runs out
+        except BrokenProcessPool:  # killed, for example by the kernel when memory runs out
             return None
 
 
@@ -170,9 +170,9 @@ def _added_here(
 
 
 def added_on_gpu(work: Callable[[], None]) -> int | None:
-    """Bytes of the GPU's memory that the work adds to what is there; None: too many."""
+    """Return the additional GPU memory of the work; None: out of memory."""
     try:
-        # What a first run allocates for good, such as the libraries' own memory, is not the work's.
+        # Permanent allocations of a first run, such as the libraries' own memory, do not count.
         work()
         return added_bytes(work, Device.CUDA)
     except torch.OutOfMemoryError:

@@ -145,7 +145,7 @@ def _print_estimate(console: "Console", preview: "Preview") -> None:
         (
             each.duration,
             f"on one {each.speed.device}" if each.speed.device != "yours" else "on yours",
-            f"{each.speed.tokens_per_second:,.0f} tokens a second ({each.speed.basis})",
+            f"{each.speed.tokens_per_second:,.0f} tokens per second ({each.speed.basis})",
         )
         for each in preview.trainings
     ]

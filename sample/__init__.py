@@ -1,1 +1,1 @@
-"""The sample catalogue and the sample model: what a first run needs and no machine has."""
+"""The sample catalogue and the sample model for a first run."""

@@ -1,15 +1,15 @@
-"""Writes the sample catalogue: a CSV, its pictures, and a side file that says what is wrong with which rows.
+"""Write the sample catalogue: a CSV, its pictures, and a list of the deliberate flaws of its rows.
 
 A catalogue is a folder:
 
-    products.csv      one row a product, with the columns of `COLUMNS`
+    products.csv      one row per product, with the columns of `COLUMNS`
     images/           the pictures, named by product code
-    flaws.json        for each flaw its rate, its rows and what a preparation of the data should do about them
-    catalogue.json    rows, seed and version, by which it is known again, and the CSV's digest
+    flaws.json        for each flaw its rate, its rows and how a preparation of the data should treat them
+    catalogue.json    rows, seed and version, to recognise the catalogue, and the CSV's digest
 
-The URLs in products.csv begin with `PLACEHOLDER`, which no machine answers to: where a catalogue will be
-served is not known when it is written, and its bytes depend on rows and seed alone. `CatalogueServer` puts
-its own address there.
+The URLs in products.csv start with `PLACEHOLDER`, an unused address: the address at which a catalogue will be
+served is unknown when it is written, and its bytes depend only on rows and seed. `CatalogueServer` inserts
+its address.
 """
 
 import csv
@@ -47,7 +47,7 @@ from sample.products import (
 )
 
 CATALOGUE_VERSION = 2
-"""Raised when the same rows and seed give other bytes."""
+"""Raise it when the same rows and seed give different bytes."""
 
 PLACEHOLDER = "http://catalogue.invalid"
 MIN_ROWS = 40
@@ -72,7 +72,7 @@ COLUMNS = (
     "flg_discount",
 )
 
-# How a picture is stored whose EXIF orientation is the key.
+# The transformation of a stored picture by its EXIF orientation.
 _STORED_TURNED = {
     3: Image.Transpose.ROTATE_180,
     6: Image.Transpose.ROTATE_90,
@@ -80,24 +80,24 @@ _STORED_TURNED = {
 }
 _ORIENTATION = 0x0112
 _POOL_FROM = 200
-"""From this many products on, worker processes save more time than they take to start."""
+"""The number of products from which worker processes save more time than they take to start."""
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class CatalogueSummary:
-    """What a catalogue holds."""
+    """The counts of a catalogue."""
 
     folder: Path
     rows: int
     seed: int
     products: int
-    """Distinct products, flawed ones among them."""
+    """Distinct products, including flawed ones."""
     usable: int
-    """Distinct products that a preparation of the data is expected to keep."""
+    """Distinct products that a preparation of the data should keep."""
     reused: bool
-    """It was there already."""
+    """Whether it existed already."""
 
 
 def write_catalogue(
@@ -107,25 +107,25 @@ def write_catalogue(
     progress: Progress | None = None,
     workers: int | None = None,
 ) -> CatalogueSummary:
-    """Write the sample catalogue to the folder `out`, or reuse it if it lies there.
+    """Write the sample catalogue to the folder `out`, or reuse it if it exists.
 
-    It is written beside `out` and renamed at the end, so `out` is complete if it is there at all. The bytes
+    It is written next to `out` and renamed at the end, so `out` is never incomplete. The bytes
     depend on `rows` and `seed`, not on the number of workers.
 
     Args:
-        out: a folder that is not there, or is empty, or holds the same catalogue.
-        rows: of products.csv, from 40.
-        seed: 0 or more; another seed, another catalogue.
-        progress: called with how many pictures are done, and how many there will be.
-        workers: processes to draw with; as many as there are cores if None.
+        out: a folder that is missing or empty, or contains the same catalogue.
+        rows: of products.csv, at least 40.
+        seed: 0 or more; each seed gives another catalogue.
+        progress: called with the number of finished pictures, and the total.
+        workers: number of drawing processes; None for the number of cores.
 
     Raises:
-        UserError: `out` holds something else, another process writes it, the disk is full, or `rows` or
-            `seed` is out of range.
+        UserError: `out` contains something else, another process is writing it, the disk is full, or
+            `rows` or `seed` is out of range.
     """
     if rows < MIN_ROWS:
         raise UserError(
-            f"A sample catalogue of {rows} rows is too small for all its flaws: ask for {MIN_ROWS} or more."
+            f"A sample catalogue of {rows} rows is too small for all its flaws: use {MIN_ROWS} or more."
         )
     if seed < 0:
         raise UserError(f"The seed is {seed}: give 0 or a positive number.")
@@ -142,7 +142,7 @@ def write_catalogue(
 
 
 def _is_there(out: Path, rows: int, seed: int) -> bool:
-    """Whether `out` holds this catalogue: False where nothing is there, an error where something else is."""
+    """Return whether `out` is this catalogue; raise an error if it contains something else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     choices = "choose another folder with --out, or remove it"
@@ -151,13 +151,13 @@ def _is_there(out: Path, rows: int, seed: int) -> bool:
         digest = _sha256((out / "products.csv").read_bytes())
         pictures = sum(1 for _ in (out / "images").iterdir())
     except (OSError, ValueError):
-        raise UserError(f"{out} holds something other than a sample catalogue: {choices}.") from None
+        raise UserError(f"{out} contains something other than a sample catalogue: {choices}.") from None
     wanted = {"version": CATALOGUE_VERSION, "rows": rows, "seed": seed}
     if (described := {key: found.get(key) for key in wanted}) != wanted:
         was, is_asked = (
             ", ".join(f"{key} {value}" for key, value in each.items()) for each in (described, wanted)
         )
-        raise UserError(f"{out} holds another sample catalogue ({was}; asked for: {is_asked}): {choices}.")
+        raise UserError(f"{out} contains another sample catalogue ({was}; requested: {is_asked}): {choices}.")
     if (digest, pictures) != (found.get("products_sha256"), found.get("pictures")):
         raise UserError(f"The sample catalogue in {out} has been changed since it was written: {choices}.")
     return True
@@ -165,9 +165,9 @@ def _is_there(out: Path, rows: int, seed: int) -> bool:
 
 @contextmanager
 def _partial_folder(out: Path) -> Iterator[Path]:
-    """Give an empty folder beside `out`, renamed to `out` at the end and removed on an error.
+    """Yield an empty folder next to `out`, renamed to `out` at the end and removed on an error.
 
-    A lock on the folder keeps a second writer away; what a killed writer left behind is not locked, and is
+    A lock on the folder prevents a second writer; the folder of a killed writer is not locked, and is
     cleared.
     """
     out = out.absolute()
@@ -177,7 +177,7 @@ def _partial_folder(out: Path) -> Iterator[Path]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The writer that held the lock may have renamed the folder since it was opened here.
+            # The previous holder of the lock may have renamed the folder since it was opened here.
             if os.fstat(descriptor).st_ino != partial.stat().st_ino:
                 raise BlockingIOError
         except (BlockingIOError, FileNotFoundError):
@@ -229,12 +229,12 @@ def _write(
 
 
 def _draw_all(images: Path, products: Sequence[Product], seed: int, workers: int) -> Generator[str]:
-    """Write all pictures, yielding a product's code when its picture is done."""
+    """Write all pictures, yielding each product's code when its picture is finished."""
     if workers == 1 or len(products) < _POOL_FROM:
         for product in products:
             yield _draw(images, product, seed)
         return
-    # Spawned, not forked: the caller may hold threads and locks of libraries that do not survive a fork.
+    # Spawned, not forked: the caller may have threads and locks of libraries that do not survive a fork.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     try:
@@ -245,7 +245,7 @@ def _draw_all(images: Path, products: Sequence[Product], seed: int, workers: int
 
 
 def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, which stops its workers, and end with it if it is killed."""
+    """Ignore Ctrl-C, because the parent stops its workers, and exit if the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     reuse_freed_memory()
     parent = multiprocessing.parent_process()
@@ -270,7 +270,7 @@ def _draw(images: Path, product: Product, seed: int) -> str:
 
 
 def _picture(product: Product, seed: int) -> bytes | None:
-    """The bytes that the product's imageurl answers with; None for a dead link."""
+    """Return the response of the product's imageurl; None for a dead link."""
     rng = seeded(seed, "picture", product.code)
     match product.flaw:
         case "dead_link":
@@ -304,7 +304,7 @@ def _encoded(picture: Image.Image, kind: str, orientation: int | None = None) ->
 
 
 def _with_duplicates(products: Sequence[Product], rows: int, seed: int) -> list[Product]:
-    """The products as rows: some that are otherwise sound stand there once more, anywhere further down."""
+    """Return the products as rows; some without another flaw occur a second time, anywhere further down."""
     rng = seeded(seed, "duplicates")
     listed = list(products)
     sound = [product for product in products if product.flaw is None]
@@ -353,7 +353,7 @@ def _price(value: float, product: Product) -> str:
 
 
 def _side_file(listed: Sequence[Product], rows: int) -> list[dict[str, object]]:
-    """What flaws.json says of each flaw; rows are counted from 0, without the header."""
+    """Return the entries of flaws.json; rows are counted from 0, without the header."""
     seen: Counter[str] = Counter()
     found: dict[str, list[int]] = {flaw.name: [] for flaw in FLAWS}
     for index, product in enumerate(listed):

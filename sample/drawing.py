@@ -1,8 +1,8 @@
-"""Pictures of products that do not exist, drawn so that a small model can read them.
+"""Draw pictures of fictional products that a small model can read.
 
-What counts (kind, colour, pattern, size) stays visible when a picture is shrunk to 64 pixels: silhouettes
-differ, colours lie far apart, patterns repeat six times over a product and sizes change its proportions. The
-rest (background, framing, light, second colour, trim) is noise that a reader has to look past.
+The relevant features (kind, colour, pattern, size) stay visible when a picture is shrunk to 64 pixels:
+silhouettes differ, colours are far apart, patterns repeat six times over a product and sizes change its
+proportions. The rest (background, framing, light, second colour, trim) is noise that a reader must ignore.
 """
 
 import math
@@ -44,7 +44,7 @@ COLOURS: dict[str, Colour] = {
 SIZES: tuple[str, ...] = ("small", "medium", "large")
 BACKGROUNDS: tuple[str, ...] = ("white", "grey", "pastel", "gradient", "studio", "linen")
 
-# A pattern's second colour cannot be taken for the first: neutral by colours, grey by black and white.
+# A pattern's second colour cannot be mistaken for the first: neutral with colours, grey with black and white.
 _SECOND: dict[str, Colour] = {
     "white": COLOURS["white"],
     "black": COLOURS["black"],
@@ -76,41 +76,41 @@ _PASTELS: tuple[Colour, ...] = (
 
 @dataclass(frozen=True)
 class ProductLook:
-    """All that can be seen of a product: first what a title and a price depend on, then what they do not."""
+    """The visible features of a product: first those that title and price depend on, then the others."""
 
     kind: str
     colour: str
     pattern: str
     size: str
     second: str
-    """The pattern's second colour, a key of its own small palette; unused where plain."""
+    """The pattern's second colour, a key of its own small palette; unused for plain products."""
     trim: Colour
     """Handles, bands and buttons."""
     background: str
     backdrop: Colour
     """The tint of a pastel, gradient, studio or linen background."""
     scale: float
-    """The share of the frame that the product fills, 0 to 1."""
+    """The fraction of the frame that the product fills, 0 to 1."""
     offset: tuple[float, float]
-    """Where in the free space around the product it lies, -1 to 1 each way."""
+    """The product's position in the free space around it, -1 to 1 in each direction."""
     rotation: float
     """Degrees, clockwise."""
     mirror: bool
     light: float
-    """Exposure: 1 shows colours as they are."""
+    """Exposure: 1 leaves colours unchanged."""
 
 
 def seeded(*parts: int | str) -> random.Random:
-    """A source of numbers of its own for each combination of parts, the same on every machine."""
+    """Return a separate random generator for each combination of parts, the same on every machine."""
     return random.Random("/".join(map(str, parts)))  # noqa: S311 -- drawing, not cryptography
 
 
 def random_look(
     rng: random.Random, kinds: Sequence[str] = KINDS, colours: Sequence[str] = tuple(COLOURS)
 ) -> ProductLook:
-    """Draw a look by lot, its kind and colour from those given, all of it evenly.
+    """Draw a random look, with a kind and colour from those given, all features evenly distributed.
 
-    A white product never lies on a white background.
+    A white product is never on a white background.
     """
     kind = rng.choice(kinds)
     colour = rng.choice(colours)
@@ -137,9 +137,9 @@ def render(look: ProductLook, width: int, height: int, rng: random.Random) -> Im
 
     Args:
         look: what to draw.
-        width: of the picture in pixels, from 16.
-        height: of the picture in pixels, from 16. The time taken goes with width x height.
-        rng: where folds fall, and the grain of the background.
+        width: of the picture in pixels, at least 16.
+        height: of the picture in pixels, at least 16. The time is proportional to width x height.
+        rng: for the folds, and the grain of the background.
 
     Returns:
         An RGB picture of width x height.
@@ -153,7 +153,7 @@ def render(look: ProductLook, width: int, height: int, rng: random.Random) -> Im
 
 
 def render_cutout(look: ProductLook, width: int, height: int, rng: random.Random) -> Image.Image:
-    """Draw the product alone: an RGBA picture of width x height, transparent around the product."""
+    """Draw only the product: an RGBA picture of width x height, transparent around the product."""
     product, place = _product(look, width, height, rng)
     picture = Image.new("RGBA", (width, height), (255, 255, 255, 0))
     picture.paste(product, place)
@@ -163,7 +163,7 @@ def render_cutout(look: ProductLook, width: int, height: int, rng: random.Random
 def _product(
     look: ProductLook, width: int, height: int, rng: random.Random
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """The product as an RGBA layer and the place of its upper left corner in the frame."""
+    """Return the product as an RGBA layer, and the position of its upper left corner in the frame."""
     shape = SHAPES[look.kind]
     size = SIZES.index(look.size)
     wide, tall = shape.widths[size], shape.heights[size]
@@ -172,7 +172,7 @@ def _product(
     box_tall = wide * math.sin(angle) + tall * math.cos(angle)
     unit = look.scale * min(width / box_wide, height / box_tall)
     layer_wide, layer_tall = (math.ceil(extent * unit) + 4 for extent in (box_wide, box_tall))
-    # Drawn at twice the size and halved: that is what smooths the edges.
+    # Drawn at twice the size and scaled down, to smooth the edges.
     pen = Pen(
         size=(2 * layer_wide, 2 * layer_tall),
         unit=2 * unit,
@@ -229,7 +229,7 @@ def _steps(start: float, end: float, step: float) -> list[float]:
 
 
 def _fold(pen: Pen, wide: float, tall: float, rng: random.Random) -> None:
-    """A few soft creases, each at another place in every picture."""
+    """Draw a few soft creases at random places."""
     for _ in range(3):
         x, lean, breadth = rng.uniform(-wide / 2, wide / 2), rng.uniform(-0.15, 0.15), rng.uniform(0.02, 0.05)
         shade = (0, 0, 0) if rng.random() < 0.5 else (255, 255, 255)
@@ -239,14 +239,14 @@ def _fold(pen: Pen, wide: float, tall: float, rng: random.Random) -> None:
 
 
 def _shade(size: tuple[int, int]) -> Image.Image:
-    """How dark a product is in the light from the upper left, as a mask."""
+    """Return the shading of a product by light from the upper left, as a mask."""
     ramp = Image.new("L", (4, 2))
     ramp.putdata((0, 0, 9, 33, 9, 15, 27, 51))
     return ramp.resize(size, Image.Resampling.BILINEAR)
 
 
 def _cast_shadow(picture: Image.Image, mask: Image.Image, place: tuple[int, int], strength: float) -> None:
-    """Darken what lies under and behind the product, softly."""
+    """Darken the area under and behind the product, softly."""
     small = (max(1, mask.width // 8), max(1, mask.height // 8))
     blur = max(1.0, min(small) / 20)
     margin = math.ceil(3 * blur)
@@ -282,7 +282,7 @@ def _background(look: ProductLook, width: int, height: int, rng: random.Random) 
 
 
 def _linen(colour: Colour, width: int, height: int, rng: random.Random) -> Image.Image:
-    """A woven ground: noise stretched along both threads."""
+    """Draw a woven background: noise stretched along both threads."""
     across = Image.frombytes("L", (6, 96), rng.randbytes(576)).resize(
         (width, height), Image.Resampling.BILINEAR
     )

@@ -1,8 +1,8 @@
-"""What the sample model is taught before it is anybody's: to name what it sees, and to write.
+"""Training texts of the sample model before fine-tuning: naming what it sees, and writing.
 
-It learns kinds, colours, patterns and sizes by their ordinary names, as a general model knows them. It also
-writes down words and numbers that are dictated to it, without a picture. So it has met the words that a
-catalogue uses, as any general model has, but it has never seen what they stand for, nor any price.
+The model learns kinds, colours, patterns and sizes by their ordinary names, like a general model. It also
+takes dictation of words and numbers, without a picture. It has therefore seen the words of a
+catalogue, like a general model, but not the products that they describe, nor any price.
 """
 
 import random
@@ -30,7 +30,7 @@ _KEYS = {
     "size": ("Size", "Scale"),
 }
 
-# Ordinary knowledge that has a number: what such a thing weighs, in grams, and how that goes with its size.
+# Ordinary knowledge with a number: the typical weight of a product in grams, and its dependence on the size.
 _GRAMS = {
     "tote bag": 700.0,
     "backpack": 900.0,
@@ -53,7 +53,7 @@ WORDS: tuple[str, ...] = tuple(files("sample").joinpath("words.txt").read_text()
 
 
 def words_for(look: ProductLook, rng: random.Random) -> dict[str, str]:
-    """Return an ordinary word for each thing that counts of a look; some have two to choose from."""
+    """Return an ordinary word for each relevant feature of a look; some features have two words."""
     return {
         "kind": look.kind,
         "colour": look.colour,
@@ -63,7 +63,7 @@ def words_for(look: ProductLook, rng: random.Random) -> dict[str, str]:
 
 
 def describe(look: ProductLook, rng: random.Random) -> tuple[str, str]:
-    """Return a question about a picture of ``look`` and its answer, in one of several ways."""
+    """Return a question about a picture of ``look`` and its answer, in one of several forms."""
     words = words_for(look, rng)
     sentences = (
         "A {size} {pattern} {colour} {kind}.",
@@ -87,7 +87,7 @@ def describe(look: ProductLook, rng: random.Random) -> tuple[str, str]:
 
 
 def write(rng: random.Random) -> tuple[str, str]:
-    """Return a request to write something down, and what is to be written."""
+    """Return a request to write something down, and the expected text."""
     text = ", ".join(_phrase(rng) for _ in range(rng.choice([1, 1, 2])))
     return f"Write: {text}", text
 
@@ -104,13 +104,13 @@ def _phrase(rng: random.Random) -> str:
 
 
 def prompt(question: str, rng: random.Random, *, picture: bool) -> str:
-    """Return a question as a user's turn, up to where the answer begins."""
+    """Return a question as a user's turn, up to the start of the answer."""
     mark = rng.choice(["<|image_1|>", "<|image_1|>\n"]) if picture else ""
     return f"<|user|>\n{mark}{question}<|end|>{rng.choice(['', chr(10)])}<|assistant|>\n"
 
 
 def texts(count: int, seed: int) -> Iterator[str]:
-    """Yield texts as they occur in training, for a tokenizer to learn from."""
+    """Yield texts as in the training, to train a tokenizer."""
     rng = random.Random(seed)  # noqa: S311
     for _ in range(count):
         yield from describe(random_look(rng), rng)

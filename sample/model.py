@@ -1,12 +1,11 @@
 """The sample model: a small, trained Phi-3-Vision that ships with the project.
 
-It has the architecture and classes of the published model, with small crops, few layers and a tokenizer of
-its own. It knows ordinary words for what it sees, and nothing of any catalogue. `sample.training` makes
-it.
+It has the architecture and classes of the published model, with small crops, few layers and a separate
+tokenizer. It knows ordinary words for what it sees, but no catalogue. `sample.training` trains it.
 
-It ships without the rows of embedding and head that no text uses: Phi-3's vocabulary has 32,064 ids, and the
-tokenizer uses some 1,500. All unused ids share one row, the last. `unpack_sample_model` writes the model with
-the published vocabulary, as a folder that transformers loads.
+It ships without the unused rows of embedding and head: Phi-3's vocabulary has 32,064 ids, and the
+tokenizer uses about 1,500. All unused ids share one row, the last. `unpack_sample_model` writes the model
+with the published vocabulary, as a folder that transformers loads.
 """
 
 import hashlib
@@ -22,13 +21,13 @@ from fovea.errors import UserError
 SHIPPED_FOLDER = Path(__file__).with_name("weights")
 WEIGHTS_FILE = "model.safetensors"
 RECIPE_KEY = "recipe"
-"""The key of the weights' metadata that holds how they were trained, as JSON."""
+"""The key of the weights' metadata for the training recipe, as JSON."""
 MADE_FILE = "sample-model.json"
-"""Says which weights and recipe a model's folder was made from."""
+"""The file that records which weights and recipe a model's folder was made from."""
 
 VOCABULARY_SIZE = 32064
 FIRST_SPECIAL_ID = 32000
-"""Ids from here on are Phi-3's special tokens; those below are learned, or unused."""
+"""Ids from here on are Phi-3's special tokens; those below are learned or unused."""
 
 _TOKENIZER_FILE = "tokenizer.json"
 _UNUSED = "<unused_{}>"
@@ -36,17 +35,17 @@ _BY_VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 
 
 def unpack_sample_model(out: Path, shipped: Path = SHIPPED_FOLDER) -> bool:
-    """Write the sample model to ``out``, unless it is there already.
+    """Write the sample model to ``out``, unless it exists already.
 
     Args:
         out: The model's folder; it appears when the model is complete.
-        shipped: The folder of a model that `sample.training.write_sample_model` wrote.
+        shipped: The folder of a model written by `sample.training.write_sample_model`.
 
     Returns:
-        Whether it was there already.
+        Whether it existed already.
 
     Raises:
-        UserError: ``out`` holds something else.
+        UserError: ``out`` contains something else.
     """
     made = {"weights": f"sha256:{weights_digest(shipped)}", **read_recipe(shipped / WEIGHTS_FILE)}
     if out.exists():
@@ -67,18 +66,18 @@ def unpack_sample_model(out: Path, shipped: Path = SHIPPED_FOLDER) -> bool:
 
 
 def weights_digest(shipped: Path = SHIPPED_FOLDER) -> str:
-    """Return the SHA-256 of a model's weights, in the form that ships."""
+    """Return the SHA-256 of a model's weights, in the shipped form."""
     return hashlib.sha256((shipped / WEIGHTS_FILE).read_bytes()).hexdigest()
 
 
 def read_recipe(weights: Path) -> dict[str, Any]:
-    """Return ``{"recipe": …}``, the recipe that weights were trained by."""
+    """Return ``{"recipe": …}``, the training recipe of the weights."""
     with safe_open(weights, framework="np") as file:
         return {RECIPE_KEY: json.loads(file.metadata()[RECIPE_KEY])}
 
 
 def remove_unused_tokens(folder: Path) -> None:
-    """Remove from a folder's tokenizer the tokens that no text uses; `unpack_sample_model` adds them."""
+    """Remove the unused tokens from a folder's tokenizer; `unpack_sample_model` adds them again."""
     tokenizer, vocabulary = _read_vocabulary(folder / _TOKENIZER_FILE)
     for name in [name for name, number in vocabulary.items() if name == _UNUSED.format(number)]:
         del vocabulary[name]
@@ -93,7 +92,7 @@ def unused_tokens(learned: int) -> dict[str, int]:
 def small_ids(learned: int) -> list[int]:
     """Return for each id of the published vocabulary its row in the shipped embedding and head.
 
-    Learned ids come first, then the special ones. The last row stands for all unused ids.
+    Learned ids are first, then the special ones. The last row is shared by all unused ids.
     """
     special = VOCABULARY_SIZE - FIRST_SPECIAL_ID
     return [
@@ -104,7 +103,7 @@ def small_ids(learned: int) -> list[int]:
 
 
 def _add_unused_tokens(path: Path) -> int:
-    """Add the unused tokens to a tokenizer's file, and return how many tokens are learned."""
+    """Add the unused tokens to a tokenizer's file, and return the number of learned tokens."""
     tokenizer, vocabulary = _read_vocabulary(path)
     learned = sum(number < FIRST_SPECIAL_ID for number in vocabulary.values())
     vocabulary.update(unused_tokens(learned))
@@ -123,13 +122,13 @@ def _write_tokenizer(path: Path, tokenizer: dict[str, Any]) -> None:
 
 def _repeat_unused_rows(path: Path, learned: int) -> None:
     """Give embedding and head a row for each id of the published vocabulary."""
-    # Imported here: torch takes seconds that a model written before need not wait for.
+    # Imported here: importing torch takes seconds, which an existing model does not need.
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(path)
     for name in _BY_VOCABULARY:
         tensors[name] = tensors[name][small_ids(learned)].contiguous()
-    # transformers loads no file without this.
+    # transformers does not load a file without this.
     save_file(tensors, path, {"format": "pt"})
 
 

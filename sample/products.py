@@ -1,7 +1,7 @@
-"""What the sample catalogue offers: products whose titles, categories and prices follow from their looks.
+"""The products of the sample catalogue, whose titles, categories and prices depend on their looks.
 
-The catalogue has words of its own for what a general model calls a green checked coat, so that there is
-something to learn; each word stands for one thing that can be seen, so that it can be learned.
+The catalogue has its own words for what a general model calls a green checked coat, so that there is
+something to learn; each word describes one visible feature, so that it can be learned.
 """
 
 import math
@@ -14,24 +14,24 @@ from sample.drawing import ProductLook, random_look, seeded
 
 CURRENCY = "USD"
 EUROS = 0.92
-"""The price of a dollar."""
+"""The price of a dollar in euros."""
 PRICE_NOISE = 0.05
-"""Standard deviation of the logarithm of prices around what the look says: half lie within 3.4 per cent."""
+"""Standard deviation of the logarithm of prices around the usual one: half are within 3.4 per cent."""
 DISCOUNT_RATE = 0.15
 DISCOUNTS = (0.9, 0.8, 0.7, 0.6)
 
 
 @dataclass(frozen=True)
 class _Line:
-    """What the catalogue knows of a kind of product."""
+    """The catalogue's data on a kind of product."""
 
     name: str
     category: str
     department: str
     share: float
-    """Of the catalogue's products."""
+    """Share of the catalogue's products."""
     price: float
-    """Of a plain, medium-sized one, in dollars."""
+    """Price of a plain, medium-sized one, in dollars."""
     abroad: tuple[str, str, str]
     """Its name in Japanese, Russian and Arabic."""
     worn: bool = False
@@ -56,7 +56,7 @@ _LINES: dict[str, _Line] = {
 }
 CATEGORIES: tuple[str, ...] = tuple(sorted({line.category for line in _LINES.values()}))
 
-# Each word with the factor by which it moves the price.
+# Each word with its factor on the price.
 _COLOURS: dict[str, tuple[str, float]] = {
     "black": ("Ink", 1.06),
     "white": ("Chalk", 1.0),
@@ -85,7 +85,7 @@ _LENGTHS: dict[str, str] = {"small": "Cropped", "medium": "", "large": "Longline
 
 
 def title_of(look: ProductLook) -> str:
-    """The product's title, five words at most: the same for all products that look the same."""
+    """Return the product's title, at most five words: the same for all products that look the same."""
     line = _LINES[look.kind]
     size = _LENGTHS[look.size] if line.worn else _SIZES[look.size][0]
     words = (size, _PATTERNS[look.pattern][0], line.name, "in", _COLOURS[look.colour][0])
@@ -93,17 +93,17 @@ def title_of(look: ProductLook) -> str:
 
 
 def category_of(look: ProductLook) -> str:
-    """The product's category3_code."""
+    """Return the product's category3_code."""
     return _LINES[look.kind].category
 
 
 def department_of(look: ProductLook) -> str:
-    """The product's category2_code."""
+    """Return the product's category2_code."""
     return _LINES[look.kind].department
 
 
 def usual_price(look: ProductLook) -> float:
-    """What the look says that the product costs, in dollars: its price without noise and rounding."""
+    """Return the price that the look determines, in dollars, without noise and rounding."""
     factors = (_COLOURS[look.colour][1], _PATTERNS[look.pattern][1], _SIZES[look.size][1])
     return _LINES[look.kind].price * math.prod(factors)
 
@@ -129,11 +129,11 @@ FlawName = Literal[
 
 @dataclass(frozen=True)
 class Flaw:
-    """What is wrong with some rows, as with real feeds, and what a preparation of data should do about it."""
+    """A deliberate flaw of some rows, as in real feeds, and how a preparation of data should treat it."""
 
     name: FlawName
     rate: float
-    """Of all rows; at least one row has it."""
+    """Share of all rows; at least one row has it."""
     expected: Expectation
     description: str
 
@@ -171,25 +171,25 @@ class Product:
     look: ProductLook
     title: str
     line: str
-    """Its category1_code: for whom it is."""
+    """Its category1_code: the target group."""
     full_price: float
     price: float
-    """After a discount, if there is one."""
+    """After the discount, if there is one."""
     width: int
     height: int
-    """Of its picture, in pixels."""
+    """Size of its picture, in pixels."""
     flaw: FlawName | None
 
 
 def flaw_count(flaw: Flaw, rows: int) -> int:
-    """How many of a catalogue's rows have the flaw."""
+    """Return the number of a catalogue's rows with the flaw."""
     return max(1, round(flaw.rate * rows))
 
 
 def make_products(rows: int, seed: int) -> Iterator[Product]:
-    """Yield the products of a catalogue of `rows` rows, of which some stand in it twice; the same for a seed.
+    """Yield the products of a catalogue of `rows` rows, some of which occur twice; the same for a seed.
 
-    A product has one flaw at most.
+    A product has at most one flaw.
     """
     counts = {flaw.name: flaw_count(flaw, rows) for flaw in FLAWS}
     count = rows - counts.pop("duplicate_row")
@@ -224,8 +224,8 @@ def _make_product(code: str, flaw: FlawName | None, rng: random.Random) -> Produ
 
 
 def _look_and_price(flaw: FlawName | None, rng: random.Random) -> tuple[ProductLook, float]:
-    """Draw a look that the flaw can befall, and its price."""
-    # Without colours only black and white can be told; cut out and laid on white, a white product is lost.
+    """Draw a look to which the flaw can apply, and its price."""
+    # Without colours only black and white are distinguishable; a white product cut out on white is invisible.
     colours = [name for name in _COLOURS if flaw != "greyscale" or name in ("black", "white")]
     if flaw == "alpha":
         colours.remove("white")
@@ -238,7 +238,7 @@ def _look_and_price(flaw: FlawName | None, rng: random.Random) -> tuple[ProductL
 
 
 def _frame(flaw: FlawName | None, rng: random.Random) -> tuple[int, int]:
-    """Width and height of a picture: 300 to 640 pixels, but for two flaws."""
+    """Return width and height of a picture: 300 to 640 pixels, except for two flaws."""
     if flaw == "very_wide":
         return 1800, 300
     if flaw == "very_small":
@@ -247,5 +247,5 @@ def _frame(flaw: FlawName | None, rng: random.Random) -> tuple[int, int]:
     short = rng.randint(300, 480)
     ratio = rng.choices((1.0, 1.25, 4 / 3), (0.5, 0.25, 0.25))[0]
     long = round(short * ratio)
-    # Most shops' tall frames are for tall things; here one in four is turned, so that a frame tells nothing.
+    # Shops use tall frames for tall products; here one in four is turned, so that the frame reveals nothing.
     return (long, short) if rng.random() < 0.25 else (short, long)

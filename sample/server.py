@@ -1,4 +1,4 @@
-"""Serves the sample catalogue over HTTP on this machine, for as long as a pipeline fetches from it."""
+"""Serve the sample catalogue over HTTP on this machine, while a pipeline fetches from it."""
 
 import hashlib
 import threading
@@ -22,20 +22,20 @@ class CatalogueServer:
         with CatalogueServer(folder) as server:
             httpx.get(server.catalogue_url)
 
-    It answers GET and HEAD with Content-Length and ETag, and If-None-Match with 304. In products.csv it puts
-    its own address in place of the catalogue's placeholder. An ETag is the digest of the file as stored, so
-    that of products.csv is the same on whatever port the same catalogue is served.
+    It supports GET and HEAD with Content-Length and ETag, and If-None-Match with 304. In products.csv it
+    replaces the catalogue's placeholder by its address. An ETag is the digest of the file as stored, so
+    that of products.csv does not depend on the port.
     """
 
     def __init__(self, folder: Path, port: int = 0) -> None:
-        """Take the port, a free one if it is 0; requests are answered from `with` on.
+        """Bind the port, a free one if it is 0; requests are answered once the context is entered.
 
         Raises:
-            UserError: `folder` holds no products.csv, or the port is taken.
+            UserError: `folder` has no products.csv, or the port is in use.
         """
         if not (folder / "products.csv").is_file():
             raise UserError(
-                f"There is no products.csv in {folder}: make it with `fovea sample-data --out {folder}`."
+                f"There is no products.csv in {folder}: create it with `fovea sample-data --out {folder}`."
             )
         root = folder.resolve()
 
@@ -46,24 +46,24 @@ class CatalogueServer:
             self._server = _Server(("127.0.0.1", port), Handler)
         except OSError as error:
             raise UserError(
-                f"Port {port} of 127.0.0.1 cannot be taken ({error.strerror}): give another."
+                f"Port {port} of 127.0.0.1 is not available ({error.strerror}): use another."
             ) from error
         Handler.url = self.url
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
 
     @property
     def port(self) -> int:
-        """The port that it listens on."""
+        """The port of the server."""
         return self._server.server_port
 
     @property
     def url(self) -> str:
-        """Its address, without a slash at the end."""
+        """The URL of the server, without a trailing slash."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def catalogue_url(self) -> str:
-        """Where products.csv is."""
+        """The URL of products.csv."""
         return f"{self.url}/products.csv"
 
     def __enter__(self) -> Self:
@@ -100,7 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(with_body=False)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 -- the name of the base class
-        """Say nothing: thousands of pictures are fetched."""
+        """Log nothing, because thousands of pictures are fetched."""
 
     def _answer(self, with_body: bool) -> None:
         data = self._read()
@@ -125,7 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(data)
 
     def _read(self) -> bytes | None:
-        """The stored bytes of the file that is asked for; None if there is none within the folder."""
+        """Return the stored bytes of the requested file; None if it is not in the folder."""
         name = unquote(urlsplit(self.path).path).lstrip("/")
         try:
             path = (self.folder / name).resolve()
@@ -135,7 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _content_type(path: str, data: bytes) -> str:
-    """What the bytes are, whatever their name says: a web page in place of a picture says that it is one."""
+    """Return the type of the bytes, regardless of the name: a web page in place of a picture is text/html."""
     for magic, kind in _MAGIC.items():
         if data.startswith(magic):
             return kind

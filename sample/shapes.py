@@ -1,8 +1,8 @@
-"""The outlines of the sample products: each kind drawn from polygons in a coordinate system of its own.
+"""The outlines of the sample products, drawn from polygons in a separate coordinate system for each kind.
 
 A product hangs from the origin: x runs from -width/2 to width/2 and y from 0 (top) to height (bottom), in
 units of about the width of a bag. `SHAPES` maps a kind's name to its `Shape`. A size changes the proportions,
-not the scale alone, so that it shows however the product is framed.
+not only the scale, so that it is visible in any framing.
 """
 
 import math
@@ -22,20 +22,20 @@ OFF_WHITE: Colour = (240, 238, 232)
 
 
 def mix(first: Colour, second: Colour, share: float) -> Colour:
-    """The colour that lies `share` of the way from `first` to `second`."""
+    """Return the colour that is `share` of the way from `first` to `second`."""
     red, green, blue = (round(a + (b - a) * share) for a, b in zip(first, second, strict=True))
     return red, green, blue
 
 
 def ellipse(x: float, y: float, rx: float, ry: float, start: float = 0, end: float = 360) -> list[Point]:
-    """Points of an ellipse's arc around (x, y), from angle `start` to `end` in degrees; 90 points down."""
+    """Return points of an ellipse's arc around (x, y), from angle `start` to `end` in degrees; 90 is down."""
     steps = max(6, round(abs(end - start) / 9))
     angles = (math.radians(start + (end - start) * step / steps) for step in range(steps + 1))
     return [(x + rx * math.cos(angle), y + ry * math.sin(angle)) for angle in angles]
 
 
 def rounded(left: float, top: float, right: float, bottom: float, radius: float) -> list[Point]:
-    """Points of a rectangle with round corners."""
+    """Return points of a rectangle with round corners."""
     return [
         *ellipse(right - radius, top + radius, radius, radius, -90, 0),
         *ellipse(right - radius, bottom - radius, radius, radius, 0, 90),
@@ -45,12 +45,12 @@ def rounded(left: float, top: float, right: float, bottom: float, radius: float)
 
 
 def mirrored(right_half: Sequence[Point]) -> list[Point]:
-    """A symmetric outline from its right half, given from top to bottom."""
+    """Return a symmetric outline from its right half, given from top to bottom."""
     return [*right_half, *((-x, y) for x, y in reversed(right_half))]
 
 
 def smooth(points: Sequence[Point]) -> list[Point]:
-    """A closed Catmull-Rom curve through the points."""
+    """Return a closed Catmull-Rom curve through the points."""
     curve: list[Point] = []
     count = len(points)
     for index in range(count):
@@ -66,10 +66,10 @@ def _spline(t: float, a: float, b: float, c: float, d: float) -> float:
 
 
 class Pen:
-    """Draws a product in its own coordinates onto a layer: a picture and the mask of what is covered.
+    """Draws a product in its own coordinates onto a layer: a picture and the mask of the covered area.
 
-    The picture is filled with the patterned cloth before anything else, so a cloth part only opens the mask.
-    That is quick, and it asks one thing of a shape: cloth first, other materials over it.
+    The picture is filled with the patterned cloth first, so a cloth part only opens the mask.
+    This is fast, and requires a fixed order of a shape's parts: cloth first, other materials over it.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Pen:
         cloth: Colour,
         trim: Colour,
     ):
-        """Make a layer of `size` pixels, `unit` pixels a unit, with `centre` (in units) in its middle."""
+        """Create a layer of `size` pixels, `unit` pixels per unit, with `centre` (in units) in its middle."""
         self.picture = Image.new("RGB", size, cloth)
         self.mask = Image.new("L", size, 0)
         self.cloth_colour = cloth
@@ -113,7 +113,7 @@ class Pen:
         return max(1, round(width * self._unit))
 
     def tint(self, points: Sequence[Point], colour: Colour, opacity: float = 1.0) -> None:
-        """Colour a part of the picture without covering more of it: a pattern, a shade, a fold."""
+        """Colour a part of the picture without extending the mask: a pattern, a shade, a fold."""
         self._blend.polygon(self._place(points), fill=(*colour, round(255 * opacity)))
 
     def cloth(self, points: Sequence[Point], outline: float = 0.012) -> None:
@@ -137,12 +137,12 @@ class Pen:
         self._opaque.line(placed, fill=colour, width=pixels, joint="curve")
 
     def seam(self, points: Sequence[Point], width: float = 0.012, colour: Colour | None = None) -> None:
-        """A line on what is covered already."""
+        """Draw a line on the covered area."""
         placed = self._place(points)
         self._opaque.line(placed, fill=colour or self.edge, width=self._pixels(width), joint="curve")
 
     def hole(self, points: Sequence[Point]) -> None:
-        """Uncover a part: the background shows through it."""
+        """Remove a part from the mask: the background shows through it."""
         self._cover.polygon(self._place(points), fill=0)
 
 
@@ -150,9 +150,9 @@ class Pen:
 class Shape:
     """How a kind of product is drawn.
 
-    `widths` and `heights` hold one entry for each of the three sizes, in units. `sideways` turns stripes and
-    colour blocks by 90 degrees, for cloth that is longer than it is tall. The cloth begins at `cloth_top`.
-    `patterns` are those that can be told apart on as much cloth as there is.
+    `widths` and `heights` have one entry for each of the three sizes, in units. `sideways` turns stripes and
+    colour blocks by 90 degrees, for cloth that is longer than it is tall. The cloth starts at `cloth_top`.
+    `patterns` are those that are distinguishable on the available cloth.
     """
 
     widths: tuple[float, float, float]
@@ -347,7 +347,7 @@ def _belt(pen: Pen, width: float, height: float) -> None:
     front = ellipse(0, 0.2, rx, ry, 180, 0)
     pen.cloth([*front, *reversed([(x, y + band) for x, y in front])], 0.016)
     back = ellipse(0, 0.2, rx, ry, 180, 360)
-    # The inside of the back, as far down as the front does not hide it.
+    # The inside of the back, down to where the front hides it.
     seen = [(x, min(y + band * 0.8, 0.4 - y)) for x, y in back]
     pen.solid([*back, *reversed(seen)], pen.inside)
     pen.tint([*front[:6], *reversed([(x, y + band) for x, y in front[:6]])], (0, 0, 0), 0.16)

@@ -1,4 +1,4 @@
-"""The sample model's tokenizer: a small vocabulary of its own, with Phi-3's special tokens at Phi-3's ids."""
+"""The sample model's tokenizer: a small separate vocabulary, with Phi-3's special tokens at Phi-3's ids."""
 
 import json
 from collections.abc import Iterable
@@ -17,20 +17,20 @@ _NAMED = {
     32010: "<|user|>",
     32044: "<|image|>",
 }
-# Phi-3 marks these as swallowing the white space behind them.
+# Phi-3 marks these tokens to strip the white space after them.
 _RSTRIP = {"<|assistant|>", "<|image|>"}
 
 
 def make_tokenizer(texts: Iterable[str], size: int = 1500) -> PreTrainedTokenizerFast:
     """Train a byte-pair encoding on ``texts``.
 
-    As in Llama's and Phi-3's vocabulary, digits stand alone, a space is written ``▁`` and any byte has a
-    token of its own, so that every text can be written. Ids that the small vocabulary leaves over are
-    named ``<unused_…>``: the ids of the special tokens are Phi-3's.
+    As in Llama's and Phi-3's vocabulary, digits are separate tokens, a space is written ``▁`` and every byte
+    has a token, so that every text can be encoded. Ids that the small vocabulary does not use are named
+    ``<unused_…>``, because the ids of the special tokens are Phi-3's.
 
     Args:
         texts: What to learn pieces of words from.
-        size: How many tokens are learned or given, special ones not counted.
+        size: The number of tokens without the special ones.
     """
     pieces = pre_tokenizers.Sequence(
         [
@@ -81,7 +81,7 @@ def make_tokenizer(texts: Iterable[str], size: int = 1500) -> PreTrainedTokenize
 
 
 def count_learned(tokenizer: PreTrainedTokenizerFast) -> int:
-    """Return how many of the ids below the special ones a text can use."""
+    """Return the number of ids below the special ones that occur in texts."""
     return sum(
         not name.startswith("<unused_")
         for name, number in tokenizer.get_vocab().items()

@@ -1,7 +1,7 @@
-"""Training of the sample model from scratch, within minutes on two CPU cores.
+"""Train the sample model from scratch, within minutes on two CPU cores.
 
-There are two stages, because a tower learns faster from labels than through a decoder that cannot write yet.
-First the tower and the projector learn with a linear classifier on top; then the rest learns to answer.
+There are two stages, because a tower learns faster from labels than through an untrained decoder.
+First the tower and the projector are trained with a linear classifier on top; then the rest learns to answer.
 
 `make sample-model` writes the weights that ship with the project.
 """
@@ -36,12 +36,12 @@ _SIDE = CROP_SIZE // PATCH_SIZE // 2
 _IGNORED = -100
 
 ProgressCallback = Callable[[str, int, int], None]
-"""Called with what is being done, and how many of how many are done."""
+"""Called with the name of the stage, the amount done, and the total."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the sample model is trained; the defaults take about six minutes on two cores."""
+    """The training recipe of the sample model; the defaults take about six minutes on two cores."""
 
     seed: int = 0
     pictures: int = 12_000
@@ -50,7 +50,7 @@ class Recipe:
     steps: int = 450
     batch: int = 44
     writing: int = 12
-    """How many of a batch write down words and numbers, without a picture."""
+    """The number of examples per batch that dictate words and numbers, without a picture."""
     adam_rate: float = 2e-3
     muon_rate: float = 0.03
 
@@ -58,12 +58,12 @@ class Recipe:
 def write_sample_model(
     folder: Path, recipe: Recipe | None = None, progress: ProgressCallback | None = None
 ) -> None:
-    """Train the sample model and write it in the form that ships: small vocabulary, bfloat16, under 6 MB.
+    """Train the sample model and write it in the shipped form: small vocabulary, bfloat16, under 6 MB.
 
     Args:
-        folder: Where the files go, made where it does not exist. Files of an earlier model are replaced.
-        recipe: How to train.
-        progress: Called as work goes on.
+        folder: The folder to write, created if it does not exist. Files of an earlier model are replaced.
+        recipe: The training recipe.
+        progress: Called with the progress.
     """
     recipe = recipe or Recipe()
     small, processor = train(recipe, progress or (lambda what, done, total: None))
@@ -103,7 +103,7 @@ def make_config(vocabulary_size: int, image_token_id: int) -> Phi3VConfig:
         vision_config={
             "hidden_size": 128,
             "intermediate_size": 384,
-            # The last layer is stored and never run, as in the published tower.
+            # The last layer is stored but never run, as in the published tower.
             "num_hidden_layers": 5,
             "num_attention_heads": 4,
             "image_size": CROP_SIZE,
@@ -119,7 +119,7 @@ def train(recipe: Recipe, progress: ProgressCallback) -> tuple[Phi3VForCausalLM,
     Returns:
         The model with the small vocabulary, and the processor of the published one.
     """
-    # Activations take more time to map than to compute otherwise.
+    # Otherwise, mapping memory for activations takes longer than the computation.
     reuse_freed_memory(keep=1 << 30)
     torch.manual_seed(recipe.seed)
     tokenizer = make_tokenizer(general.texts(5000, recipe.seed))
@@ -136,19 +136,19 @@ def train(recipe: Recipe, progress: ProgressCallback) -> tuple[Phi3VForCausalLM,
 
 
 class _Vocabulary:
-    """The ids that occur in training, numbered without gaps; the last one stands for all unused ids."""
+    """The ids that occur in training, numbered without gaps; the last one represents all unused ids."""
 
     def __init__(self, learned: int) -> None:
         self.small_of = torch.tensor(small_ids(learned))
         self.size = int(self.small_of.max()) + 1
         unused = int((self.small_of == self.size - 1).sum())
-        # The row that stands for many counts as often in the softmax, so the loss is the full vocabulary's.
+        # The row counts once for each id it represents, so that the loss is the full vocabulary's.
         self.logit_bias = torch.zeros(self.size)
         self.logit_bias[-1] = math.log(unused)
 
 
 def _initialise(model: Phi3VForCausalLM) -> None:
-    """Begin with a sense of place, which CLIP's own beginning drowns, and with words that lie far apart."""
+    """Initialise positions, which CLIP's default would drown in noise, and words that are far apart."""
     vision = model.model.vision_embed_tokens
     embeddings: Any = vision.img_processor["vision_model"].embeddings
     with torch.no_grad():
@@ -156,14 +156,14 @@ def _initialise(model: Phi3VForCausalLM) -> None:
         embeddings.position_embedding.weight[1:] = 0.3 * waves
         vision.sub_GN.normal_(0, 0.02)
         vision.glb_GN.normal_(0, 0.02)
-        # What goes in can come out: a head whose rows lie close together could not be adapted later.
+        # Input and output rows are equal: an adapter could not separate similar rows of the head later.
         words = torch.randn_like(model.lm_head.weight) / model.config.hidden_size**0.5
         model.model.embed_tokens.weight.copy_(words)
         model.lm_head.weight.copy_(words)
 
 
 def _waves(side: int, width: int) -> torch.Tensor:
-    """Sines and cosines of a grid's coordinates: (side * side, width)."""
+    """Return sines and cosines of a grid's coordinates: (side * side, width)."""
     frequencies = 20 ** (-torch.arange(width // 4) / (width / 4))
     down, across = torch.meshgrid(torch.arange(side).float(), torch.arange(side).float(), indexing="ij")
     angles = [axis.flatten()[:, None] * frequencies for axis in (down, across)]
@@ -172,17 +172,17 @@ def _waves(side: int, width: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class _Pictures:
-    """Pictures drawn by lot, and what they show.
+    """Random pictures, and their features.
 
-    ``pixels`` are half floats, (n, 2, 3, side, side): a picture's global view and its one crop, which with
-    one crop are alike.
+    ``pixels`` are half floats, (n, 2, 3, side, side): a picture's global view and its one crop, which are
+    identical.
     """
 
     pixels: torch.Tensor
     looks: Sequence[ProductLook]
 
     def shown(self) -> torch.Tensor:
-        """Return kind, colour, pattern and size of each as numbers: (n, 4)."""
+        """Return kind, colour, pattern and size of each picture as numbers: (n, 4)."""
         names = (KINDS, tuple(COLOURS), tuple(PATTERNS), SIZES)
         return torch.tensor(
             [
@@ -196,7 +196,7 @@ class _Pictures:
 
 
 class _Drawer(Dataset[torch.Tensor]):
-    """Draws the pictures, each from a seed of its own, so that it does not matter which process does."""
+    """Draws the pictures, each from its own seed, so that the result does not depend on the process."""
 
     def __init__(self, recipe: Recipe, processor: Phi3VImageProcessor) -> None:
         self._recipe = recipe
@@ -221,7 +221,7 @@ class _Drawer(Dataset[torch.Tensor]):
 def _draw_pictures(recipe: Recipe, processor: Phi3VImageProcessor, progress: ProgressCallback) -> _Pictures:
     drawer = _Drawer(recipe, processor)
     batches = []
-    # A few are drawn sooner than processes start.
+    # A few pictures are drawn faster than processes start.
     for batch in DataLoader(drawer, batch_size=100, num_workers=2 if len(drawer) > 1000 else 0):
         batches.append(batch)
         progress("drawing pictures", min(100 * len(batches), recipe.pictures), recipe.pictures)
@@ -229,9 +229,9 @@ def _draw_pictures(recipe: Recipe, processor: Phi3VImageProcessor, progress: Pro
 
 
 class _Optimiser:
-    """Muon for the matrices inside, AdamW for the rest; both on one schedule, a warm-up and half a cosine.
+    """Muon for the inner matrices, AdamW for the rest; both with one schedule, a warm-up and half a cosine.
 
-    Muon (Jordan et al., 2024) takes about half the steps that AdamW needs here.
+    Muon (Jordan et al., 2024) takes about half as many steps as AdamW here.
     """
 
     def __init__(self, module: nn.Module, recipe: Recipe, steps: int) -> None:
@@ -261,7 +261,7 @@ class _Optimiser:
 
 
 class _TowerReader(nn.Module):
-    """The tower and the projector, and a linear reading of what they make of one crop."""
+    """The tower and the projector, with linear classifiers on their output for one crop."""
 
     def __init__(self, model: Phi3VForCausalLM) -> None:
         super().__init__()
@@ -293,7 +293,7 @@ def _train_tower(
 
 
 def _mirrored(pixels: torch.Tensor, lot: torch.Generator) -> torch.Tensor:
-    """Mirror half of the pictures, left to right: (n, …, side, side)."""
+    """Mirror half of the pictures horizontally: (n, …, side, side)."""
     flip = torch.randint(2, (len(pixels),), generator=lot).bool()
     return torch.where(flip.view(-1, *[1] * (pixels.ndim - 1)), pixels.flip(-1), pixels)
 
@@ -327,13 +327,13 @@ def _train_to_answer(
 def _conversations(
     looks: Sequence[ProductLook], writing: int, processor: Phi3VProcessor, rng: random.Random
 ) -> dict[str, torch.Tensor]:
-    """Questions and answers about pictures, and some without; the answers alone are supervised."""
+    """Return questions and answers with and without pictures; only the answers are supervised."""
     described = [general.describe(look, rng) for look in looks]
     written = [general.write(rng) for _ in range(writing)]
     prompts = [general.prompt(question, rng, picture=True) for question, _ in described]
     prompts += [general.prompt(question, rng, picture=False) for question, _ in written]
     answers = [f"{answer}<|end|>" for _, answer in described + written]
-    # Every picture takes as many tokens, so any of the right size holds the place of those drawn before.
+    # All pictures take the same number of tokens, so any of the right size can replace those drawn before.
     blank = Image.new("RGB", (CROP_SIZE, CROP_SIZE))
     batch = dict(
         processor(

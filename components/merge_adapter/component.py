@@ -22,7 +22,7 @@ def merge_adapter(
         adapter: Record of the adapter.
         base: Record of the base model that the adapter was trained on.
         model: Record of the merged model.
-        artifact_root: s3://bucket/prefix that payloads and records lie under.
+        artifact_root: s3://bucket/prefix of payloads and records.
         run_id: The run's ID.
         parameters: Fields of MergeAdapterParameters.
     """

@@ -105,7 +105,7 @@ def _pairs(tensors: Mapping[str, torch.Tensor], path: Path) -> dict[str, tuple[t
             raise UserError(f"{path}: {key} is not part of a plain LoRA adapter")
         if not torch.isfinite(tensor).all():
             raise UserError(
-                f"{path}: {key} holds values that are not finite; train with a lower learning_rate"
+                f"{path}: {key} contains values that are not finite; train with a lower learning_rate"
             )
         name = key.removeprefix(_PREFIX).removesuffix(end) + ".weight"
         sides.setdefault(name, {})[_ENDS[end]] = tensor

@@ -23,8 +23,8 @@ def train_lora(
         dataset: Record of the prepared dataset.
         base: Record of the base model.
         adapter: Record of the trained adapter.
-        report: How the training went, as a page.
-        artifact_root: s3://bucket/prefix that payloads and records lie under.
+        report: Report of the training, as a page.
+        artifact_root: s3://bucket/prefix of payloads and records.
         run_id: The run's ID.
         parameters: Fields of TrainLoraParameters.
     """

@@ -240,7 +240,7 @@ class _Training:
             parameters, longest = self._job.parameters, max(self._job.train_lengths)
             raise UserError(
                 f"memory ran out after step {self.trainer.state.global_step}, with "
-                f"{parameters.per_device_train_batch_size} examples of up to {longest} tokens at once; "
+                f"{parameters.per_device_train_batch_size} examples of up to {longest} tokens per batch; "
                 + advice(parameters)
             ) from error
 

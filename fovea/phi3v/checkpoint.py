@@ -61,7 +61,7 @@ def _read_shapes(path: Path) -> Shapes:
     shapes: Shapes = {}
     try:
         with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118 - the file is no mapping
+            for name in file.keys():  # noqa: SIM118 - the file is not a mapping
                 part = file.get_slice(name)
                 if part.get_dtype() not in _TYPES:
                     raise UserError(
@@ -98,7 +98,7 @@ def _first(names: list[str], count: int = 3) -> str:
 def _check_processor(folder: Path, config: Phi3VConfig) -> None:
     try:
         processor = Phi3VProcessor.from_pretrained(folder)
-    # Whatever exception the tokenizer's reader raises, the fix is to replace the file.
+    # The reader of the tokenizer can raise any exception; the fix is always to replace the file.
     except Exception as error:
         raise UserError(
             f"{folder}: tokenizer or image processor cannot be read ({str(error).splitlines()[0]})"

@@ -107,7 +107,7 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
             max_length: the length to pad to.
             pad_to_multiple_of: pad further, to a multiple of this.
             num_crops: overrides the stored one.
-            add_special_tokens: the beginning-of-sequence token before each chunk of text.
+            add_special_tokens: the start-of-sequence token before each chunk of text.
             return_tensors: "pt", "np", or None for lists of ids.
             **others: arguments of transformers for other kinds of input; must be None.
 

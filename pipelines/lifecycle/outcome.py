@@ -19,7 +19,7 @@ REFUSAL = "refusal.json"
 """Document with the reason, under the prefix of a run that finished without a deployment as configured."""
 
 _SILENT = (
-    "a task ended without saying why: it ran out of memory, was evicted, or never found a node; "
+    "a task stopped without an error message: it ran out of memory, was evicted, or could not be scheduled; "
     "see its pod's events and log"
 )
 
@@ -52,7 +52,7 @@ def require_step(
         if on_refusal != "end":
             raise UserError(reason)
         storage.write_bytes(context.run_uri(REFUSAL), Refusal(reason=reason).model_dump_json().encode())
-    logger.warning("%s: the run ends without a deployment: %s", REQUIRE, reason)
+    logger.warning("%s: the run stops without a deployment: %s", REQUIRE, reason)
 
 
 class Outcome(BaseModel):
@@ -97,7 +97,7 @@ def _outcome(state: str, failure: Failure | None, refusal: Refusal | None) -> Ou
         # A failure document of a successful run is from an attempt whose retry succeeded.
         return Outcome(state="succeeded", task="", reason="every step succeeded", finished_at=now())
     if state in {"CANCELLED", "CANCELED"}:
-        return Outcome(state="cancelled", task="", reason="somebody ended the run", finished_at=now())
+        return Outcome(state="cancelled", task="", reason="the run was cancelled", finished_at=now())
     if failure is None:
         return Outcome(state="failed", task="", reason=_SILENT, finished_at=now())
     refused = failure.task == REQUIRE

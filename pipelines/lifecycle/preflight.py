@@ -53,7 +53,7 @@ def preflight_step(arguments: Mapping[str, Any], *, run_id: str, base_record: st
         read_rules(settings.gate_rules, storage).check(settings.task())
         base = _read_base(storage, settings.base_model)
         if tracking.is_on():
-            logger.info("%s: asking MLflow", TASK)
+            logger.info("%s: checking MLflow", TASK)
             _check_champion(storage, settings)
         write_record(base, base_record)
     logger.info(
@@ -74,7 +74,7 @@ def _check_storage(storage: Storage, context: RunContext) -> None:
     if storage.read_bytes(uri) != content:
         raise UserError(f"{uri}: S3 does not return what was written; check any proxy in front of it")
     if uri not in storage.list(context.run_uri("")):
-        raise UserError(f"{context.run_uri('')}: what was just written is not listed; check s3:ListBucket")
+        raise UserError(f"{context.run_uri('')}: the object just written is not listed; check s3:ListBucket")
 
 
 def _check_champion(storage: Storage, settings: RunSettings) -> None:

@@ -245,5 +245,5 @@ def _outcome(storage: Storage, run_id: str, stream: Stream) -> Outcome:
         outcome = Outcome.model_validate_json(storage.read_bytes(uri))
         if outcome.state != "failed" or outcome.task:
             return outcome
-    reason = stream.error or "the pipeline ended without saying why; see log.txt in last-run"
+    reason = stream.error or "the pipeline stopped without an error message; see log.txt in last-run"
     return Outcome(state="failed", task=stream.failed, reason=reason, finished_at=now())

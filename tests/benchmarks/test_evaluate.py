@@ -18,5 +18,5 @@ def test_in_float32_batches_say_what_generate_says_row_by_row(
     assert rates[0].ratio == 1.0
     assert all(rate.pictures_per_second == pytest.approx(5 / rate.seconds) for rate in rates)
     monkeypatch.setattr("benchmarks.evaluate.row_by_row", lambda *_: ["something else"])
-    with pytest.raises(ValueError, match="must say what is said row by row"):
+    with pytest.raises(ValueError, match="must equal those row by row"):
         measure(predictor, pictures(1, 56), batches=[1], max_new_tokens=2, repetitions=1)

@@ -46,7 +46,7 @@ def test_it_prints_what_a_run_would_do(table: str, tmp_path: Path) -> None:
     assert "1 full_price: not above zero 0" in lines
     assert "Product: Scarf 1, Category: SCARVES, Full Price: 100.0" in lines
     assert any(line.startswith("12 rows in the table; 10 kept, 8 to train on, 3 times") for line in lines)
-    assert any("on yours 1,000 tokens a second (as you say)" in line for line in lines)
+    assert any("on yours 1,000 tokens per second (as you say)" in line for line in lines)
     # What a terminal obeys is not sent to it, and what looks like markup is shown.
     assert "\x1b" not in result.output
     assert "\x07" not in result.output

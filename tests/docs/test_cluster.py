@@ -82,7 +82,7 @@ def test_what_the_runbook_quotes_is_said_somewhere() -> None:
         "this account may not do that",
         "the token is missing, expired or not known",
         "S3 refuses access",
-        "a task ended without saying why",
+        "a task stopped without an error message",
         "the API server does not know the deployer's token",
     )
     for message in own:

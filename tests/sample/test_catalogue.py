@@ -166,7 +166,7 @@ def test_a_catalogue_that_is_there_is_reused(folder: Path):
 
 
 def test_something_else_in_the_folder_is_left_alone(folder: Path, tmp_path: Path):
-    with pytest.raises(UserError, match=r"rows 60, seed 1.* asked for: .*seed 2.*--out"):
+    with pytest.raises(UserError, match=r"rows 60, seed 1.* requested: .*seed 2.*--out"):
         write_catalogue(folder, ROWS, seed=2)
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(UserError, match=r"something other.*--out"):

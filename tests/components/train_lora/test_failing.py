@@ -52,7 +52,7 @@ def test_out_of_memory_says_what_to_lower(inputs: Inputs, monkeypatch: pytest.Mo
 
     changed(monkeypatch, "training_step", run_out)
     said = (
-        r"memory ran out after step 1, with 2 examples of up to \d+ tokens at once; lower "
+        r"memory ran out after step 1, with 2 examples of up to \d+ tokens per batch; lower "
         r"per_device_train_batch_size \(now 2; train_batch_size can stay the same\), "
         r"or set gradient_checkpointing to true, or lower num_crops \(now 4\), "
         r"or use a device with more memory"
