@@ -34,7 +34,7 @@ class PlainImageEmbedding(Phi3VImageEmbedding):
         pixel_values: torch.Tensor,
         image_sizes: torch.Tensor,
     ) -> torch.Tensor:
-        """As `Phi3VImageEmbedding.forward`; `pixel_values` has only real crops and is padded here."""
+        """Override `Phi3VImageEmbedding.forward`: pad `pixel_values`, which has only real crops."""
         grids: list[tuple[int, int]] = [
             (height // self.crop_size, width // self.crop_size) for height, width in image_sizes.tolist()
         ]
@@ -63,7 +63,7 @@ class PlainImageEmbedding(Phi3VImageEmbedding):
         return patches
 
     def merged_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """As `Phi3VImageEmbedding.merged_features`."""
+        """Override `Phi3VImageEmbedding.merged_features`, with every layer of the tower."""
         features, side = self.encode(pixel_values), self.side
         channels = features.shape[-1]
         blocks = features.view(-1, side, 2, side, 2, channels).transpose(2, 3)
@@ -139,7 +139,7 @@ class PlainPhi3VForCausalLM(Phi3VForCausalLM):
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """As `Phi3VForCausalLM.forward`, but `logits` are always float32 (batch, sequence, vocabulary)."""
+        """Override `Phi3VForCausalLM.forward`: `logits` are always float32 (batch, sequence, vocabulary)."""
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
         if labels is not None and use_cache is None:
             use_cache = False

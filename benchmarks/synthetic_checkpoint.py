@@ -69,7 +69,7 @@ def _write_shards(folder: Path, shapes: dict[str, torch.Size], total: int) -> No
 
 
 def _shards(shapes: dict[str, torch.Size]) -> Iterator[list[str]]:
-    """Names in order, in groups of at most `SHARD_BYTES`."""
+    """Yield the names in order, in groups of at most `SHARD_BYTES`."""
     names: list[str] = []
     held = 0
     for name, shape in shapes.items():

@@ -52,7 +52,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         return self.order
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
-        """As in `Trainer`, which fetches all batches of a step here; the time counts as waiting."""
+        """Fetch all batches of a step, as `Trainer` does, and count the time as waiting."""
         self._started = time.perf_counter()
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._waited = time.perf_counter() - self._started
@@ -62,7 +62,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         return batches, items
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """As in `Trainer`, without the row IDs, which the model does not accept."""
+        """Compute the loss, as `Trainer` does, without the row IDs, which the model does not accept."""
         row_ids = inputs.pop(ROW_IDS)
         result = super().compute_loss(model, inputs, *args, **kwargs)
         if model.training:
@@ -70,7 +70,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         return result
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As in `Trainer`, which logs after every step; adds the step's speed."""
+        """Log after every step, as `Trainer` does, and add the step's speed."""
         if "loss" in logs:
             seconds = time.perf_counter() - self._started
             processes = self.args.world_size
@@ -84,7 +84,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         super().log(logs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """As in `Trainer`; the first process also answers the sample rows."""
+        """Evaluate, as `Trainer` does, and answer the sample rows in the first process."""
         output = super().evaluation_loop(*args, **kwargs)
         if self._samples is not None:
             output.metrics.update(self._answer())

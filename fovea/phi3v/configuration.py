@@ -80,7 +80,7 @@ class Phi3VConfig(Phi3Config):  # type: ignore[misc]
         return side
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, in the published format; the tower only if it differs from the published one."""
+        """Return all fields in the published format; the tower only if it differs from the published one."""
         output: dict[str, Any] = super().to_dict()
         rope = output.pop("rope_parameters", None) or {}
         output["rope_theta"] = rope.get("rope_theta", 10000.0)

@@ -69,18 +69,18 @@ class Phi3VImageProcessor(BaseImageProcessor):  # type: ignore[misc]
         self.num_img_tokens = num_img_tokens
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of `preprocessor_config.json`."""
+        """Return the content of `preprocessor_config.json`."""
         output: dict[str, Any] = super().to_dict()
         return output | {"processor_class": "Phi3VProcessor"}
 
     def num_image_tokens(self, height: int, width: int) -> int:
-        """The number of tokens of a picture whose padded size is `height` x `width` pixels."""
+        """Return the number of tokens of a picture whose padded size is `height` x `width` pixels."""
         side = math.isqrt(self.num_img_tokens)
         rows, columns = height // self.crop_size, width // self.crop_size
         return (rows * columns + 1) * self.num_img_tokens + 1 + (rows + 1) * side
 
     def crop_grid(self, width: int, height: int, num_crops: int | None = None) -> tuple[int, int]:
-        """The number of crops (across, down) of a picture of this width and height, without decoding it.
+        """Return the crops (across, down) of a picture of this width and height, without decoding it.
 
         Args:
             width: in pixels.
@@ -209,7 +209,7 @@ def fit(picture: Image.Image, side: int, num_crops: int) -> Image.Image:
 
 
 def fitted_size(width: int, height: int, side: int, num_crops: int) -> tuple[int, int]:
-    """Width and height in pixels after resizing a picture that is not taller than wide.
+    """Return width and height in pixels after resizing a picture that is not taller than wide.
 
     It is as wide as a whole number of crops of `side` pixels, the most that `num_crops` allows.
     """

@@ -160,17 +160,17 @@ class Phi3VImageEmbedding(nn.Module):
 
 
 def crop_counts(grid: torch.Tensor) -> torch.Tensor:
-    """Crops of each image, including its global view; `grid` (images, 2) counts crops down and across."""
+    """Return the crops of each image, with its global view; `grid` (images, 2) counts down and across."""
     return 1 + grid.prod(dim=-1)
 
 
 def token_counts(grid: torch.Tensor, side: int) -> torch.Tensor:
-    """Tokens of each image; `side` is the number of a crop's tokens along one side."""
+    """Return the tokens of each image; `side` is the number of a crop's tokens along one side."""
     return crop_counts(grid) * side**2 + 1 + (grid[:, 0] + 1) * side
 
 
 def token_rows(is_image: torch.Tensor, grid: torch.Tensor, side: int, crops: int) -> torch.Tensor:
-    """For every position, the row of the feature table to use there (arbitrary outside of images).
+    """Return for every position the row of the feature table to use (arbitrary outside of images).
 
     The table has side**2 rows for each crop, then the end of a line, then the separator between crops and
     global view. An image consists of its crops, line by line over their whole width, the separator, and
@@ -219,7 +219,7 @@ class Phi3VLastAttention(Phi3Attention):  # type: ignore[misc]
         positions_to_keep: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As `Phi3Attention.forward`, only for `positions_to_keep` if they are given."""
+        """Attend as `Phi3Attention.forward`, from `positions_to_keep` only if they are given."""
         if positions_to_keep is None:
             made: tuple[torch.Tensor, torch.Tensor | None] = super().forward(
                 hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs
@@ -272,7 +272,7 @@ class Phi3VLastLayer(Phi3DecoderLayer):  # type: ignore[misc]
     def forward(
         self, hidden_states: torch.Tensor, positions_to_keep: torch.Tensor | None = None, **kwargs: Any
     ) -> torch.Tensor:
-        """As `Phi3DecoderLayer.forward`; with `positions_to_keep` (kept,): (batch, kept, hidden)."""
+        """Run as `Phi3DecoderLayer.forward`; `positions_to_keep` (kept,) gives (batch, kept, hidden)."""
         attended, _ = self.self_attn(
             hidden_states=self.input_layernorm(hidden_states), positions_to_keep=positions_to_keep, **kwargs
         )
@@ -321,7 +321,7 @@ class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):  # type: ignore[misc]
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """As `Phi3Model.forward`, with images as produced by `Phi3VImageProcessor`.
+        """Run as `Phi3Model.forward`, with images as produced by `Phi3VImageProcessor`.
 
         With `positions_to_keep` (kept,), as a keyword, the last hidden state is (batch, kept, hidden): the
         last layer computes only these positions, and has no attention weights of others.
@@ -372,13 +372,13 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):  # type: ignore[m
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, but from safetensors only."""
+        """Load as in transformers, but only from safetensors."""
         return super().from_pretrained(*args, **kwargs | {"use_safetensors": True})
 
     def adjust_generation_fn(
         self, generation_config: GenerationConfig | None, *args: Any, **kwargs: Any
     ) -> None:
-        """As in transformers, with the end-of-answer tokens of the training, regardless of the checkpoint."""
+        """Set the end-of-answer tokens of the training, regardless of the checkpoint."""
         super().adjust_generation_fn(generation_config, *args, **kwargs)
         if generation_config is None:
             self._end_answers()
@@ -477,7 +477,7 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):  # type: ignore[m
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """As in transformers; a sequence that outgrows the short rotary factors is recomputed."""
+        """Recompute sequences that outgrow the short rotary factors; otherwise as in transformers."""
         if self._outgrows_short_factors(input_ids, past_key_values, position_ids):
             if kwargs.get("inputs_embeds") is not None:
                 raise ValueError(

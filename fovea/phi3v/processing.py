@@ -173,7 +173,7 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
     def _shown(
         self, text: str, pictures: list[Any], num_crops: int | None
     ) -> list[tuple[torch.Tensor, tuple[int, int]]]:
-        """The crops of a sample's images, in the order of its markers."""
+        """Return the crops of a sample's images, in the order of its markers."""
         marks = [int(number) for number in MARK.findall(text)]
         if len(set(marks)) != len(marks):
             raise ValueError(f"an image marker occurs twice in the text: {_marks(marks)}")
@@ -187,7 +187,7 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
         return [cropped[mark - 1] for mark in marks]
 
     def _encode(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[list[int]]]:
-        """The ids of each text's chunks, each tokenised separately as in training."""
+        """Return the ids of each text's chunks, each tokenised separately as in training."""
         chunks = [MARK.split(text)[::2] for text in texts]
         # One call for all texts: a tokenizer call costs more than a text.
         encoded = iter(
@@ -198,7 +198,7 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]
         return [list(islice(encoded, len(text))) for text in chunks]
 
     def _ids(self, encoded: list[list[int]], lengths: list[int]) -> list[int]:
-        """A text's chunks, with placeholders for its images between them."""
+        """Join a text's chunks, with placeholders for its images between them."""
         if any(self.image_token_id in chunk for chunk in encoded):
             raise ValueError(f"the text contains {IMAGE_TOKEN}; mark the place of an image by <|image_1|>")
         ids = list(encoded[0])
