@@ -46,7 +46,7 @@ def read_rows(source: Source, workspace: Workspace, task: Task, parameters: Prep
     rows = source.rows(list(dict.fromkeys(columns)), parameters.image_column)
     for number, found in enumerate(islice(rows, parameters.max_rows or None)):
         if found.malformed is not None:
-            workspace.add_row(number, {"line": found.malformed}, reason="malformed_line")
+            workspace.rows.add(number, {"line": found.malformed}, reason="malformed_line")
             continue
         raw = dict(found.values)
         if found.picture is not None:
@@ -54,11 +54,11 @@ def read_rows(source: Source, workspace: Workspace, task: Task, parameters: Prep
         try:
             row = clean_row(raw, task, parameters)
         except UnusableError as error:
-            workspace.add_row(number, raw, reason=error.reason)
+            workspace.rows.add(number, raw, reason=error.reason)
             continue
         if found.picture is not None:
-            workspace.add_original(row.picture, found.picture)
-        workspace.add_row(
+            workspace.pictures.add_original(row.picture, found.picture)
+        workspace.rows.add(
             number,
             raw,
             product=row.product_id,
@@ -70,13 +70,13 @@ def read_rows(source: Source, workspace: Workspace, task: Task, parameters: Prep
 
 
 def _check(workspace: Workspace, location: str, parameters: PrepareDataParameters) -> None:
-    counts = workspace.db.execute(
-        "SELECT currency, count(*) FROM rows WHERE reason IS NULL GROUP BY currency ORDER BY 2 DESC, 1"
-    ).fetchall()
+    counts = workspace.rows.kept_by_currency()
     if not counts:
-        raise UserError(f"{location}: no row can be used ({told(workspace.dropped()) or 'it has none'})")
+        raise UserError(
+            f"{location}: no row can be used ({told(workspace.rows.dropped_by_reason()) or 'it has none'})"
+        )
     if len(counts) > 1 and parameters.currencies == "refuse":
-        mix = ", ".join(f"{currency or 'none named'} in {count} rows" for currency, count in counts)
+        mix = ", ".join(f"{currency or 'none named'} in {count} rows" for currency, count in counts.items())
         raise UserError(
             f"{location}: prices are in several currencies ({mix}), which would make them meaningless; "
             "convert them (currencies=convert, with a rate_column), or have the answer state them "

@@ -1,8 +1,7 @@
 """From rows with addresses to rows with pictures, each row once: what a preparation and a preview share."""
 
-import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from contextlib import closing
 
 from components.prepare_data.near_duplicates import fingerprint
@@ -12,7 +11,9 @@ from components.prepare_data.workspace import Workspace
 from fovea.fetch.profiles import FetchProfile
 from fovea.images import PictureLimits
 from fovea.records import sha256_digest
+from fovea.task import FieldValue
 
+DUPLICATE = "duplicate"
 PICTURE_LIMITS = PictureLimits()
 
 
@@ -43,10 +44,13 @@ def fetch_pictures(
     Raises:
         UserError: none of the first pictures could be used, or S3 refuses.
     """
-    db = workspace.db
-    (total,) = db.execute("SELECT count(DISTINCT address) FROM rows WHERE reason IS NULL").fetchone()
+    total = workspace.pictures.count_needed()
     end = time.monotonic() + seconds if seconds is not None else float("inf")
-    wanted = (item for item in _addresses(workspace) if time.monotonic() < end)
+    wanted = (
+        Wanted(address, workspace.pictures.original(address))
+        for address in workspace.pictures.needed()
+        if time.monotonic() < end
+    )
     with closing(
         stream_pictures(
             wanted,
@@ -61,7 +65,7 @@ def fetch_pictures(
     ) as pictures:
         for done, picture in enumerate(pictures, start=1):
             if isinstance(picture, Prepared):
-                workspace.add_picture(
+                workspace.pictures.add(
                     picture.address,
                     digest=picture.digest,
                     jpeg=picture.jpeg,
@@ -70,44 +74,21 @@ def fetch_pictures(
                     fingerprint=picture.fingerprint,
                 )
             else:
-                workspace.add_unusable_picture(picture.address, picture.reason, picture.detail)
+                workspace.pictures.add_unusable(picture.address, picture.reason, picture.detail)
             progress(done, total)
             if time.monotonic() > end:
                 break
     if seconds is not None:
-        db.execute("DELETE FROM rows WHERE reason IS NULL AND address NOT IN (SELECT address FROM pictures)")
-    db.execute(
-        "UPDATE rows SET reason = 'picture_' || pictures.reason FROM pictures "
-        "WHERE rows.address = pictures.address AND rows.reason IS NULL AND pictures.reason IS NOT NULL"
-    )
+        workspace.rows.delete_without_picture()
+    workspace.rows.leave_out_unusable_pictures()
 
 
 def drop_duplicates(workspace: Workspace) -> None:
-    """Give every kept row its ``row_id``, and keep the first of those that are the same."""
-
-    def identity(product: str, digest: str, values: str, currency: str | None) -> str:
-        # All that makes a row what it is: a larger feed does not change it.
-        found = sha256_digest([product, digest, json.loads(values), currency])
-        return found.removeprefix("sha256:")[:24]
-
-    db = workspace.db
-    db.create_function("identity", 4, identity, deterministic=True)
-    db.execute(
-        'UPDATE rows SET row_id = identity(product, digest, "values", currency) FROM pictures '
-        "WHERE rows.address = pictures.address AND rows.reason IS NULL"
-    )
-    db.execute(
-        "UPDATE rows SET reason = 'duplicate' FROM ("
-        "  SELECT number AS again, row_number() OVER (PARTITION BY row_id ORDER BY number) AS place"
-        "  FROM rows WHERE reason IS NULL"
-        ") WHERE number = again AND place > 1"
-    )
+    """Set the kept rows' IDs, and keep only the first of rows that are the same."""
+    workspace.rows.set_row_ids(_row_id)
+    workspace.rows.leave_out_duplicates(DUPLICATE)
 
 
-def _addresses(workspace: Workspace) -> Iterator[Wanted]:
-    """Yield the kept rows' pictures, each once, in the source's order."""
-    found = workspace.db.execute(
-        "SELECT address FROM rows WHERE reason IS NULL GROUP BY address ORDER BY min(number)"
-    )
-    for (address,) in found:
-        yield Wanted(address, workspace.original(address))
+def _row_id(product: str, picture: str, values: Mapping[str, FieldValue], currency: str | None) -> str:
+    """Return a digest of a row's content. It depends on nothing else, so a larger feed does not change it."""
+    return sha256_digest([product, picture, values, currency]).removeprefix("sha256:")[:24]

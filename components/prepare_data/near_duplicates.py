@@ -6,12 +6,13 @@ products resemble each other: a copy at a third of the size or at JPEG quality 5
 the mean, and no two products lie within them.
 """
 
-import sqlite3
 from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from components.prepare_data.workspace import Prints
 
 _SIDE = 16
 _HASH_BYTES = 2 * _SIDE * _SIDE // 8
@@ -55,33 +56,28 @@ def look_alike(one: bytes, other: bytes) -> bool:
     return bool(difference.max() <= _MAX_DIFFERENCE and difference.mean() <= _MAX_MEAN_DIFFERENCE)
 
 
-def cluster_pictures(db: sqlite3.Connection) -> None:
-    """Find the pictures of the table ``prints`` that look alike.
+def cluster_pictures(prints: Prints) -> None:
+    """Link the pictures that look alike, and set the cluster of each.
 
-    ``prints`` has ``id`` (0, 1, 2 …), ``digest`` and ``fingerprint``; its column ``cluster`` becomes the
-    smallest id of those that look alike, directly or through others. The table ``links`` gets the pairs that
-    joined them. In memory lie 70 bytes a picture, not its whole fingerprint.
+    A cluster contains the pictures that look alike, directly or through others. Its number is their smallest
+    ID. Memory holds 70 bytes per picture, not whole fingerprints.
     """
-    hashes = _hashes(db)
+    hashes = _hashes(prints)
     roots = np.arange(len(hashes))
     for one, other in _candidates(hashes, roots):
         first, second = find_root(roots, one), find_root(roots, other)
         if first == second:
             continue
-        digests, prints = zip(*(_print(db, each) for each in (one, other)), strict=True)
-        if look_alike(*prints):
+        (digest, mine), (other_digest, theirs) = prints.get(one), prints.get(other)
+        if look_alike(mine, theirs):
             roots[max(first, second)] = min(first, second)
-            kind = "same" if prints[0] == prints[1] else "near"
-            db.execute("INSERT OR IGNORE INTO links VALUES (?, ?, ?)", (*sorted(digests), kind))
-    joined = ((find_root(roots, each), each) for each in range(len(roots)) if roots[each] != each)
-    db.execute("UPDATE prints SET cluster = id")
-    db.executemany("UPDATE prints SET cluster = ? WHERE id = ?", joined)
+            prints.link(digest, other_digest, "same" if mine == theirs else "near")
+    prints.set_clusters((each, find_root(roots, each)) for each in range(len(roots)) if roots[each] != each)
 
 
-def _hashes(db: sqlite3.Connection) -> Bytes:
-    count = db.execute("SELECT count(*) FROM prints").fetchone()[0]
-    hashes = np.empty((count, _HASH_BYTES), np.uint8)
-    for number, (data,) in enumerate(db.execute("SELECT fingerprint FROM prints ORDER BY id")):
+def _hashes(prints: Prints) -> Bytes:
+    hashes = np.empty((len(prints), _HASH_BYTES), np.uint8)
+    for number, data in enumerate(prints):
         hashes[number] = np.frombuffer(data, np.uint8, _HASH_BYTES)
     return hashes
 
@@ -113,13 +109,6 @@ def find_root(roots: NDArray[np.intp], node: int) -> int:
         roots[node] = roots[roots[node]]
         node = int(roots[node])
     return node
-
-
-def _print(db: sqlite3.Connection, number: int) -> tuple[str, bytes]:
-    found: tuple[str, bytes] = db.execute(
-        "SELECT digest, fingerprint FROM prints WHERE id = ?", (number,)
-    ).fetchone()
-    return found
 
 
 def _colours(data: bytes) -> NDArray[np.int16]:

@@ -1,7 +1,7 @@
 """The dataset's files: Parquet with the `datasets` Image feature."""
 
 import json
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.parquet
 
 from components.prepare_data.pictures import give_back_freed_memory
-from components.prepare_data.workspace import Workspace
+from components.prepare_data.workspace import DatasetRow, Workspace
 from fovea.task import Task
 
 ROWS_PER_SHARD = 1000
@@ -38,43 +38,28 @@ def write_shards(workspace: Workspace, split: str, folder: Path, task: Task) -> 
     columns = schema(task)
     # JPEGs do not become smaller.
     compression = {name: "zstd" for name in columns.names if name != "image"} | {"image.bytes": "none"}
-    rows = workspace.db.execute(
-        'SELECT row_id, rows.product, coalesce("group", rows.product), "values", currency, digest FROM rows '
-        "JOIN pictures USING (address) "
-        # A group that was broken up is none.
-        "LEFT JOIN groups ON groups.product = rows.product AND groups.reason IS NULL "
-        "WHERE rows.reason IS NULL AND split = ? ORDER BY row_id",
-        (split,),
-    )
+    rows = workspace.rows.of_split(split)
     for number in count():
-        batch = rows.fetchmany(min(_ROWS_PER_GROUP, ROWS_PER_SHARD))
+        batch = list(islice(rows, min(_ROWS_PER_GROUP, ROWS_PER_SHARD)))
         if not batch:
             return
         path = folder / f"{split}-{number:05}.parquet"
         with pyarrow.parquet.ParquetWriter(path, columns, compression=compression) as writer:
             left = ROWS_PER_SHARD
             while batch:
-                records = [_record(workspace, *row) for row in batch]
+                records = [_record(row, workspace.pictures.jpeg(row.digest)) for row in batch]
                 writer.write_batch(pyarrow.RecordBatch.from_pylist(records, columns))
                 left -= len(batch)
-                batch = rows.fetchmany(min(_ROWS_PER_GROUP, left)) if left else []
+                batch = list(islice(rows, min(_ROWS_PER_GROUP, left)))
         give_back_freed_memory()
 
 
-def _record(
-    workspace: Workspace,
-    row_id: str,
-    product: str,
-    group: str,
-    values: str,
-    currency: str | None,
-    digest: str,
-) -> dict[str, Any]:
+def _record(row: DatasetRow, jpeg: bytes) -> dict[str, Any]:
     return {
-        "row_id": row_id,
-        "product_id": product,
-        "product_group": group,
-        "image": {"bytes": workspace.jpeg(digest), "path": f"{row_id}.jpg"},
-        **json.loads(values),
-        "currency": currency,
+        "row_id": row.row_id,
+        "product_id": row.product,
+        "product_group": row.group,
+        "image": {"bytes": jpeg, "path": f"{row.row_id}.jpg"},
+        **row.values,
+        "currency": row.currency,
     }

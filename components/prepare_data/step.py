@@ -26,13 +26,13 @@ from components.prepare_data.tokens import (
     summarise,
     tokenizer_digest,
 )
-from components.prepare_data.workspace import Workspace
+from components.prepare_data.workspace import SplitSize, Workspace
 from fovea import tracking
 from fovea.errors import UserError
 from fovea.fetch.profiles import FetchProfile
 from fovea.parameters import parse_parameters
 from fovea.platform import load_platform
-from fovea.records import DatasetRecord, Groups, ModelRecord, Split, StepInputs, read_record, write_record
+from fovea.records import DatasetRecord, ModelRecord, Split, StepInputs, read_record, write_record
 from fovea.steps import Attempt, RunContext, reporting_failure, run_step
 from fovea.storage import Storage, join_uri
 from fovea.task import Task
@@ -40,6 +40,8 @@ from fovea.task import Task
 STEP = "prepare_data"
 VERSION = 4
 """Raised whenever the same inputs would give another dataset."""
+
+_EMPTY = SplitSize(rows=0, products=0)
 
 logger = logging.getLogger("fovea")
 
@@ -151,9 +153,11 @@ class _Preparation:
             tokenizer = Tokenizer(fetch_tokenizer(self._base, self._storage), self._wanted.num_crops)
             count_tokens(workspace, self._task, tokenizer)
         self._split(workspace)
-        splits = workspace.splits()
-        sizes = ", ".join(f"{split} {splits.get(split, (0, 0))[0]}" for split in SPLITS)
-        logger.info("%s: %s rows; left out: %s", STEP, sizes, told(workspace.dropped()) or "none")
+        splits = workspace.rows.kept_by_split()
+        sizes = ", ".join(f"{split} {splits.get(split, _EMPTY).rows}" for split in SPLITS)
+        logger.info(
+            "%s: %s rows; left out: %s", STEP, sizes, told(workspace.rows.dropped_by_reason()) or "none"
+        )
 
     def _tell_columns(self, workspace: Workspace) -> None:
         """Say what the table was taken for, before pictures are fetched and anything waits for a GPU."""
@@ -196,17 +200,14 @@ class _Preparation:
     def _check_sizes(self, workspace: Workspace) -> None:
         wanted = self._wanted
         shares = {"train": 1.0, "validation": wanted.validation_fraction, "test": wanted.test_fraction}
-        rows = {split: rows for split, (rows, _) in workspace.splits().items()}
-        short = [
-            f"{split} has {rows.get(split, 0)}"
-            for split in SPLITS
-            if shares[split] and rows.get(split, 0) < wanted.min_rows
-        ]
+        splits = workspace.rows.kept_by_split()
+        rows = {split: splits.get(split, _EMPTY).rows for split in SPLITS if shares[split]}
+        short = [f"{split} has {count}" for split, count in rows.items() if count < wanted.min_rows]
         if short:
             raise UserError(
                 f"{self._source.location}: too few rows for a split ({', '.join(short)}; min_rows is "
-                f"{wanted.min_rows}). Left out: {told(workspace.dropped()) or 'none'}. Give more rows, or "
-                "other fractions or min_rows"
+                f"{wanted.min_rows}). Left out: {told(workspace.rows.dropped_by_reason()) or 'none'}. "
+                "Give more rows, or other fractions or min_rows"
             )
 
     def _show(self, workspace: Workspace, path: Path, tracked: tracking.Run) -> None:
@@ -221,31 +222,22 @@ class _Preparation:
         tracked.log_params(
             {name: statistics.shown(value) for name, value in self._wanted.model_dump().items()}
         )
-        rows = {split: rows for split, (rows, _) in workspace.splits().items()}
-        tracked.log_metrics({**rows, "left_out": sum(workspace.dropped().values())}, prefix="rows_")
+        rows = {split: size.rows for split, size in workspace.rows.kept_by_split().items()}
+        left_out = sum(workspace.rows.dropped_by_reason().values())
+        tracked.log_metrics({**rows, "left_out": left_out}, prefix="rows_")
         tracked.log_file(path)
 
     def _describe(self, workspace: Workspace) -> dict[str, Any]:
-        splits = workspace.splits()
-        currencies = workspace.db.execute(
-            "SELECT DISTINCT currency FROM rows WHERE reason IS NULL"
-        ).fetchall()
-        groups = workspace.db.execute(
-            'SELECT count(DISTINCT "group"), count(*), '
-            'count(DISTINCT "group") FILTER (WHERE reason IS NOT NULL) FROM groups'
-        ).fetchone()
+        splits = workspace.rows.kept_by_split()
+        currencies = list(workspace.rows.kept_by_currency())
         return {
             "task": self._task,
-            "splits": {
-                split: Split(rows=rows, products=products)
-                for split in SPLITS
-                for rows, products in [splits.get(split, (0, 0))]
-            },
-            "dropped": workspace.dropped(),
-            "currency": currencies[0][0] if len(currencies) == 1 else None,
+            "splits": {split: Split(**splits.get(split, _EMPTY)._asdict()) for split in SPLITS},
+            "dropped": workspace.rows.dropped_by_reason(),
+            "currency": currencies[0] if len(currencies) == 1 else None,
             "categories": _categories(workspace, self._task),
             "longest_side": self._wanted.longest_side,
-            "groups": Groups(groups=groups[0], products=groups[1], broken_up=groups[2]),
+            "groups": workspace.products.count_groups(),
             "tokens": summarise(workspace, self._wanted.num_crops),
         }
 

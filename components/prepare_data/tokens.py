@@ -4,7 +4,6 @@ Only the tokenizer's files are fetched, and no picture is decoded for it.
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,32 +53,16 @@ class Tokenizer:
 
 
 def count_tokens(workspace: Workspace, task: Task, tokenizer: Tokenizer) -> None:
-    """Fill ``tokens`` of the kept rows, and leave out those that would not fit the context."""
-    db, last = workspace.db, -1
-    while batch := db.execute(
-        'SELECT number, "values", width, height FROM rows JOIN pictures USING (address) '
-        "WHERE rows.reason IS NULL AND number > ? ORDER BY number LIMIT ?",
-        (last, _BATCH),
-    ).fetchall():
-        texts = [task.training_text(json.loads(values)) for _, values, _, _ in batch]
-        lengths = tokenizer.count(texts, [(width, height) for _, _, width, height in batch])
-        db.executemany(
-            "UPDATE rows SET tokens = ? WHERE number = ?",
-            ((length, row[0]) for length, row in zip(lengths, batch, strict=True)),
+    """Set the lengths of the kept rows, and leave out rows that are too long for the context."""
+    for batch in workspace.rows.kept_in_batches(_BATCH):
+        lengths = tokenizer.count(
+            [task.training_text(row.values) for row in batch], [(row.width, row.height) for row in batch]
         )
-        last = batch[-1][0]
-    db.execute("UPDATE rows SET reason = ? WHERE tokens > ?", (TOO_LONG, tokenizer.context_tokens))
+        workspace.rows.set_tokens(zip((row.number for row in batch), lengths, strict=True))
+    workspace.rows.leave_out_longer_than(tokenizer.context_tokens, TOO_LONG)
 
 
 def summarise(workspace: Workspace, num_crops: int) -> SequenceLengths | None:
-    """Return how long the kept rows' sequences are; None where that was not counted."""
-    db = workspace.db
-    rows, total, longest = db.execute(
-        "SELECT count(tokens), sum(tokens), max(tokens) FROM rows WHERE reason IS NULL"
-    ).fetchone()
-    if not rows:
-        return None
-    (median,) = db.execute(
-        "SELECT tokens FROM rows WHERE reason IS NULL ORDER BY tokens LIMIT 1 OFFSET ?", ((rows - 1) // 2,)
-    ).fetchone()
-    return SequenceLengths(num_crops=num_crops, total=total, median=median, longest=longest)
+    """Summarise the lengths of the kept rows; None if they were not counted."""
+    found = workspace.rows.summarise_tokens()
+    return None if found is None else SequenceLengths(num_crops=num_crops, **found._asdict())

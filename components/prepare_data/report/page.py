@@ -1,17 +1,16 @@
 """The report of a preparation: what came in, what was left out and why, and what will be trained on."""
 
-import json
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from components.prepare_data.report import statistics
-from components.prepare_data.workspace import Workspace
+from components.prepare_data.workspace import LeftOutRow, SampleRow, Workspace
 from fovea.images import PictureLimits, decode_picture
 from fovea.pages import charts, picture_url, render_page
 from fovea.task import FieldValue, Task
@@ -134,7 +133,7 @@ class _Report:
         self._left = budget
 
     def render(self, source: str, settings: Mapping[str, Any], preview: "Preview | None") -> str:
-        lengths = statistics.numbers(self._workspace, "tokens")
+        lengths = statistics.token_lengths(self._workspace)
         return render_page(
             TEMPLATE,
             preview=preview,
@@ -143,7 +142,7 @@ class _Report:
             task=self._task,
             counts=statistics.count(self._workspace),
             wall=self._wall(),
-            samples=self._samples(),
+            samples=[self._sample(row, 360) for row in self._workspace.overview.samples(_SAMPLES)],
             categories=[
                 (name, len(found), self._categories(name, found))
                 for name, found in statistics.categories(self._workspace, self._task)
@@ -153,53 +152,31 @@ class _Report:
                 for name, currency, amounts in statistics.prices(self._workspace, self._task)
             ],
             lengths=(charts.histogram(lengths), _spreads(lengths)) if lengths else None,
-            leaks=statistics.products_in_several_splits(self._workspace),
+            leaks=self._workspace.products.count_in_several_splits(),
             groups=self._groups(),
-            grouped=self._grouped(),
+            grouped=self._workspace.products.count_groups(),
             reasons=self._reasons(),
         )
 
     def _wall(self) -> list[str]:
-        """Return small squares of pictures from all over the dataset."""
-        digests = self._workspace.db.execute(
-            "SELECT digest FROM rows JOIN pictures USING (address) WHERE rows.reason IS NULL "
-            "GROUP BY digest ORDER BY min(row_id) LIMIT ?",
-            (_WALL,),
-        ).fetchall()
-        return [url for (digest,) in digests if (url := self._picture(digest, 112))]
+        """Return small squares of pictures from the whole dataset."""
+        digests = self._workspace.overview.pictures(_WALL)
+        return [url for digest in digests if (url := self._picture(digest, 112))]
 
-    def _samples(self) -> list[Sample]:
-        """Return kept rows, as many of each split as go by their order."""
-        rows = self._workspace.db.execute(
-            'SELECT digest, "values", split, product, tokens FROM (SELECT *, '
-            "row_number() OVER (PARTITION BY split ORDER BY row_id) AS place FROM rows "
-            "WHERE reason IS NULL) JOIN pictures USING (address) ORDER BY place, split LIMIT ?",
-            (_SAMPLES,),
-        ).fetchall()
-        return [self._sample(*row, side=360) for row in rows]
-
-    def _sample(
-        self, digest: str, values: str, split: str | None, product: str, tokens: int | None, *, side: int
-    ) -> Sample:
+    def _sample(self, row: SampleRow, side: int) -> Sample:
         return Sample(
-            self._picture(digest, side),
-            answer_parts(self._task, json.loads(values)),
-            split or "",
-            statistics.shown(product, 60),
-            tokens,
+            self._picture(row.digest, side),
+            answer_parts(self._task, row.values),
+            row.split or "",
+            statistics.shown(row.product, 60),
+            row.tokens,
         )
 
     def _categories(self, field: str, found: Mapping[str, Mapping[str, int]]) -> list[Category]:
         """Return the most frequent categories of a field."""
         shown = dict(list(found.items())[:_CATEGORIES])
         digests: dict[str, list[str]] = {category: [] for category in shown}
-        for category, digest in self._workspace.db.execute(
-            "SELECT category, digest FROM (SELECT category, digest, "
-            "row_number() OVER (PARTITION BY category ORDER BY row_id DESC) AS place FROM "
-            '(SELECT json_extract("values", ?) AS category, address, row_id FROM rows WHERE reason IS NULL) '
-            "JOIN pictures USING (address)) WHERE place <= ?",
-            (statistics.json_path(field), _PER_CATEGORY),
-        ):
+        for category, digest in self._workspace.overview.category_pictures(field, _PER_CATEGORY):
             if category in digests:
                 digests[category].append(digest)
         return [
@@ -211,36 +188,22 @@ class _Report:
             for category, rows in shown.items()
         ]
 
-    def _grouped(self) -> dict[str, int]:
-        groups, products, broken = self._workspace.db.execute(
-            'SELECT count(DISTINCT "group"), count(*), '
-            'count(DISTINCT "group") FILTER (WHERE reason IS NOT NULL) FROM groups'
-        ).fetchone()
-        return {"groups": groups, "products": products, "broken_up": broken}
-
     def _groups(self) -> list[Group]:
-        """Return the largest groups."""
-        groups = self._workspace.db.execute(
-            'SELECT "group", count(*), max(reason) FROM groups GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT ?',
-            (_GROUPS,),
-        ).fetchall()
-        return [Group(products, reason is not None, self._members(name)) for name, products, reason in groups]
-
-    def _members(self, group: str) -> tuple[Sample, ...]:
-        """Return one row for each of a group's first products: one whose picture links it to another."""
-        rows = self._workspace.db.execute(
-            'SELECT digest, "values", split, product, tokens FROM (SELECT *, row_number() OVER '
-            "(PARTITION BY product ORDER BY digest IN (SELECT one FROM links UNION SELECT other FROM links) "
-            "DESC, number) AS place FROM groups JOIN rows USING (product) JOIN pictures USING (address) "
-            'WHERE "group" = ? AND rows.reason IS NULL) WHERE place = 1 ORDER BY product LIMIT ?',
-            (group, _MEMBERS),
-        ).fetchall()
-        return tuple(self._sample(*row, side=200) for row in rows)
+        """Return the largest groups, each with one row of each of its first products."""
+        overview = self._workspace.overview
+        return [
+            Group(
+                group.products,
+                group.is_broken_up,
+                tuple(self._sample(row, 200) for row in overview.group_members(group.name, _MEMBERS)),
+            )
+            for group in overview.largest_groups(_GROUPS)
+        ]
 
     def _reasons(self) -> list[Reason]:
         found = []
         for name, rows in list(statistics.count(self._workspace).dropped.items())[:_REASONS]:
-            examples = self._examples(name)
+            examples = tuple(map(self._example, self._workspace.overview.left_out(name, _EXAMPLES)))
             columns = examples[0].raw if examples else {}
             about, explanation = statistics.explain(name, columns)
             found.append(
@@ -248,27 +211,20 @@ class _Report:
             )
         return found
 
-    def _examples(self, reason: str) -> tuple[Example, ...]:
-        rows = self._workspace.db.execute(
-            "SELECT number, raw, digest, detail FROM rows LEFT JOIN pictures USING (address) "
-            "WHERE rows.reason = ? ORDER BY number LIMIT ?",
-            (reason, _EXAMPLES),
-        ).fetchall()
-        return tuple(
-            Example(
-                number,
-                {statistics.shown(column, 60): statistics.shown(value) for column, value in _columns(raw)},
-                self._picture(digest, 112) if digest else None,
-                statistics.shown(detail or ""),
-            )
-            for number, raw, digest, detail in rows
+    def _example(self, row: LeftOutRow) -> Example:
+        columns = islice(row.raw.items(), _SHOWN_COLUMNS)
+        return Example(
+            row.number,
+            {statistics.shown(column, 60): statistics.shown(value) for column, value in columns},
+            self._picture(row.digest, 112) if row.digest else None,
+            statistics.shown(row.detail or ""),
         )
 
     def _picture(self, digest: str, side: int) -> str | None:
         """Return a picture as a data URL; None once the budget is spent."""
         if self._left <= 0:
             return None
-        picture = decode_picture(self._workspace.jpeg(digest), PictureLimits(min_side=1), side)
+        picture = decode_picture(self._workspace.pictures.jpeg(digest), PictureLimits(min_side=1), side)
         url = picture_url(picture, side)
         self._left -= len(url)
         return url
@@ -283,11 +239,7 @@ def answer_parts(task: Task, values: Mapping[str, FieldValue]) -> tuple[tuple[st
     return tuple(parts)
 
 
-def _columns(raw: str) -> Sequence[tuple[str, Any]]:
-    return list(json.loads(raw).items())[:_SHOWN_COLUMNS]
-
-
-def _spreads(series: Mapping[str, NDArray[np.float64]]) -> dict[str, statistics.Spread]:
+def _spreads(series: statistics.Series) -> dict[str, statistics.Spread]:
     found = {name or "all": statistics.spread(values) for name, values in series.items()}
     if len(series) > 1:
         found["all"] = statistics.spread(np.concatenate(list(series.values())))

@@ -1,12 +1,12 @@
 """What a preparation and a training would come to, told from a table's first rows."""
 
 import io
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +54,7 @@ SPEEDS = (
 
 _PICTURE_SECONDS = 40.0
 _COUNT_SECONDS = 10.0
+_BATCH = 1000
 
 # Names in capitals, numbers and markers take more tokens than English prose, at about four characters each.
 _CHARACTERS_A_TOKEN = 3.0
@@ -131,17 +132,14 @@ class Look:
 
     def examples(self, count: int) -> list[Example]:
         """Return the first rows that could be trained on."""
-        rows = self.workspace.db.execute(
-            'SELECT digest, "values" FROM rows JOIN pictures USING (address) '
-            "WHERE rows.reason IS NULL ORDER BY number LIMIT ?",
-            (count,),
-        ).fetchall()
         return [
             Example(
-                Image.open(io.BytesIO(self.workspace.jpeg(digest)), formats=["JPEG"]).convert("RGB"),
-                self.task.answer(json.loads(values)),
+                Image.open(io.BytesIO(self.workspace.pictures.jpeg(row.digest)), formats=["JPEG"]).convert(
+                    "RGB"
+                ),
+                self.task.answer(row.values),
             )
-            for digest, values in rows
+            for row in self.workspace.overview.first_kept(count)
         ]
 
 
@@ -276,29 +274,22 @@ def tell(
 
 def _lengths(workspace: Workspace, task: Task, num_crops: int) -> tuple[NDArray[np.float64], bool]:
     """Return the kept rows' tokens, and whether they were counted with the model's tokenizer."""
-    counted = statistics.numbers(workspace, "tokens")
+    counted = statistics.token_lengths(workspace)
     if counted:
         return np.concatenate(list(counted.values())), True
     processor = Phi3VImageProcessor(num_crops)
     found = []
-    for values, width, height in workspace.db.execute(
-        'SELECT "values", width, height FROM rows JOIN pictures USING (address) WHERE rows.reason IS NULL'
-    ):
-        side = processor.crop_size
-        columns, rows = processor.crop_grid(width, height)
+    side = processor.crop_size
+    for row in chain.from_iterable(workspace.rows.kept_in_batches(_BATCH)):
+        columns, rows = processor.crop_grid(row.width, row.height)
         picture = processor.num_image_tokens(rows * side, columns * side)
-        text = len(task.training_text(json.loads(values))) / _CHARACTERS_A_TOKEN
+        text = len(task.training_text(row.values)) / _CHARACTERS_A_TOKEN
         found.append(picture + round(text))
     return np.array(found, np.float64), False
 
 
 def _left_out(workspace: Workspace, reason: str, rows: int, uses: Mapping[str, str]) -> LeftOut:
     about, explanation = statistics.explain(reason, dict.fromkeys(uses.values()))
-    raw, detail = workspace.db.execute(
-        "SELECT raw, detail FROM rows LEFT JOIN pictures USING (address) WHERE rows.reason = ? "
-        "ORDER BY number",
-        (reason,),
-    ).fetchone()
-    values = json.loads(raw)
-    example = detail or values.get(about, values)
+    (first,) = workspace.overview.left_out(reason, 1)
+    example = first.detail or first.raw.get(about, first.raw)
     return LeftOut(reason, about, explanation, rows, statistics.shown(example, 120))

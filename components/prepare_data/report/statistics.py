@@ -2,8 +2,9 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from components.prepare_data.parameters import PrepareDataParameters
 from components.prepare_data.splits import IN_TWO_SPLITS, SPLITS
 from components.prepare_data.tokens import TOO_LONG
-from components.prepare_data.workspace import Workspace
+from components.prepare_data.workspace import SplitSize, Workspace
 from fovea.task import Task
 from fovea.text import printable, shorten
 
@@ -56,6 +57,10 @@ _SECRET = re.compile(r"(?i)\b([\w.-]*(?:sig|signature|token|key|credential|secre
 _USER = re.compile(r"://[^/@\s]*@")
 
 
+Series = dict[str, NDArray[np.float64]]
+"""Values by split, '' for rows without a split."""
+
+
 @dataclass(frozen=True)
 class Counts:
     """How many rows and products there are; ``read`` is all of the source's rows that were read."""
@@ -64,7 +69,7 @@ class Counts:
     kept: int
     products: int
     pictures: int
-    splits: dict[str, tuple[int, int]]
+    splits: dict[str, SplitSize]
     """Rows and products by split, in the order in which they are used."""
     dropped: dict[str, int]
     """Rows left out, by reason, the most frequent first."""
@@ -99,8 +104,8 @@ def uses(parameters: PrepareDataParameters, task: Task) -> dict[str, str]:
 def first_values(workspace: Workspace, column: str) -> tuple[str, ...]:
     """Return the first different values of a column of the table, three at most."""
     found: dict[str, None] = {}
-    for (raw,) in workspace.db.execute("SELECT raw FROM rows ORDER BY number LIMIT 20"):
-        value = json.loads(raw).get(column)
+    for raw in workspace.overview.first_raw(20):
+        value = raw.get(column)
         if value not in (None, ""):
             found[shown(value, 60)] = None
     return tuple(found)[:3]
@@ -108,39 +113,18 @@ def first_values(workspace: Workspace, column: str) -> tuple[str, ...]:
 
 def count(workspace: Workspace) -> Counts:
     """Count the rows of a workspace; before rows are split, all that are kept are under no split."""
-    read, kept, products, pictures = workspace.db.execute(
-        "SELECT count(*), count(*) FILTER (WHERE reason IS NULL), "
-        "count(DISTINCT product) FILTER (WHERE reason IS NULL), "
-        "(SELECT count(DISTINCT digest) FROM pictures WHERE digest IS NOT NULL) FROM rows"
-    ).fetchone()
-    splits = workspace.splits()
-    dropped = sorted(workspace.dropped().items(), key=lambda item: (-item[1], item[0]))
+    splits = workspace.rows.kept_by_split()
+    dropped = sorted(workspace.rows.dropped_by_reason().items(), key=lambda item: (-item[1], item[0]))
     return Counts(
-        read,
-        kept,
-        products,
-        pictures,
+        *workspace.overview.totals(),
         {split: splits[split] for split in SPLITS if split in splits},
         dict(dropped),
     )
 
 
-def numbers(workspace: Workspace, expression: str, *arguments: str) -> dict[str, NDArray[np.float64]]:
-    """Return the kept rows' values of an SQL expression by split ('' where there are none): 8 bytes a row.
-
-    ``expression`` is the program's own, never made of what a table holds.
-    """
-    found = {}
-    for split in (*SPLITS, ""):
-        rows = workspace.db.execute(
-            f"SELECT v FROM (SELECT {expression} AS v FROM rows "  # noqa: S608 - the program's own
-            "WHERE reason IS NULL AND coalesce(split, '') = ?) WHERE v IS NOT NULL",
-            (*arguments, split),
-        )
-        values = np.fromiter((value for (value,) in rows), np.float64)
-        if values.size:
-            found[split] = values
-    return found
+def token_lengths(workspace: Workspace) -> Series:
+    """Return the lengths of the kept rows' training sequences."""
+    return _by_split(workspace.overview.tokens)
 
 
 def spread(values: NDArray[np.float64]) -> Spread:
@@ -157,50 +141,32 @@ def spread(values: NDArray[np.float64]) -> Spread:
     )
 
 
-def prices(workspace: Workspace, task: Task) -> Iterator[tuple[str, str, dict[str, NDArray[np.float64]]]]:
-    """Yield each price field with each currency (the three most frequent) and its amounts by split."""
-    currencies = workspace.db.execute(
-        "SELECT coalesce(currency, '') FROM rows WHERE reason IS NULL GROUP BY 1 "
-        "ORDER BY count(*) DESC, 1 LIMIT 3"
-    ).fetchall()
+def prices(workspace: Workspace, task: Task) -> Iterator[tuple[str, str, Series]]:
+    """Yield (field, currency, amounts) for each price field and the three most frequent currencies."""
+    currencies = list(workspace.rows.kept_by_currency())[:3]
     for name, field in task.fields.items():
         if field.is_amount:
-            for (currency,) in currencies:
-                amounts = numbers(
-                    workspace,
-                    "CASE coalesce(currency, '') WHEN ? THEN json_extract(\"values\", ?) END",
-                    currency,
-                    json_path(name),
-                )
+            for currency in currencies:
+                amounts = _by_split(partial(workspace.overview.amounts, name, currency))
                 if amounts:
-                    yield name, currency, amounts
+                    yield name, currency or "", amounts
 
 
 def categories(workspace: Workspace, task: Task) -> Iterator[tuple[str, dict[str, dict[str, int]]]]:
-    """Yield each category field and how often each name occurs by split, the most frequent first."""
+    """Yield each category field with the rows of each category by split, the most frequent category first."""
     for name, field in task.fields.items():
         if field.is_category:
             found: dict[str, dict[str, int]] = {}
-            for category, split, rows in workspace.db.execute(
-                "SELECT json_extract(\"values\", ?), coalesce(split, ''), count(*) FROM rows "
-                "WHERE reason IS NULL GROUP BY 1, 2 "
-                "ORDER BY CASE split WHEN 'train' THEN 0 WHEN 'validation' THEN 1 ELSE 2 END",
-                (json_path(name),),
-            ):
+            for category, split, rows in workspace.overview.category_counts(name):
                 found.setdefault(str(category), {})[split] = rows
             ordered = sorted(found.items(), key=lambda item: (-sum(item[1].values()), item[0]))
             yield name, dict(ordered)
 
 
-def products_in_several_splits(workspace: Workspace) -> int:
-    """Return how many products, taken with those that hang together with them, lie in more than one split."""
-    (found,) = workspace.db.execute(
-        "SELECT count(*) FROM (SELECT 1 FROM rows LEFT JOIN groups USING (product) "
-        "WHERE rows.reason IS NULL AND split IS NOT NULL "
-        'GROUP BY CASE WHEN groups.reason IS NULL THEN coalesce("group", product) ELSE product END '
-        "HAVING count(DISTINCT split) > 1)"
-    ).fetchone()
-    return int(found)
+def _by_split(values_of: Callable[[str], Iterator[float]]) -> Series:
+    """Return the values of each split that has any. Memory holds 8 bytes per row."""
+    found = {split: np.fromiter(values_of(split), np.float64) for split in (*SPLITS, "")}
+    return {split: values for split, values in found.items() if values.size}
 
 
 def explain(reason: str, columns: Mapping[str, Any]) -> tuple[str, str]:
@@ -226,8 +192,3 @@ def shown(value: object, length: int = 240) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     text = _SECRET.sub(r"\1=…", _USER.sub("://…@", printable(text, 8 * length)))
     return shorten(text, length)
-
-
-def json_path(name: str) -> str:
-    """Return SQLite's path of a field in a JSON object."""
-    return f'$."{name}"'

@@ -1,8 +1,9 @@
 """Pictures that show the same are found, and pictures of other products are not."""
 
 import io
-import sqlite3
+import tempfile
 from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ from components.prepare_data.near_duplicates import (
     fingerprint,
     look_alike,
 )
+from components.prepare_data.workspace import Workspace
 from fovea.images import PictureLimits, decode_picture, normalise
 from sample.drawing import random_look, render, seeded
+from tests.components.prepare_data.workspaces import query
 
 KINDS = ["tote bag", "coat", "shirt", "dress", "watch", "sunglasses", "belt", "trainers"]
 
@@ -28,16 +31,18 @@ def drawn(number: int, side: int = 300) -> Image.Image:
 
 
 def clusters(prints: dict[str, bytes]) -> tuple[list[set[str]], set[tuple[str, str, str]]]:
-    db = sqlite3.connect(":memory:")
-    db.execute("CREATE TABLE prints (id INTEGER PRIMARY KEY, digest TEXT, fingerprint BLOB, cluster INTEGER)")
-    db.execute("CREATE TABLE links (one TEXT, other TEXT, kind TEXT, PRIMARY KEY (one, other))")
-    rows = [(number, digest, data) for number, (digest, data) in enumerate(prints.items())]
-    db.executemany("INSERT INTO prints (id, digest, fingerprint) VALUES (?, ?, ?)", rows)
-    cluster_pictures(db)
     found = defaultdict(set)
-    for digest, cluster in db.execute("SELECT digest, cluster FROM prints"):
-        found[cluster].add(digest)
-    return list(found.values()), set(db.execute("SELECT * FROM links"))
+    with tempfile.TemporaryDirectory() as folder, Workspace(Path(folder)) as workspace:
+        for number, (name, data) in enumerate(prints.items()):
+            workspace.rows.add(number, {}, product=name, address=name, values={})
+            workspace.pictures.add(
+                name, digest=name, jpeg=b"", size=(1, 1), original_size=(1, 1), fingerprint=data
+            )
+        workspace.prints.collect()
+        cluster_pictures(workspace.prints)
+        for name, cluster in query(workspace, "SELECT digest, cluster FROM prints"):
+            found[cluster].add(name)
+        return list(found.values()), set(query(workspace, "SELECT * FROM links"))
 
 
 def recompressed(picture: Image.Image, **options: object) -> Image.Image:

@@ -15,6 +15,7 @@ from components.prepare_data import splits
 from components.prepare_data.near_duplicates import FINGERPRINT_BYTES
 from components.prepare_data.splits import IN_TWO_SPLITS, SPLITS, Assignments, SplitPlan, assign_splits
 from components.prepare_data.workspace import Workspace
+from tests.components.prepare_data.workspaces import query
 
 Pair = tuple[str, str]
 """A product and a picture; pictures look alike whose names begin with the same letter."""
@@ -52,25 +53,25 @@ def fingerprint(picture: str) -> bytes:
 def workspace_of(pairs: Iterable[Pair], folder: str) -> Workspace:
     workspace = Workspace(Path(folder))
     for number, (product, picture) in enumerate(pairs):
-        workspace.add_row(number, {}, product=product, address=picture, values={})
-        if not workspace.db.execute("SELECT 1 FROM pictures WHERE address = ?", (picture,)).fetchone():
-            workspace.add_picture(
-                picture,
-                digest=picture,
-                jpeg=b"",
-                size=(1, 1),
-                original_size=(1, 1),
-                fingerprint=fingerprint(picture),
-            )
+        workspace.rows.add(number, {}, product=product, address=picture, values={})
+    for picture in list(workspace.pictures.needed()):
+        workspace.pictures.add(
+            picture,
+            digest=picture,
+            jpeg=b"",
+            size=(1, 1),
+            original_size=(1, 1),
+            fingerprint=fingerprint(picture),
+        )
     return workspace
 
 
 class Outcome:
     def __init__(self, pairs: list[Pair], workspace: Workspace) -> None:
-        found = workspace.db.execute("SELECT split, reason FROM rows ORDER BY number").fetchall()
+        found = query(workspace, "SELECT split, reason FROM rows ORDER BY number").fetchall()
         self.rows = [(pair, *each) for pair, each in zip(pairs, found, strict=True)]
         self.split = {pair: split for pair, split, reason in self.rows if reason is None}
-        self.groups = workspace.db.execute("SELECT * FROM groups ORDER BY product").fetchall()
+        self.groups = query(workspace, "SELECT * FROM groups ORDER BY product").fetchall()
 
     def of(self, product: str) -> str | None:
         found = {split for (name, _), split in self.split.items() if name == product}

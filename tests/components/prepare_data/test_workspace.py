@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from components.prepare_data.workspace import Workspace
+from tests.components.prepare_data.workspaces import query
 
 
 @pytest.fixture
@@ -16,7 +17,7 @@ def workspace(tmp_path: Path) -> Iterator[Workspace]:
 
 
 def add(workspace: Workspace, address: str, digest: str, jpeg: bytes) -> None:
-    workspace.add_picture(
+    workspace.pictures.add(
         address, digest=digest, jpeg=jpeg, size=(4, 3), original_size=(8, 6), fingerprint=b"f"
     )
 
@@ -25,31 +26,31 @@ def test_pictures_are_kept_once_an_original(workspace: Workspace) -> None:
     add(workspace, "a", "1" * 64, b"one")
     add(workspace, "b", "2" * 64, b"other")
     add(workspace, "c", "1" * 64, b"one")
-    assert workspace.jpeg("1" * 64) == b"one"
-    assert workspace.jpeg("2" * 64) == b"other"
-    places = dict(workspace.db.execute("SELECT address, offset FROM pictures").fetchall())
+    assert workspace.pictures.jpeg("1" * 64) == b"one"
+    assert workspace.pictures.jpeg("2" * 64) == b"other"
+    places = dict(query(workspace, "SELECT address, offset FROM pictures").fetchall())
     assert places == {"a": 0, "b": 3, "c": 0}
     with pytest.raises(KeyError):
-        workspace.jpeg("3" * 64)
+        workspace.pictures.jpeg("3" * 64)
 
 
 def test_originals_lie_beside(workspace: Workspace) -> None:
-    workspace.add_original("row:0", b"zero")
-    workspace.add_original("row:1", b"")
-    assert [workspace.original(f"row:{number}") for number in range(3)] == [b"zero", b"", None]
-    workspace.add_original("row:2", b"two")
-    assert workspace.original("row:2") == b"two"
+    workspace.pictures.add_original("row:0", b"zero")
+    workspace.pictures.add_original("row:1", b"")
+    assert [workspace.pictures.original(f"row:{number}") for number in range(3)] == [b"zero", b"", None]
+    workspace.pictures.add_original("row:2", b"two")
+    assert workspace.pictures.original("row:2") == b"two"
 
 
 def test_rows_are_counted_by_reason_and_by_split(workspace: Workspace) -> None:
     raw = {"title": "Écharpe", "full_price": 1390.5}
     for number in range(4):
-        workspace.add_row(number, raw, product=f"p{number // 2}", address="a", values={"product": "É"})
-    workspace.add_row(4, {"line": "x"}, reason="malformed_line")
-    workspace.add_unusable_picture("b", "not_found", "404")
-    workspace.db.execute("UPDATE rows SET split = 'train' WHERE reason IS NULL")
-    workspace.db.execute("UPDATE rows SET reason = 'duplicate' WHERE number = 3")
-    assert workspace.dropped() == {"duplicate": 1, "malformed_line": 1}
-    assert workspace.splits() == {"train": (3, 2)}
-    stored = workspace.db.execute('SELECT raw, "values" FROM rows WHERE number = 0').fetchone()
+        workspace.rows.add(number, raw, product=f"p{number // 2}", address="a", values={"product": "É"})
+    workspace.rows.add(4, {"line": "x"}, reason="malformed_line")
+    workspace.pictures.add_unusable("b", "not_found", "404")
+    query(workspace, "UPDATE rows SET split = 'train' WHERE reason IS NULL")
+    query(workspace, "UPDATE rows SET reason = 'duplicate' WHERE number = 3")
+    assert workspace.rows.dropped_by_reason() == {"duplicate": 1, "malformed_line": 1}
+    assert workspace.rows.kept_by_split() == {"train": (3, 2)}
+    stored = query(workspace, 'SELECT raw, "values" FROM rows WHERE number = 0').fetchone()
     assert [json.loads(text) for text in stored] == [raw, {"product": "É"}]

@@ -3,12 +3,19 @@
 import hashlib
 import io
 import random
+import sqlite3
+from collections.abc import Sequence
 
 from PIL import Image
 
 from components.prepare_data.workspace import Workspace
 
 SPLITS = ("train", "train", "train", "validation", "test")
+
+
+def query(workspace: Workspace, sql: str, parameters: Sequence[object] = ()) -> sqlite3.Cursor:
+    """Run SQL on a workspace, to set or read what no method of it does."""
+    return workspace._db.execute(sql, parameters)
 
 
 def digest(text: object) -> str:
@@ -49,7 +56,7 @@ def add_kept(
     """Add a kept row of product ``p{number}`` with a picture of its own."""
     data = picture or jpeg(number)
     address = f"images/{number}.jpg"
-    workspace.add_picture(
+    workspace.pictures.add(
         address, digest=digest(number), jpeg=data, size=(32, 32), original_size=(64, 64), fingerprint=b""
     )
     values = {
@@ -57,29 +64,30 @@ def add_kept(
         "category": category or f"CATEGORY {number % 3}",
         "full_price": price or 100.0 + number,
     }
-    workspace.add_row(
+    workspace.rows.add(
         number, raw(number, title), product=f"p{number}", address=address, values=values, currency="USD"
     )
-    workspace.db.execute(
+    query(
+        workspace,
         "UPDATE rows SET row_id = ?, split = ?, tokens = ? WHERE number = ?",
         (digest(f"row {number}")[:24], split or SPLITS[number % 5], tokens or 780 + number, number),
     )
 
 
 def add_dropped(workspace: Workspace, number: int, reason: str, *, title: str = "Scarf") -> None:
-    workspace.add_row(number, raw(number, title), product=f"p{number}", reason=reason)
+    workspace.rows.add(number, raw(number, title), product=f"p{number}", reason=reason)
 
 
 def fill(workspace: Workspace, rows: int = 20, *, title: str = "Scarf") -> None:
     """Add kept rows, two of them one group, and three that were left out."""
     for number in range(rows):
         add_kept(workspace, number, title=f"{title} {number}")
-    for product in ("p0", "p1"):
-        workspace.db.execute("INSERT INTO groups VALUES (?, 'p0', NULL)", (product,))
-    one, other = sorted((digest(0), digest(1)))
-    workspace.db.execute("INSERT INTO links VALUES (?, ?, 'near')", (one, other))
+    workspace.products.add_group(["p0", "p1"], too_large=False)
+    workspace.prints.link(digest(0), digest(1), "near")
     add_dropped(workspace, rows, "full_price_missing", title=title)
     add_dropped(workspace, rows + 1, "full_price_missing", title=title)
-    workspace.add_unusable_picture("images/gone.jpg", "not_found", "https://u:pw@host/x?sig=abc: answers 404")
+    workspace.pictures.add_unusable(
+        "images/gone.jpg", "not_found", "https://u:pw@host/x?sig=abc: answers 404"
+    )
     gone = {**raw(rows + 2, title), "imageurl": "images/gone.jpg"}
-    workspace.add_row(rows + 2, gone, product="gone", address="images/gone.jpg", reason="picture_not_found")
+    workspace.rows.add(rows + 2, gone, product="gone", address="images/gone.jpg", reason="picture_not_found")

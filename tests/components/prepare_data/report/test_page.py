@@ -78,10 +78,10 @@ def test_it_gives_nothing_away_that_opens_an_address(workspace: Workspace, tmp_p
 def test_a_leak_is_seen(workspace: Workspace, tmp_path: Path) -> None:
     workspaces.fill(workspace)
     assert "no leak" in report(workspace, tmp_path).text
-    workspace.db.execute("UPDATE rows SET split = 'test' WHERE product = 'p1'")
+    workspaces.query(workspace, "UPDATE rows SET split = 'test' WHERE product = 'p1'")
     assert "1 products lie in several splits" in report(workspace, tmp_path).text
     # A group that was broken up may lie in several.
-    workspace.db.execute("UPDATE groups SET reason = 'too_large'")
+    workspaces.query(workspace, "UPDATE groups SET reason = 'too_large'")
     page = report(workspace, tmp_path)
     assert "no leak" in page.text
     assert "broken up" in page.text
@@ -118,7 +118,8 @@ def test_it_stays_small_whatever_the_table_holds(workspace: Workspace, tmp_path:
         workspaces.add_kept(
             workspace, number, title="'" * 10_000, category=f"{number}" + '"' * 5_000, picture=noise
         )
-        workspace.db.execute("INSERT INTO groups VALUES (?, ?, NULL)", (f"p{number}", f"p{number % 20}"))
+    for first in range(20):
+        workspace.products.add_group([f"p{number}" for number in range(first, 200, 20)], too_large=False)
     for number in range(200, 400):
         workspaces.add_dropped(workspace, number, f"reason_{number % 50}_{'&' * 2000}", title="&" * 100_000)
     task = Task(
@@ -147,8 +148,8 @@ def test_a_task_without_prices_and_categories_and_rows_without_tokens(
         fields={"product": TextField(column="title")},
     )
     workspaces.fill(workspace)
-    workspace.db.execute("UPDATE rows SET tokens = NULL")
-    workspace.db.execute("DELETE FROM groups")
+    workspaces.query(workspace, "UPDATE rows SET tokens = NULL")
+    workspaces.query(workspace, "DELETE FROM groups")
     page = report(workspace, tmp_path, task)
     assert "It is Scarf 0." in page.text
     assert "Tokens an example" not in page.text

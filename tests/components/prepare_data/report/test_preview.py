@@ -53,7 +53,7 @@ def test_the_rest_is_taken_to_be_like_the_first_rows(workspace: Workspace) -> No
 
 def test_without_a_tokenizer_the_picture_is_exact_and_the_text_a_guess(workspace: Workspace) -> None:
     workspaces.fill(workspace)
-    workspace.db.execute("UPDATE rows SET tokens = NULL")
+    workspaces.query(workspace, "UPDATE rows SET tokens = NULL")
     found = told(workspace)
     assert not found.counted
     assert found.tokens is not None
@@ -84,7 +84,7 @@ def test_nothing_that_can_be_used_is_told_too(workspace: Workspace, tmp_path: Pa
 
 def test_the_page_shows_it(workspace: Workspace, tmp_path: Path) -> None:
     workspaces.fill(workspace)
-    workspace.db.execute("UPDATE rows SET split = NULL")
+    workspaces.query(workspace, "UPDATE rows SET split = NULL")
     found = told(workspace, rows=None)
     write_report(
         tmp_path / "a.html", workspace=workspace, task=product_task(), source="a", settings={}, preview=found
