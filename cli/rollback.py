@@ -17,7 +17,7 @@ def rollback(
     """Bring back the model that a service had before the present one. Ends with 1 if it cannot.
 
     It is verified as any other: its answers about held-out pictures must be those of its evaluation. On
-    KServe it starts beside the present model, which serves until then.
+    KServe it starts in addition to the present model, which serves until then.
 
     Example: fovea rollback --service fovea
 

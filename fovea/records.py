@@ -183,7 +183,7 @@ class DatasetRecord(Record):
 
 
 class ModelRecord(Record):
-    """A model: a transformers folder, safetensors only; a tuned one has ``task.json`` beside the weights."""
+    """A model: a transformers folder, safetensors only; a tuned one has ``task.json`` next to the weights."""
 
     kind: Literal["model"] = "model"
     architecture: str

@@ -44,7 +44,7 @@ _KEEP_ALIVE_SECONDS = 65
 
 
 def run(settings: ServerSettings, model: LocatedModel, listener: socket.socket) -> None:
-    """Load a model and serve it on ``listener`` until the process is told to stop.
+    """Load a model and serve it on ``listener`` until the process is asked to stop.
 
     Raises:
         UserError: the model cannot be loaded, or the evaluation asked it something else.

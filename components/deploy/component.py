@@ -26,7 +26,7 @@ def deploy(
         dataset: Record of the dataset it was evaluated on.
         decision: Record of the gate's decision on it.
         deployment: The deployment as a document, or the verdict where there is none.
-        artifact_root: s3://bucket/prefix that payloads and records lie under.
+        artifact_root: s3://bucket/prefix of payloads and records.
         run_id: The run's ID.
         parameters: Fields of DeployParameters.
 

@@ -12,7 +12,7 @@ _WITHDRAWN = "withdrawn"
 
 
 def deployment_uri(artifact_root: str, service_name: str) -> str:
-    """Return where the document of a service's deployment lies."""
+    """Return the key of a service's deployment document."""
     return join_uri(artifact_root, "deployments", f"{service_name}.json")
 
 

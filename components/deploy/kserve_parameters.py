@@ -44,7 +44,7 @@ class KServeParameters(BaseModel):
     node_selector: dict[str, str] = {}
     tolerations: tuple[Toleration, ...] = ()
     rollout: Literal["canary", "recreate", "auto"] = "canary"
-    """``canary``: beside the old model, without traffic until it is verified. ``recreate``: in its place,
+    """``canary``: next to the old model, without traffic until it is verified. ``recreate``: in its place,
     with a downtime. ``auto``: as a canary, or in its place where no node has room for the canary."""
     traffic_steps: tuple[Annotated[int, Field(ge=1, le=99)], ...] = (10, 50)
     """Per cent of the traffic that the verified canary gets, step by step, before it is promoted."""

@@ -20,7 +20,7 @@ class DeployParameters(Parameters):
     """Name of the deployed service, by which callers ask for the model."""
     deploy_target: Annotated[Literal["local", "kserve"], FormerName("target")] = "local"
     """Where it is served: local, where the model server is started and asked on the task's machine; or
-    kserve, an InferenceService that is rolled out beside the old model and gets traffic once verified."""
+    kserve, an InferenceService that is rolled out next to the old model and gets traffic once verified."""
     deploy_port: Annotated[int, FormerName("port")] = Field(default=0, ge=0, le=65535)
     """The local server's port while it is verified; 0 takes a free one."""
     deploy_probes: Annotated[int, FormerName("probes")] = Field(default=8, ge=1, le=256)

@@ -29,7 +29,7 @@ class Release:
         evaluation: its evaluation, whose answers the served model must give.
         dataset: what it was evaluated on.
         decision: the gate's decision on it.
-        artifact_root: ``s3://bucket/prefix`` that the records lie under.
+        artifact_root: ``s3://bucket/prefix`` of the records.
         decided_at: when it was decided to deploy it; None for when the gate decided.
     """
 

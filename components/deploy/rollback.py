@@ -15,7 +15,7 @@ def roll_back(service_name: str, artifact_root: str, storage: Storage) -> tuple[
 
     Args:
         service_name: the service.
-        artifact_root: where its documents lie.
+        artifact_root: where its documents are stored.
         storage: S3.
 
     Returns:

@@ -19,7 +19,7 @@ def find_champion(
     Args:
         champion: Its record, or why there is none.
         registered_model_name: Name of the model in MLflow's registry.
-        artifact_root: s3://bucket/prefix that payloads and records lie under.
+        artifact_root: s3://bucket/prefix of payloads and records.
         run_id: The run's ID.
     """
     from components.evaluate.champion import find_champion_step
@@ -56,7 +56,7 @@ def evaluate(
         evaluation: Record of the evaluation; of the model's absence where there is none.
         metrics: Its figures, for the KFP UI.
         confusion: Which values of the first category were answered with which, for the KFP UI.
-        artifact_root: s3://bucket/prefix that payloads and records lie under.
+        artifact_root: s3://bucket/prefix of payloads and records.
         run_id: The run's ID.
         parameters: Fields of EvaluateParameters.
         subject: What the model is in this comparison: base, champion or challenger.
@@ -98,7 +98,7 @@ def report_evaluation(
     artifact_root: str,
     run_id: str,
 ) -> None:
-    """Show a model's evaluation beside the baselines, its base and the champion, and the gate's verdict.
+    """Show a model's evaluation next to the baselines, its base and the champion, and the gate's verdict.
 
     Args:
         base: Record of the base's evaluation.
@@ -108,7 +108,7 @@ def report_evaluation(
         dataset: Record of the dataset.
         model: Record of the model.
         report: The page, for the KFP UI.
-        artifact_root: s3://bucket/prefix that payloads and records lie under.
+        artifact_root: s3://bucket/prefix of payloads and records.
         run_id: The run's ID.
     """
     from components.evaluate.report.publish import report_evaluation_step

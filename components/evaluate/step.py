@@ -108,7 +108,7 @@ def figures(record: EvaluationRecord) -> dict[str, float]:
     """Return an evaluation's figures by name, for tables of names and numbers.
 
     ``…_low`` and ``…_high`` are the ends of their intervals; ``shuffled_…`` are those with shuffled pictures,
-    and those of the baselines begin with the baseline's name.
+    and those of the baselines start with the baseline's name.
     """
     others = {"shuffled": record.shuffled} if record.shuffled else {}
     return with_intervals(record.metrics) | {

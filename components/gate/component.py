@@ -28,7 +28,7 @@ def gate(
         model: Record of the challenger.
         decision: Record of the decision: every rule with its value, limit and verdict.
         report: The decision as a table.
-        artifact_root: s3://bucket/prefix that payloads and records lie under.
+        artifact_root: s3://bucket/prefix of payloads and records.
         run_id: The run's ID.
         parameters: Fields of GateParameters.
 

@@ -21,7 +21,7 @@ def prepare_data(
     Args:
         dataset: Record of the dataset.
         report: What became of the rows, as a page.
-        artifact_root: s3://bucket/prefix that payloads and records lie under.
+        artifact_root: s3://bucket/prefix of payloads and records.
         run_id: The run's ID.
         parameters: Fields of PrepareDataParameters.
         base: Record of the base model, whose tokenizer counts the sequences; without it they are not counted.

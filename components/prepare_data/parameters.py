@@ -38,8 +38,8 @@ class PrepareDataParameters(NumCrops, Seed, Experiment):
     target_currency: str = Field(default="", pattern="^([A-Z]{3})?$")
     """To convert: the currency of all prices then, such as EUR."""
     decimal_mark: Literal["", ".", ","] = ""
-    """What separates decimals in prices; empty to tell from each price, dropping those like 1.390 that could
-    mean two things."""
+    """What separates decimals in prices; empty to infer it from each price, dropping those like 1.390 that
+    could mean two things."""
     longest_side: int = Field(default=1344, ge=28, le=4096)
     """Larger pictures are scaled down to this many pixels; a crop is 336."""
     max_rows: int = Field(default=0, ge=0)

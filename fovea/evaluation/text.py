@@ -23,14 +23,14 @@ def gain_text(value: float | None, unit: Unit, digits: int = 1) -> str:
 
 
 def interval_text(interval: Interval | None, unit: Unit, digits: int = 1) -> str:
-    """Return where a figure or a difference lies, without its unit: ``95.1 – 98.9``; nothing for None."""
+    """Return an interval without its unit, such as ``95.1 – 98.9``; nothing for None."""
     if interval is None:
         return ""
     return f"{_number(interval.low, unit, digits)} – {_number(interval.high, unit, digits)}"
 
 
 def rule_value(rule: RuleResult) -> str:
-    """Return what a rule saw: whether a condition holds, a figure, or the gain over somebody else's."""
+    """Return what a rule saw: whether a condition holds, a figure, or the gain over another model's."""
     if rule.value is not None and not rule.metric:
         return "holds" if rule.value >= 1 else "does not hold"
     return (gain_text if rule.against else figure_text)(rule.value, rule.unit)

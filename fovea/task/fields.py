@@ -66,7 +66,7 @@ class TableRow:
 
     Attributes:
         cells: Its values by column.
-        decimal_mark: What separates decimals in numbers; empty to tell from each number.
+        decimal_mark: What separates decimals in numbers; empty to infer it from each number.
         currency: The currency of the row's prices as far as it is known; a price may name it.
     """
 

@@ -24,7 +24,7 @@ from fovea.task.fields import (
 from fovea.text import IMAGE_MARK
 
 TASK_FILE = "task.json"
-"""The name under which a task travels beside a model's weights."""
+"""The name under which a task is stored next to a model's weights."""
 
 
 class ParsedAnswer(NamedTuple):
@@ -99,7 +99,7 @@ class Task(BaseModel):
         return {**self.model_dump(exclude={"fields"}), "fields": fields}
 
     def prompt(self) -> str:
-        """Return the prompt for one picture, up to where the answer begins."""
+        """Return the prompt for one picture, up to where the answer starts."""
         return f"<|user|>\n{IMAGE_MARK}{self.question}<|end|><|assistant|>\n"
 
     def answer(self, values: Mapping[str, FieldValue]) -> str:

@@ -330,7 +330,7 @@ class Examination:
         key = f"requests.{self.settings.gpu_type}"
         service = self._service()
         own = service.gpus * service.replicas
-        # The base is evaluated beside the training; the canary comes after both.
+        # The base is evaluated during the training; the canary comes after both.
         wanted = own + max(self.settings.gpus + self.settings.evaluation_gpus, own)
         for quota in (self._own("resourcequotas") or {}).get("items", []):
             name = quota["metadata"]["name"]

@@ -38,7 +38,7 @@ USER = 10001
 """The image's user."""
 
 FIXED = {"deploy_target": "kserve"}
-"""Settings with one value on a cluster: nobody can reach a model that is served in its task's pod."""
+"""Settings with one value on a cluster: a model that is served in its task's pod cannot be reached."""
 
 
 class Resources(BaseModel):

@@ -243,7 +243,7 @@ class Pipelines:
             try:
                 return found or create()
             except api.ApiException as error:
-                # Somebody else has created it in the meantime.
+                # Another client has created it in the meantime.
                 if error.status == 409 and (found := find()):
                     return found
                 raise

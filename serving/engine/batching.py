@@ -75,8 +75,8 @@ class Batcher:
         predictor: what answers a batch.
         limits: bounds of the batches and of the queue.
         name: the model's, in the metrics.
-        probe: a request that can be answered. Where a batch fails it tells a request that the model cannot
-            bear from a model that can answer nothing any more.
+        probe: a request that can be answered. Where a batch fails it distinguishes a request that the model
+            cannot answer from a model that can answer nothing any more.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ class LocatedModel:
 
     Args:
         name: what clients call it.
-        folder: where its files lie.
+        folder: where its files are.
         digest: of the model.
         evaluation: what its confidences come from; None gives none.
     """

@@ -25,7 +25,7 @@ MAX_TOKENS = 4096
 # Training and evaluation take pictures of any shape, so the server does, too.
 PICTURE_LIMITS = PictureLimits(max_bytes=20 << 20, min_side=1)
 
-# How many batches' worth of pictures lie ready as crops, which are far larger than the files.
+# How many batches' worth of pictures are ready as crops, which are far larger than the files.
 _BATCHES_AHEAD = 3
 
 

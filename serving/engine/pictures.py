@@ -97,7 +97,7 @@ class PictureFetcher:
         """Return the picture with its bytes in place of its address.
 
         Raises:
-            RequestError: it cannot be fetched. The message gives only the kind of reason, so that it tells
+            RequestError: it cannot be fetched. The message gives only the kind of reason, so that it reveals
                 nothing about the network of the server.
         """
         if time.monotonic() - self._since > self._REMEMBERED_SECONDS:

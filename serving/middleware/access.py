@@ -21,7 +21,7 @@ logger = logging.getLogger("serving")
 
 MIN_KEY_LENGTH = 16
 
-# The page, scrapes and the description of the routes tell nothing about pictures or answers.
+# The page, scrapes and the description of the routes reveal nothing about pictures or answers.
 _OPEN = ("/", "/metrics", "/openapi.json")
 
 _RELOAD_SECONDS = 1.0
@@ -77,7 +77,7 @@ def _digest(key: str) -> bytes:
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    # A mounted Secret holds ..data and the like beside the keys.
+    # A mounted Secret holds ..data and the like next to the keys.
     return sorted(file for file in path.iterdir() if not file.name.startswith(".") and file.is_file())
 
 

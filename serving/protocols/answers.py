@@ -1,4 +1,4 @@
-"""What all protocols tell about an answer: its task, its fields and their confidences."""
+"""What all protocols return with an answer: its task, its fields and their confidences."""
 
 from collections.abc import Mapping
 

@@ -253,7 +253,7 @@ class Cluster:
 
 
 def _is_of_object(error: Any, name: str) -> bool:
-    """Tell a missing object from a missing kind: the answer names only the former."""
+    """Distinguish a missing object from a missing kind: the answer names only the former."""
     try:
         details = json.loads(error.body).get("details") or {}
     except (TypeError, ValueError):

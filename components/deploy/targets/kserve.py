@@ -29,7 +29,7 @@ class KServeTarget:
     run_id: str
 
     def deploy(self, release: Release, settings: DeployParameters) -> RolloutOutcome:
-        """Roll the release out beside the old model, and promote it once it is verified."""
+        """Roll the release out next to the old model, and promote it once it is verified."""
         service, kserve = settings.service_name, settings.kserve
         try:
             cluster = Cluster.connect(kserve.namespace)

@@ -62,7 +62,7 @@ class RefusedError(Exception):
 
 
 class UnschedulableError(RefusedError):
-    """No node has room for the new model beside the old one."""
+    """No node has room for the new model next to the old one."""
 
 
 class Questions(Protocol):
@@ -134,7 +134,7 @@ class Rollout:
         except (RefusedError, ClusterError) as error:
             return RolloutOutcome(Verification(False, f"{error}{self._restore()}"), self.kind)
         except BaseException:
-            # Also where the process is told to end: no other run would complete this rollout.
+            # Also when the process is terminated: no other run would complete this rollout.
             self._restore()
             raise
         return RolloutOutcome(

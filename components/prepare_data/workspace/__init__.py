@@ -1,6 +1,6 @@
 """A temporary store for the rows and pictures of one preparation, on disk to bound memory.
 
-Rows and what is known about pictures are in an SQLite database, the pictures' bytes in files beside it. Only
+Rows and what is known about pictures are in an SQLite database, the pictures' bytes in files next to it. Only
 this package contains SQL.
 """
 

@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 
 class Pictures:
-    """Pictures by address, as the rows refer to them. Their bytes are in two files beside the database."""
+    """Pictures by address, as the rows refer to them. Their bytes are in two files next to the database."""
 
     def __init__(self, db: sqlite3.Connection, folder: Path) -> None:
         self._db = db
