@@ -56,7 +56,7 @@ def test_from_a_folder(s3: str, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "to", "reason"),
     [
-        ("owner/model@main", "s3://bucket", "name the commit, too"),
+        ("owner/model@main", "s3://bucket", "for a hub, add the commit"),
         (".", "bucket/prefix", "is not an S3 URI"),
     ],
 )
