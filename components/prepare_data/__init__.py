@@ -1,1 +1,1 @@
-"""The first step: a table and its pictures become a clean, split dataset."""
+"""Preparation: turns a table and its pictures into a clean dataset, split by product."""

@@ -1,4 +1,4 @@
-"""Rows: from the table's text to checked values, or the reason why not."""
+"""Cleaning: reads the table's rows into checked values, or gives the reason to leave a row out."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ MAX_PRODUCT_LENGTH = 200
 
 @dataclass(frozen=True)
 class Row:
-    """One usable row: ``picture`` is the address as the table has it, ``values`` the answer's fields."""
+    """A usable row: ``picture`` is the address as the table has it, ``values`` are the answer's fields."""
 
     product_id: str
     picture: str
@@ -32,10 +32,10 @@ class Row:
 
 
 def read_rows(source: Source, workspace: Workspace, task: Task, parameters: PrepareDataParameters) -> None:
-    """Bring the source's rows into the workspace, each cleaned or with the reason why it is left out.
+    """Add the source's rows to the workspace, each cleaned or with the reason why it is left out.
 
     Raises:
-        UserError: the source cannot be read, lacks a column, has no usable row, or mixes currencies.
+        UserError: The source cannot be read, lacks a column, has no usable row, or mixes currencies.
     """
     columns = [
         parameters.image_column,
@@ -72,20 +72,18 @@ def read_rows(source: Source, workspace: Workspace, task: Task, parameters: Prep
 def _check(workspace: Workspace, location: str, parameters: PrepareDataParameters) -> None:
     counts = workspace.rows.kept_by_currency()
     if not counts:
-        raise UserError(
-            f"{location}: no row can be used ({told(workspace.rows.dropped_by_reason()) or 'it has none'})"
-        )
+        reasons = format_reasons(workspace.rows.dropped_by_reason())
+        raise UserError(f"{location}: no row can be used ({reasons or 'the table is empty'})")
     if len(counts) > 1 and parameters.currencies == "refuse":
-        mix = ", ".join(f"{currency or 'none named'} in {count} rows" for currency, count in counts.items())
+        mix = ", ".join(f"{currency or 'no currency'} in {count} rows" for currency, count in counts.items())
         raise UserError(
-            f"{location}: prices are in several currencies ({mix}), which would make them meaningless; "
-            "convert them (currencies=convert, with a rate_column), or have the answer state them "
-            "(currencies=state)"
+            f"{location}: prices are in several currencies ({mix}); convert them (currencies=convert with a "
+            "rate_column), or state the currency in the answer (currencies=state)"
         )
 
 
-def told(dropped: Mapping[str, int]) -> str:
-    """Return reasons and their numbers of rows in a line, the most frequent first."""
+def format_reasons(dropped: Mapping[str, int]) -> str:
+    """Format reasons and their counts as one line, the most frequent first."""
     return ", ".join(
         f"{reason} {count}" for reason, count in sorted(dropped.items(), key=lambda item: -item[1])
     )
@@ -95,7 +93,7 @@ def clean_row(raw: Mapping[str, Value], task: Task, parameters: PrepareDataParam
     """Read one row of the table.
 
     Raises:
-        UnusableError: the reason begins with the column's name, or is ``answer_not_readable_back``.
+        UnusableError: The reason begins with the column's name, or is ``answer_not_readable_back``.
     """
     product = _of(parameters.product_column, lambda: _text(raw[parameters.product_column]))
     row = TableRow(raw, parameters.decimal_mark, _currency(raw, parameters.currency_column))
@@ -123,7 +121,7 @@ def clean_row(raw: Mapping[str, Value], task: Task, parameters: PrepareDataParam
 
 
 def _of(column: str, read: Callable[[], T]) -> T:
-    """Return the result of ``read``; the reason why not then begins with the column's name."""
+    """Return the result of ``read``. Prefix the reason of an UnusableError with the column's name."""
     try:
         return read()
     except UnusableError as error:
@@ -146,7 +144,7 @@ def _currency(raw: Mapping[str, Value], column: str) -> str | None:
 def _converted(
     values: Mapping[str, FieldValue], row: TableRow, task: Task, parameters: PrepareDataParameters
 ) -> dict[str, FieldValue]:
-    """Return the values with amounts of money in the target currency."""
+    """Convert amounts of money to the target currency."""
     column, target = parameters.rate_column, parameters.target_currency
     if row.currency == target and not str(row.cells[column]).strip():
         return dict(values)

@@ -1,4 +1,4 @@
-"""From rows with addresses to rows with pictures, each row once: what a preparation and a preview share."""
+"""Fetching: adds the rows' pictures to the workspace and removes duplicates, for preparation and preview."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -28,21 +28,20 @@ def fetch_pictures(
     progress: Callable[[int, int], None],
     seconds: float | None = None,
 ) -> None:
-    """Bring the kept rows' pictures into the workspace, and leave out the rows that have none.
+    """Add the kept rows' pictures to the workspace, and leave out rows without a usable picture.
 
     Args:
-        workspace: Its rows have been read.
-        places: Where their addresses lead.
-        profile: Which hosts may be reached, and how.
-        store: Keeps what was fetched; None to keep nothing.
-        longest_side: Larger pictures are scaled down to this many pixels.
-        concurrency: How many are fetched at the same time.
-        progress: Called with how many are done, and of how many.
-        seconds: End after about so long, and forget the rows whose pictures are not there by then. None to
-            wait for all.
+        workspace: A workspace with the source's rows.
+        places: Resolves the rows' addresses.
+        profile: The fetch profile: which hosts are allowed, and how they are reached.
+        store: The store for fetched originals; None to store nothing.
+        longest_side: The longest side of a prepared picture in pixels.
+        concurrency: The number of pictures that are fetched at the same time.
+        progress: Called with the number of finished pictures and the total.
+        seconds: The time limit; rows whose pictures are not fetched by then are deleted. None for no limit.
 
     Raises:
-        UserError: none of the first pictures could be used, or S3 refuses.
+        UserError: None of the first pictures can be used, or S3 refuses access.
     """
     total = workspace.pictures.count_needed()
     end = time.monotonic() + seconds if seconds is not None else float("inf")

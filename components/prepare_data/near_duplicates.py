@@ -1,9 +1,9 @@
-"""Pictures that show the same: scaled, compressed again or saved in another format, but not changed.
+"""Near-duplicates: pictures that were scaled, recompressed or saved in another format, but not changed.
 
-A fingerprint has two parts: where the picture grows brighter (512 bits), by which candidates are found, and a
-small copy in colour, by which they are confirmed. The limits were set on the sample catalogue, whose drawn
-products resemble each other: a copy at a third of the size or at JPEG quality 50 lies within half of them in
-the mean, and no two products lie within them.
+A fingerprint has two parts: a hash of the picture's brightness gradients (512 bits), which finds candidates,
+and a small copy in colour, which confirms them. The limits were set on the sample catalogue, whose drawn
+products resemble each other: copies at a third of the size or at JPEG quality 50 differ by less than half of
+the limits on average, and no two products are within the limits.
 """
 
 from collections.abc import Iterator
@@ -19,26 +19,26 @@ _HASH_BYTES = 2 * _SIDE * _SIDE // 8
 FINGERPRINT_BYTES = _HASH_BYTES + 3 * _SIDE * _SIDE
 
 _MARGIN = 2
-"""Levels of 255 that neighbours must differ by: less is noise."""
+"""The least difference of neighbours, in levels of 255; smaller differences are noise."""
 _MIN_CONTRAST = 24
-"""Levels between a picture's darkest and brightest part: with less there is nothing to know it again by."""
+"""The least contrast of a picture, in levels; with less, a picture has nothing to be recognised by."""
 _MAX_DIFFERING_BITS = 48
 _MAX_MEAN_DIFFERENCE = 2.5
 _MAX_DIFFERENCE = 20
-"""Of any of the small copy's values, in levels."""
+"""The largest difference of a value of the small copy, in levels."""
 
 _BANDS = 16
-"""Two hashes of which no band is equal differ in 16 bits at least."""
+"""Two hashes without an equal band differ in at least 16 bits."""
 _WINDOW = 500
-"""Within a band's equal hashes, each is compared with so many that follow: all, unless they are very many."""
-# Neighbouring bits say the same of a flat background, so each band takes its bits from everywhere.
+"""The following hashes that each hash in a bucket is compared with; few buckets are larger."""
+# Neighbouring bits of a flat background are equal, so each band takes its bits from the whole picture.
 _ORDER = np.arange(8 * _HASH_BYTES) * 179 % (8 * _HASH_BYTES)
 
 Bytes = NDArray[np.uint8]
 
 
 def fingerprint(image: Image.Image) -> bytes:
-    """Return the fingerprint of an RGB picture: `FINGERPRINT_BYTES`, the same for the same pixels."""
+    """Return the fingerprint of an RGB picture: `FINGERPRINT_BYTES` bytes, a function of its pixels."""
     small = image.convert("L").resize((_SIDE + 1, _SIDE + 1), Image.Resampling.BOX)
     grey = np.asarray(small, np.int16)
     here = grey[:-1, :-1] + _MARGIN
@@ -48,7 +48,7 @@ def fingerprint(image: Image.Image) -> bytes:
 
 
 def look_alike(one: bytes, other: bytes) -> bool:
-    """Return whether two fingerprints are of the same picture, by its colours everywhere."""
+    """Return whether two fingerprints have the same colours everywhere."""
     mine, theirs = _colours(one), _colours(other)
     if _contrast(mine) < _MIN_CONTRAST or _contrast(theirs) < _MIN_CONTRAST:
         return False
@@ -60,7 +60,7 @@ def cluster_pictures(prints: Prints) -> None:
     """Link the pictures that look alike, and set the cluster of each.
 
     A cluster contains the pictures that look alike, directly or through others. Its number is their smallest
-    ID. Memory holds 70 bytes per picture, not whole fingerprints.
+    ID. Memory use is 70 bytes per picture, without whole fingerprints.
     """
     hashes = _hashes(prints)
     roots = np.arange(len(hashes))
@@ -83,10 +83,10 @@ def _hashes(prints: Prints) -> Bytes:
 
 
 def _candidates(hashes: Bytes, roots: NDArray[np.intp]) -> Iterator[tuple[int, int]]:
-    """Yield pairs that share a band and differ in few bits, unless ``roots`` already joins them."""
+    """Yield pairs that share a band and differ in few bits, unless ``roots`` already connects them."""
     for band in np.split(hashes, _BANDS, axis=1):
         keys = np.ascontiguousarray(band).view(np.uint32).ravel()
-        # Within equal keys by the whole hash, so that the window holds the most alike.
+        # Equal keys are sorted by the whole hash, so that the window contains the most similar hashes.
         order = np.lexsort((*hashes.T[:8], keys))
         edges = np.flatnonzero(np.diff(keys[order], prepend=~keys[order[:1]], append=~keys[order[-1:]]))
         several = np.flatnonzero(np.diff(edges) > 1)
@@ -104,7 +104,7 @@ def _alike(bucket: NDArray[np.intp], hashes: Bytes, roots: NDArray[np.intp]) -> 
 
 
 def find_root(roots: NDArray[np.intp], node: int) -> int:
-    """Return what stands for a node's group where ``roots`` leads from each node to another or itself."""
+    """Return the root of a node. ``roots`` maps each node to a node of its tree, and a root to itself."""
     while roots[node] != node:
         roots[node] = roots[roots[node]]
         node = int(roots[node])

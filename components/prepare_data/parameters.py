@@ -11,7 +11,7 @@ Column = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class PrepareDataParameters(NumCrops, Seed, Experiment):
-    """Where the table and its pictures are, how rows are read, and how they are split."""
+    """Parameters of the source, of reading and cleaning rows, and of the splits."""
 
     source: Annotated[str, NOT_IN_RESULT] = Field(min_length=1)
     """The table: a CSV, JSON Lines or Parquet file, a folder of them or a pattern, as path, http(s) URL or
@@ -62,21 +62,21 @@ class PrepareDataParameters(NumCrops, Seed, Experiment):
     @model_validator(mode="after")
     def _check_shares(self) -> Self:
         if self.validation_fraction + self.test_fraction >= 1:
-            raise ValueError("validation_fraction and test_fraction together must leave rows to train on")
+            raise ValueError("validation_fraction and test_fraction must add up to less than 1")
         return self
 
     @model_validator(mode="after")
     def _check_currencies(self) -> Self:
         if {bool(self.rate_column), bool(self.target_currency)} != {self.currencies == "convert"}:
             raise ValueError(
-                "currencies=convert needs rate_column and target_currency, and nothing else does"
+                "currencies=convert requires rate_column and target_currency; other values do not use them"
             )
         if self.currencies == "state" and not self.currency_column:
-            raise ValueError("currencies=state needs a currency_column")
+            raise ValueError("currencies=state requires currency_column")
         return self
 
     def task(self) -> Task:
-        """Return the product catalogue's task on the columns that are named here."""
+        """Return the product catalogue's task with these columns."""
         return product_task(
             self.title_column,
             self.category_column,

@@ -1,18 +1,18 @@
-"""Originals of pictures in S3, shared by all runs: what was fetched once is not fetched again.
+"""The picture store: fetched originals in S3, shared by all runs, so that none is fetched twice.
 
 Under ``{artifact_root}/pictures/{fetch profile}/``:
 
     packs/{id}.bin       originals, one after the other
-    index/{id}.parquet   of each URL: where it was found, its ETag and Last-Modified, the original's SHA-256,
-                         its pack, offset and length, and when it was fetched or found unchanged
+    index/{id}.parquet   for each URL: the URL after redirects, its ETag and Last-Modified, the original's
+                         SHA-256, its pack, offset and length, and when it was fetched or found unchanged
 
-A pack is written first, its index object last: what no index object names is not there. Names are unique and
-nothing is written twice, so any number of runs may use a store at once; of several entries for a URL the
-newest counts. An original that lies in the store already, under whatever URL, is not written again.
+A pack is written before its index object; only indexed originals exist for readers. Names are unique and no
+object is overwritten, so any number of runs may use a store at once. Of several entries for a URL, the newest
+is valid. An original that the store has under any URL is not written again.
 
-A run that finds many index objects writes what they say into few, and then deletes them. Who misses one that
-was listed lists again: what it said is there, in an object written before it went. A run that is killed in
-between leaves some of it said twice.
+A run that finds many index objects merges them into few, and then deletes them. A run that misses a listed
+object lists again: its entries are in an object that was written before the deletion. A run that is killed in
+between leaves duplicate entries, which do no harm.
 """
 
 import hashlib
@@ -40,16 +40,16 @@ from fovea.storage import Storage, join_uri
 
 _PACK_BYTES = 32 << 20
 _PACK_SECONDS = 5.0
-"""What is fetched lies in S3 after so long at the latest, and the time that the upload takes."""
+"""The longest time before fetched originals are uploaded."""
 
-# One request reads pictures that lie this close together, and so much at most.
+# One request reads originals with gaps of at most this size, and at most this much in total.
 _GAP_BYTES = 512 << 10
 _READ_BYTES = 8 << 20
 
 _READERS = 8
 
 _MERGE_FROM = 200
-"""Index objects that are merged, and how many rows one holds then."""
+"""The number of index objects from which they are merged, and the rows of a merged one."""
 _MERGED_ROWS = 20_000
 _ROWS = 1000
 
@@ -58,7 +58,7 @@ logger = logging.getLogger("fovea")
 
 @dataclass(frozen=True)
 class Stored:
-    """One original in the store, as found at ``url``. The names are the index's columns."""
+    """An entry of the index: an original found at ``url``. The fields are the index's columns."""
 
     url: str
     found_at: str
@@ -71,11 +71,11 @@ class Stored:
     offset: int
     length: int
     checked_at: float
-    """When it was fetched or last found unchanged, in seconds since 1970."""
+    """When the original was fetched or last found unchanged, in seconds since 1970."""
 
     @property
     def version(self) -> Version:
-        """What its server called it."""
+        """The version that the server stated."""
         return Version(self.found_at, self.etag, self.last_modified)
 
 
@@ -85,7 +85,7 @@ _COLUMNS = ", ".join(_SCHEMA.names)
 
 
 class PictureStore:
-    """The store as one run uses it; made by `open_store`. It belongs to one thread, `read` apart."""
+    """The store as one run uses it, opened with `open_store`. Only `read` may be used in other threads."""
 
     def __init__(self, storage: Storage, root: str, folder: Path, recheck_after: timedelta) -> None:
         self._storage = storage
@@ -105,10 +105,10 @@ class PictureStore:
         self._begin_pack()
 
     def load(self) -> None:
-        """Bring the index to this disk.
+        """Copy the index to the local disk.
 
         Raises:
-            UserError: S3 refuses, or an index object cannot be read.
+            UserError: S3 refuses access, or an index object cannot be read.
         """
         read = set[str]()
         with ThreadPoolExecutor(_READERS, "index") as threads:
@@ -119,7 +119,7 @@ class PictureStore:
             self._merge(read)
 
     def _load_others(self, read: set[str], threads: ThreadPoolExecutor) -> bool:
-        """Read the index objects that were not ``read`` yet; return whether one had gone by then."""
+        """Read the index objects that are not in ``read``; return whether one was deleted meanwhile."""
         gone = False
         uris = iter([uri for uri in self._storage.list(join_uri(self._root, "index/")) if uri not in read])
         while some := list(islice(uris, 2 * _READERS)):
@@ -130,30 +130,30 @@ class PictureStore:
         return gone
 
     def _merge(self, uris: Iterable[str]) -> None:
-        """Write what is known into few index objects, in place of these."""
+        """Replace index objects by few with the same entries."""
         rows = self._db.execute(f"SELECT {_COLUMNS} FROM stored")  # noqa: S608 - the index's own columns
         while some := rows.fetchmany(_MERGED_ROWS):
             self._write_index(_unique_name(), some)
         try:
             self._storage.delete(uris)
         except UserError as error:
-            logger.warning("picture store: index objects that are no longer needed stay: %s", error)
+            logger.warning("picture store: merged index objects were not deleted: %s", error)
 
     def lookup(self, urls: Sequence[str]) -> dict[str, Stored]:
-        """Return what is known of these URLs, a few hundred at most."""
+        """Return the entries of these URLs, a few hundred at most."""
         marks = ", ".join("?" * len(urls))
         found = self._db.execute(f"SELECT {_COLUMNS} FROM stored WHERE url IN ({marks})", urls)  # noqa: S608
         return {row[0]: Stored(*row) for row in found}
 
     def is_fresh(self, stored: Stored) -> bool:
-        """Return whether an original is taken as it is, without asking its server."""
+        """Return whether an original is used without asking its server for a newer version."""
         return time.time() - stored.checked_at < self._recheck_after
 
     def read(self, near: Sequence[Stored]) -> list[bytes | None]:
-        """Return the originals of a group that `group_reads` made; None for one that is not there as indexed.
+        """Read the originals of a group of `group_reads`; None for one that is missing or changed.
 
         Raises:
-            UserError: S3 refuses or cannot be reached.
+            UserError: S3 refuses access or cannot be reached.
         """
         start = near[0].offset
         length = max(stored.offset + stored.length for stored in near) - start
@@ -171,17 +171,17 @@ class PictureStore:
         ]
 
     def forget(self, pack: str) -> None:
-        """Act as if a pack were not there, so that what it held is kept anew."""
+        """Remove a pack's entries from the local index, so that its originals are fetched again."""
         if self._db.execute("DELETE FROM stored WHERE pack = ?", (pack,)).rowcount:
             logger.warning(
-                "%s: is missing or was changed; its pictures are fetched again", self._pack_uri(pack)
+                "%s: pack is missing or was changed; its pictures are fetched again", self._pack_uri(pack)
             )
 
     def add(self, url: str, version: Version, digest: str, original: bytes) -> None:
-        """Keep an original that was found at ``url``; it is there for good once its pack is uploaded.
+        """Add an original found at ``url``. It is stored once its pack is uploaded.
 
         Raises:
-            UserError: S3 refuses a pack.
+            UserError: S3 refuses the upload of a pack.
         """
         same = self._db.execute("SELECT pack, offset FROM stored WHERE digest = ?", (digest,)).fetchone()
         pack, offset = same or (self._pack, self._pack_size)
@@ -203,24 +203,24 @@ class PictureStore:
         )
 
     def confirm(self, stored: Stored) -> None:
-        """Remember that a server said that its picture has not changed."""
+        """Store that a server stated that its picture has not changed."""
         self._enter(replace(stored, checked_at=time.time()))
 
     def flush_if_due(self) -> None:
-        """Upload what has waited long enough; call it when there is nothing else to do, too.
+        """Upload the current pack if it is old or large enough. Call it regularly.
 
         Raises:
-            UserError: S3 refuses a pack.
+            UserError: S3 refuses the upload of a pack.
         """
         waited = time.monotonic() - self._pack_begun
         if self._entries and (waited >= _PACK_SECONDS or self._pack_size >= _PACK_BYTES):
             self._flush()
 
     def close(self) -> None:
-        """Upload the rest, and wait until it is there.
+        """Upload the current pack, and wait for all uploads.
 
         Raises:
-            UserError: S3 refuses a pack.
+            UserError: S3 refuses the upload of a pack.
         """
         try:
             if self._entries:
@@ -255,7 +255,7 @@ class PictureStore:
         self._pack_begun = time.monotonic()
 
     def _flush(self) -> None:
-        """Have the pack uploaded behind our back; one at a time, so that not too many lie in memory."""
+        """Upload the pack in the background, one at a time to bound memory."""
         if self._upload:
             self._upload.result()
         self._upload = self._uploader.submit(self._write, self._pack, self._originals, self._entries)
@@ -274,7 +274,7 @@ class PictureStore:
         self._storage.write_bytes(join_uri(self._root, "index", f"{name}.parquet"), index.getvalue())
 
     def _read_index(self, uri: str) -> bytes | None:
-        """Return an index object; None where another run has merged it meanwhile."""
+        """Return an index object; None if another run has merged and deleted it meanwhile."""
         try:
             return self._storage.read_bytes(uri)
         except UserError:
@@ -294,20 +294,19 @@ def open_store(
     folder: Path,
     recheck_after: timedelta = timedelta(hours=24),
 ) -> Iterator[PictureStore]:
-    """Open the picture store of an artifact root for the time of the block; what is new is there after it.
+    """Open the picture store of an artifact root. New originals are uploaded when the block ends.
 
-    Each fetch profile has a store of its own, so that none leads to what only another may reach.
+    Each fetch profile has a separate store, so that a run gets no picture that its profile may not fetch.
 
     Args:
         storage: S3.
-        artifact_root: ``s3://bucket/prefix``; the store lies under ``pictures/``.
-        fetch_profile: the profile's name.
-        folder: local and temporary, for the index.
-        recheck_after: what was fetched or checked less long ago is taken as it is; of the rest its server is
-            asked whether it has changed.
+        artifact_root: ``s3://bucket/prefix``; the store is under ``pictures/``.
+        fetch_profile: The profile's name.
+        folder: A local, temporary folder for the index.
+        recheck_after: The age from which a server is asked whether its picture has changed.
 
     Raises:
-        UserError: S3 refuses.
+        UserError: S3 refuses access.
     """
     root = join_uri(artifact_root, "pictures", quote(fetch_profile, safe=""))
     store = PictureStore(storage, root, folder, recheck_after)
@@ -315,25 +314,25 @@ def open_store(
         store.load()
         yield store
     except BaseException:
-        # What was fetched so far is worth keeping; what went wrong first is what is told.
+        # Store what was fetched so far; raise the first error, not one of this upload.
         try:
             store.close()
         except UserError as error:
-            logger.warning("picture store: the last pictures are not kept: %s", error)
+            logger.warning("picture store: the last pictures were not stored: %s", error)
         raise
     store.close()
 
 
 def _entries(uri: str, data: bytes) -> Iterator[Stored]:
-    """Yield what an index object says."""
+    """Yield the entries of an index object."""
     try:
         with pyarrow.parquet.ParquetFile(io.BytesIO(data)) as file:
             for batch in file.iter_batches(_ROWS, columns=_SCHEMA.names):
                 yield from (Stored(**row) for row in batch.to_pylist())
     except (pyarrow.ArrowException, OSError, TypeError) as error:
         raise UserError(
-            f"{uri}: is no index of the picture store ({str(error).splitlines()[0]}); remove it, and its "
-            "pictures are fetched again"
+            f"{uri}: not a valid index of the picture store ({str(error).splitlines()[0]}); delete it, and "
+            "its pictures are fetched again"
         ) from error
 
 
@@ -342,7 +341,7 @@ def _unique_name() -> str:
 
 
 def group_reads(wanted: Sequence[Stored]) -> list[list[int]]:
-    """Group originals that one request can read: positions of those in one pack and close together."""
+    """Group originals that one request can read; return their positions in ``wanted``."""
     groups: list[list[int]] = []
     for place in sorted(range(len(wanted)), key=lambda place: (wanted[place].pack, wanted[place].offset)):
         if groups and _is_near(wanted[groups[-1][0]], wanted[groups[-1][-1]], wanted[place]):

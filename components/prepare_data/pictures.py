@@ -1,4 +1,4 @@
-"""All pictures of a table: fetched and decoded many at once, and handed over one by one."""
+"""Pictures of a table: fetched and decoded concurrently, and yielded one by one."""
 
 import asyncio
 import hashlib
@@ -24,23 +24,23 @@ from fovea.fetch.profiles import FetchProfile
 from fovea.images import PictureError, PictureLimits, decode_scaled, encode_jpeg
 from fovea.memory import return_freed_memory, reuse_freed_memory
 
-# When the first so many pictures all fail, something else is wrong than the pictures.
+# If this many pictures fail first, the cause is not the pictures.
 _HOPELESS_AFTER = 200
 
-# What is looked up in the store, and read from it, together.
+# The pictures that are looked up in the store in one query.
 _BATCH = 128
 _READERS = 8
 _TICK_SECONDS = 1.0
 _USABLE = ""
 _FINGERPRINT_SIDE = 128
 
-# Reasons that say nothing about whether a picture is still there.
+# Temporary failures, after which the picture may still exist.
 _PASSING = {"connection_failed", "rate_limited", "server_error", "timeout"}
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A picture to prepare: ``content`` where the table itself holds its bytes."""
+    """A picture to prepare. ``content`` is its bytes if the table itself contains them."""
 
     address: str
     content: bytes | None = None
@@ -56,16 +56,16 @@ class Prepared:
     jpeg: bytes
     width: int
     height: int
-    """Of the JPEG, as are `width`; upright."""
+    """Width and height of the JPEG, upright."""
     original_width: int
     original_height: int
-    """Before scaling; upright, too."""
+    """Width and height before scaling, upright."""
     fingerprint: bytes
 
 
 @dataclass(frozen=True)
 class Unusable:
-    """Why there is no picture: ``reason`` is one of `FetchReason` or `PictureReason`, ``detail`` one line."""
+    """An unusable picture: ``reason`` is a `FetchReason` or `PictureReason`, ``detail`` is one line."""
 
     address: str
     reason: str
@@ -73,21 +73,21 @@ class Unusable:
 
 
 class Places(Protocol):
-    """Where the addresses of a table lead."""
+    """Resolves the addresses of a table."""
 
     def url(self, address: str) -> str | None:
-        """Return the http(s) URL that an address stands for; None where `read` is to be used.
+        """Return the http(s) URL of an address; None if the picture is to be read with `read`.
 
         Raises:
-            FetchError: the address leads nowhere that this table may lead to.
+            FetchError: The table may not refer to this address.
         """
 
     def read(self, address: str) -> bytes:
-        """Return what lies on disk or in S3; called in several threads at once.
+        """Read a picture from disk or S3. Called concurrently from several threads.
 
         Raises:
-            FetchError: there is none to be had at this address.
-            UserError: S3 itself refuses or cannot be reached.
+            FetchError: The picture does not exist or cannot be read.
+            UserError: S3 refuses access or cannot be reached.
         """
 
 
@@ -104,21 +104,21 @@ def stream_pictures(
 ) -> Generator[Prepared | Unusable]:
     """Fetch, decode, scale and encode pictures, and yield each as soon as it is ready, in no given order.
 
-    ``wanted`` is read in the caller's own thread, a little ahead of what is yielded, so that neither it nor
-    the results pile up; it should name each address once. Close the generator to stop early.
+    ``wanted`` is read in the caller's thread, a little ahead of the results, so that memory stays bounded. It
+    should contain each address once. Close the generator to stop early.
 
     Args:
-        wanted: what to prepare.
-        places: what the addresses stand for.
-        profile: which hosts may be reached, and how.
-        store: keeps what was fetched over HTTP; None to keep nothing.
-        fingerprint: called with each picture, upright RGB and some hundred pixels wide, in several threads.
-        longest_side: larger pictures are scaled down to this many pixels.
-        limits: of the originals.
-        concurrency: how many are fetched at the same time.
+        wanted: The pictures to prepare.
+        places: Resolves their addresses.
+        profile: The fetch profile: which hosts are allowed, and how they are reached.
+        store: The store for originals fetched over HTTP; None to store nothing.
+        fingerprint: Called with each picture, upright RGB and a few hundred pixels wide, in several threads.
+        longest_side: The longest side of a prepared picture in pixels.
+        limits: The limits of the originals.
+        concurrency: The number of pictures that are fetched at the same time.
 
     Raises:
-        UserError: none of the first pictures could be used, or S3 refuses.
+        UserError: None of the first pictures can be used, or S3 refuses access.
     """
     reuse_freed_memory()
     bounds = limits or PictureLimits()
@@ -157,7 +157,7 @@ def stream_pictures(
 
 @dataclass
 class _Job:
-    """A picture on its way: where it comes from, and the original where there is one already."""
+    """A picture to prepare: where it comes from, and its original if it is already known."""
 
     wanted: Wanted
     url: str | None = None
@@ -169,7 +169,7 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Done:
-    """A job's result, and what came over HTTP for it."""
+    """A job's result, and the response to its HTTP request if there was one."""
 
     job: _Job
     result: Prepared | Unusable
@@ -177,7 +177,7 @@ class _Done:
 
 
 def _plan(batch: Iterable[Wanted], places: Places, store: PictureStore | None) -> list[_Job]:
-    """Find out where each picture comes from."""
+    """Determine where each picture comes from."""
     jobs = [_Job(item, original=item.content) for item in batch]
     for job in jobs:
         if job.original is None:
@@ -194,7 +194,7 @@ def _plan(batch: Iterable[Wanted], places: Places, store: PictureStore | None) -
 
 
 def _keep(done: _Done, store: PictureStore) -> None:
-    """Tell the store what came over HTTP; what cannot be used is not kept, and fetched again next time."""
+    """Store what was fetched over HTTP. Unusable pictures are not stored, so the next run fetches them."""
     job, fetched = done.job, done.fetched
     if job.stored and job.original is None:
         store.forget(job.stored.pack)
@@ -207,10 +207,10 @@ def _keep(done: _Done, store: PictureStore) -> None:
 
 
 class _Crew:
-    """Fetches in an event loop in a thread of its own, and decodes in as many threads as there are cores.
+    """Workers: an event loop in a thread that fetches, and as many threads that decode as there are cores.
 
-    Pillow lets go of Python's global lock while it decodes, scales and encodes. What `places`, S3 or this
-    code itself fails with comes out of `next_done`.
+    Pillow releases the GIL while it decodes, scales and encodes. Exceptions of `places`, of S3 and of this
+    code are raised by `next_done`.
     """
 
     def __init__(
@@ -245,11 +245,11 @@ class _Crew:
         self._decoders.shutdown(cancel_futures=True)
 
     def submit(self, jobs: list[_Job]) -> None:
-        """Begin with these; each comes out of `next_done`."""
+        """Start these jobs; `next_done` returns their results."""
         asyncio.run_coroutine_threadsafe(self._begin(jobs), self._loop)
 
     def next_done(self) -> _Done:
-        """Wait for the next result; meanwhile the store may write what has waited long enough."""
+        """Wait for the next result. Meanwhile, the store uploads packs that are due."""
         while True:
             try:
                 done = self._results.get(timeout=_TICK_SECONDS)
@@ -283,10 +283,10 @@ class _Crew:
         )
 
     async def _do_stored(self, together: list[tuple[_Job, Stored]]) -> None:
-        """Read some originals from the store in one go, and go on with each."""
+        """Read originals from the store in one request, and continue with each."""
         jobs, near = [job for job, _ in together], [one for _, one in together]
         try:
-            assert self._store is not None  # noqa: S101 - for the types: something is stored
+            assert self._store is not None  # noqa: S101 - only a store returns Stored
             originals = await self._loop.run_in_executor(self._readers, self._store.read, near)
         except Exception as error:
             self._results.put(error)
@@ -309,7 +309,7 @@ class _Crew:
         self._results.put(_Done(job, result, fetched))
 
     async def _original(self, job: _Job) -> tuple[bytes, Fetched | None]:
-        """Return a picture's original, and what was fetched for it."""
+        """Return a picture's original, and the response to its HTTP request if there was one."""
         if job.problem is not None:
             raise job.problem
         if job.original is not None and (job.stored is None or job.fresh):
@@ -325,13 +325,13 @@ class _Crew:
         except FetchError as error:
             if error.reason not in _PASSING:
                 raise
-            # A server that cannot be asked just now does not take back what it gave.
+            # The stored original stays valid while its server cannot be reached.
             return job.original, None
         return (job.original if fetched.unchanged else fetched.content), fetched
 
 
 def _reduced(image: Image.Image) -> Image.Image:
-    """Return a picture some hundred pixels wide: every other pixel, averaged over small squares."""
+    """Return a picture a few hundred pixels wide: every other pixel, averaged over small squares."""
     if min(image.size) < 4 * _FINGERPRINT_SIDE:
         return image.reduce(max(1, max(image.size) // _FINGERPRINT_SIDE))
     half = image.resize((image.width // 2, image.height // 2), Image.Resampling.NEAREST)
@@ -339,7 +339,7 @@ def _reduced(image: Image.Image) -> Image.Image:
 
 
 def give_back_freed_memory() -> None:
-    """Give back to the system what the C library and Arrow keep, so that phases' peaks do not add up."""
+    """Return freed memory that the C library and Arrow hold to the system, so that peaks do not add up."""
     pyarrow.default_memory_pool().release_unused()
     return_freed_memory()
 
@@ -350,8 +350,8 @@ def _cores() -> int:
 
 def _check_outcomes(outcomes: Counter[str]) -> None:
     if outcomes.total() == _HOPELESS_AFTER and not outcomes[_USABLE]:
-        told = ", ".join(f"{reason} {count}" for reason, count in outcomes.most_common() if count)
+        counts = ", ".join(f"{reason} {count}" for reason, count in outcomes.most_common() if count)
         raise UserError(
-            f"none of the first {_HOPELESS_AFTER} pictures can be used ({told}); check the addresses in the "
-            "image column, the fetch profile and the network"
+            f"none of the first {_HOPELESS_AFTER} pictures can be used ({counts}); check the addresses in "
+            "the image column, the fetch profile and the network"
         )

@@ -1,4 +1,4 @@
-"""The dataset's files: Parquet with the `datasets` Image feature."""
+"""The dataset's shards: Parquet files with the `datasets` Image feature."""
 
 import json
 from itertools import count, islice
@@ -17,12 +17,12 @@ _ROWS_PER_GROUP = 100
 
 
 def schema(task: Task) -> pyarrow.Schema:
-    """Return the shards' columns; the metadata tells `datasets` that ``image`` holds pictures."""
+    """Return the shards' columns; the metadata declares ``image`` as an Image feature of `datasets`."""
     kinds = {name: field.arrow_type for name, field in task.fields.items()}
     names = ("row_id", "product_id", "product_group", "image", *task.fields, "currency")
     types = {name: pyarrow.type_for_alias(kinds.get(name, "string")) for name in names}
     types["image"] = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
-    # What `datasets` would write itself, whose import takes a second and 60 MB.
+    # Written as `datasets` does, without importing it, which takes a second and 60 MB.
     features = {name: {"dtype": kinds.get(name, "string"), "_type": "Value"} for name in names} | {
         "image": {"_type": "Image"}
     }
@@ -31,12 +31,12 @@ def schema(task: Task) -> pyarrow.Schema:
 
 
 def write_shards(workspace: Workspace, split: str, folder: Path, task: Task) -> None:
-    """Write the rows of one split as ``{split}-00000.parquet`` and on, by ``row_id``.
+    """Write the rows of one split as ``{split}-00000.parquet`` and so on, by ``row_id``.
 
-    That is well mixed and the same whatever the order of the source.
+    That order is well mixed, and does not depend on the order of the source.
     """
     columns = schema(task)
-    # JPEGs do not become smaller.
+    # Compression does not make JPEGs smaller.
     compression = {name: "zstd" for name in columns.names if name != "image"} | {"image.bytes": "none"}
     rows = workspace.rows.of_split(split)
     for number in count():

@@ -73,7 +73,7 @@ class SplitPlan:
 
 
 class Assignments:
-    """The splits that earlier runs assigned, in S3."""
+    """The splits that earlier runs assigned, stored in S3."""
 
     def __init__(self, storage: Storage, artifact_root: str, name: str, plan: SplitPlan) -> None:
         """Use the assignments called ``name``. Each plan has separate assignments."""
@@ -157,7 +157,7 @@ def _find_groups(products: Products) -> None:
 def _connected(products: Products, *, undecided: bool = False) -> Iterator[list[str]]:
     """Yield the products connected by shared clusters of pictures, each list in alphabetical order.
 
-    Memory holds 8 bytes per product, and one list.
+    Memory use is 8 bytes per product, and one list.
     """
     roots = np.arange(products.collect_sharing(undecided=undecided))
     here, first = -1, 0

@@ -1,4 +1,4 @@
-"""The work of prepare_data: read, clean, fetch, count, split, write, show."""
+"""The step prepare_data: reads, cleans, fetches, counts, splits, writes the shards and the report."""
 
 import logging
 import tempfile
@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from components.prepare_data.cleaning import read_rows, told
+from components.prepare_data.cleaning import format_reasons, read_rows
 from components.prepare_data.fetching import PICTURE_LIMITS, drop_duplicates, fetch_pictures
 from components.prepare_data.parameters import PrepareDataParameters
 from components.prepare_data.picture_store import open_store
@@ -39,7 +39,7 @@ from fovea.task import Task
 
 STEP = "prepare_data"
 VERSION = 4
-"""Raised whenever the same inputs would give another dataset."""
+"""Increased when the same inputs would give another dataset."""
 
 _EMPTY = SplitSize(rows=0, products=0)
 
@@ -56,38 +56,38 @@ def prepare_data_step(
     task: Task | None = None,
     storage: Storage | None = None,
 ) -> DatasetRecord:
-    """Make a dataset of a table and its pictures.
+    """Prepare a dataset from a table and its pictures.
 
     Args:
         context: The run.
         parameters: Fields of `PrepareDataParameters`.
-        dataset_record: Where the dataset's record goes.
-        base_record: Record of the base model, whose tokenizer counts the sequences; None not to count them.
-        report: Where the HTML report goes; None for none.
-        task: What is asked and answered; None for the product catalogue's task.
+        dataset_record: The path of the dataset's record to write.
+        base_record: The base model's record, whose tokenizer counts the tokens; None to skip that.
+        report: The path of the HTML report to write; None for no report.
+        task: The task; None for the product catalogue's.
         storage: S3.
 
     Raises:
-        UserError: wrong parameters, a source that cannot be read, a missing column, mixed currencies, or too
-            few rows for a split.
+        UserError: A parameter is invalid, the source cannot be read or lacks a column, prices are in several
+            currencies, or a split has too few rows.
     """
     storage = storage or Storage()
     with reporting_failure(STEP, context, storage):
         wanted = parse_parameters(PrepareDataParameters, parameters)
         profile = load_platform().fetch_profile(wanted.fetch_profile)
         base = read_record(base_record, ModelRecord) if base_record else None
-        # The source is always read, since its content decides whether there is anything to do.
+        # The source is always read, because its digest is part of the key of the result.
         with open_source(wanted.source, profile, storage) as source:
             work = _Preparation(source, task or wanted.task(), wanted, profile, base, context, storage)
             record = run_step(DatasetRecord, work.inputs, context, work.run, storage=storage)
     write_record(record, dataset_record)
     if report is not None:
-        _hand_over_report(storage, work.report_uri, Path(report))
+        _copy_report(storage, work.report_uri, Path(report))
     return record
 
 
 class _Preparation:
-    """One preparation: what goes in, and the steps from there to the payload."""
+    """One preparation: its inputs, and the work from there to the payload."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class _Preparation:
         shaping = wanted.in_result()
         if base is None:
             del shaping["num_crops"]
-        # With the columns: another column of the same table makes another dataset.
+        # The task names the columns, so another column of the same table makes another dataset.
         parents = {"source": source.digest, "task": task.document_digest}
         if base is not None:
             parents["tokenizer"] = tokenizer_digest(base)
@@ -117,7 +117,7 @@ class _Preparation:
         self.report_uri = join_uri(context.artifact_root, "reports", STEP, f"{self.inputs.key}.html")
 
     def run(self, attempt: Attempt) -> dict[str, Any]:
-        """Fill the attempt's payload, and return the record's own fields."""
+        """Write the attempt's payload, and return the fields of its record."""
         tracked = tracking.Run.open(
             self._wanted.experiment, STEP, {"step": STEP, "run_id": self._context.run_id}
         )
@@ -135,7 +135,7 @@ class _Preparation:
                     task=self._task,
                     settings=self.inputs.parameters,
                 )
-                self._show(workspace, Path(folder) / "report.html", tracked)
+                self._publish_report(workspace, Path(folder) / "report.html", tracked)
                 own = self._describe(workspace)
         except BaseException:
             tracked.finish(failed=True)
@@ -144,9 +144,9 @@ class _Preparation:
         return {**own, "mlflow": tracked.reference}
 
     def _fill(self, workspace: Workspace, folder: Path, attempt: Attempt) -> None:
-        """Find out of every row whether it is kept, and in which split."""
+        """Decide for every row whether it is kept, and in which split."""
         read_rows(self._source, workspace, self._task, self._wanted)
-        self._tell_columns(workspace)
+        self._log_columns(workspace)
         self._fetch(workspace, folder, attempt)
         drop_duplicates(workspace)
         if self._base is not None:
@@ -156,16 +156,19 @@ class _Preparation:
         splits = workspace.rows.kept_by_split()
         sizes = ", ".join(f"{split} {splits.get(split, _EMPTY).rows}" for split in SPLITS)
         logger.info(
-            "%s: %s rows; left out: %s", STEP, sizes, told(workspace.rows.dropped_by_reason()) or "none"
+            "%s: %s rows; left out: %s",
+            STEP,
+            sizes,
+            format_reasons(workspace.rows.dropped_by_reason()) or "none",
         )
 
-    def _tell_columns(self, workspace: Workspace) -> None:
-        """Say what the table was taken for, before pictures are fetched and anything waits for a GPU."""
+    def _log_columns(self, workspace: Workspace) -> None:
+        """Log how the columns are used, so that a wrong one is noticed before pictures are fetched."""
         for use, column in statistics.uses(self._wanted, self._task).items():
             values = " · ".join(statistics.first_values(workspace, column)) or "nothing"
-            logger.info("%s: column %s is taken for %s: %s", STEP, statistics.shown(column), use, values)
+            logger.info("%s: column %s is used for %s: %s", STEP, statistics.shown(column), use, values)
         counts = statistics.count(workspace)
-        left_out = told(counts.dropped) or "none"
+        left_out = format_reasons(counts.dropped) or "none"
         logger.info("%s: %d rows; left out before pictures are fetched: %s", STEP, counts.read, left_out)
 
     def _fetch(self, workspace: Workspace, folder: Path, attempt: Attempt) -> None:
@@ -186,7 +189,7 @@ class _Preparation:
         give_back_freed_memory()
 
     def _split(self, workspace: Workspace) -> None:
-        """Split the rows, and keep what was assigned; where another run kept something meanwhile, again."""
+        """Split the rows and store the assignments; start again if another run stored some meanwhile."""
         wanted = self._wanted
         plan = SplitPlan(wanted.seed, wanted.validation_fraction, wanted.test_fraction)
         kept = Assignments(self._storage, self._context.artifact_root, wanted.split_name, plan)
@@ -204,13 +207,14 @@ class _Preparation:
         rows = {split: splits.get(split, _EMPTY).rows for split in SPLITS if shares[split]}
         short = [f"{split} has {count}" for split, count in rows.items() if count < wanted.min_rows]
         if short:
+            left_out = format_reasons(workspace.rows.dropped_by_reason()) or "none"
             raise UserError(
                 f"{self._source.location}: too few rows for a split ({', '.join(short)}; min_rows is "
-                f"{wanted.min_rows}). Left out: {told(workspace.rows.dropped_by_reason()) or 'none'}. "
-                "Give more rows, or other fractions or min_rows"
+                f"{wanted.min_rows}). Left out: {left_out}. Give more rows, or change the fractions or "
+                "min_rows"
             )
 
-    def _show(self, workspace: Workspace, path: Path, tracked: tracking.Run) -> None:
+    def _publish_report(self, workspace: Workspace, path: Path, tracked: tracking.Run) -> None:
         write_report(
             path,
             workspace=workspace,
@@ -249,10 +253,10 @@ def _categories(workspace: Workspace, task: Task) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def _hand_over_report(storage: Storage, uri: str, path: Path) -> None:
-    """Write the report of this or an earlier run; its absence is no reason to prepare anything again."""
+def _copy_report(storage: Storage, uri: str, path: Path) -> None:
+    """Write the report of the run that made the dataset. If it was deleted, the dataset is not made again."""
     path.parent.mkdir(parents=True, exist_ok=True)
     found = storage.exists(uri)
     path.write_bytes(
-        storage.read_bytes(uri) if found else b"<p>The report of this dataset is no longer there.</p>\n"
+        storage.read_bytes(uri) if found else b"<p>The report of this dataset was deleted.</p>\n"
     )

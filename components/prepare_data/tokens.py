@@ -1,6 +1,6 @@
-"""How long training sequences are, exactly: by the base model's own tokenizer and crop geometry.
+"""Lengths of training sequences, counted exactly with the base model's tokenizer and crop geometry.
 
-Only the tokenizer's files are fetched, and no picture is decoded for it.
+Only the tokenizer's files are fetched, and no picture is decoded.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ _FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocesso
 
 
 def tokenizer_digest(base: ModelRecord) -> str:
-    """Return ``sha256:…`` of all that decides how long a model's sequences are; its weights do not."""
+    """Return ``sha256:…`` of the files that determine the lengths of a model's sequences."""
     found = {entry.path: entry.sha256 for entry in base.files if entry.path in _FILES}
     missing = [name for name in _FILES if name not in found]
     if missing:
@@ -29,26 +29,26 @@ def tokenizer_digest(base: ModelRecord) -> str:
 
 
 def fetch_tokenizer(base: ModelRecord, storage: Storage) -> Path:
-    """Bring a model's tokenizer into the cache, and return its folder."""
+    """Download a model's tokenizer into the cache, and return its folder."""
     return storage.download(base, pattern="*.json")
 
 
 class Tokenizer:
-    """A base model's tokenizer, and the longest sequence that its model is trained on."""
+    """A base model's tokenizer, and the longest sequence that the model is trained on."""
 
     def __init__(self, folder: Path, num_crops: int) -> None:
         """Load the tokenizer of the model in ``folder``."""
-        # Imported here: torch takes seconds that a preparation without a base model need not wait for.
+        # Imported here because torch takes seconds, and a preparation without a base model does not need it.
         from fovea.phi3v import Phi3VConfig, Phi3VProcessor
         from fovea.phi3v.lengths import SequenceLengths as Lengths
 
         self._lengths = Lengths(Phi3VProcessor.from_pretrained(folder), num_crops)
         self.num_crops = num_crops
-        # Beyond it, the model encodes positions with other rotary factors.
+        # Longer sequences get other rotary factors.
         self.context_tokens: int = Phi3VConfig.from_pretrained(folder).original_max_position_embeddings
 
     def count(self, texts: Sequence[str], sizes: Sequence[tuple[int, int]]) -> list[int]:
-        """Return the lengths of training texts, each with a picture of this width and height in pixels."""
+        """Return the lengths of training texts, each with a picture of a (width, height) in pixels."""
         return self._lengths.tokens(texts, sizes)
 
 

@@ -99,7 +99,7 @@ def stored(root: str) -> set[str]:
 
 
 def kill_while_fetching(process: "subprocess.Popen[str]", feed: Feed, pictures: int) -> None:
-    """Kill once so many more pictures were sent, wherever that finds the process."""
+    """Kill the process once the given number of further pictures were sent."""
     enough = len(feed.sent) + pictures
     while process.poll() is None and len(feed.sent) < enough:
         time.sleep(0.01)

@@ -218,7 +218,7 @@ def test_a_damaged_pack_is_noticed_and_replaced(
 
 
 def fill(run: Run, shop: Shop, runs: int) -> list[str]:
-    """Let so many runs each add a picture, and so an index object; return the pictures."""
+    """Let a number of runs each add a picture, and so an index object; return the pictures."""
     names = [f"/new-{number}.jpg" for number in range(runs)]
     for number, name in enumerate(names):
         shop.pictures[name] = jpeg(100 + number)

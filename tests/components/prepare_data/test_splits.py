@@ -75,7 +75,7 @@ class Outcome:
 
     def of(self, product: str) -> str | None:
         found = {split for (name, _), split in self.split.items() if name == product}
-        assert len(found) <= 1, "a product lies in two splits"
+        assert len(found) <= 1, "a product is in two splits"
         return found.pop() if found else None
 
 

@@ -316,7 +316,7 @@ def test_every_row_is_kept_or_counted(feed: Path, s3: str, caplog: pytest.LogCap
     }
     assert sum(split.rows for split in record.splits.values()) == 25
     said = [line.removeprefix("prepare_data: ") for line in caplog.messages]
-    assert "column full_price is taken for full price: 100.00 · on request · 102.00" in said
+    assert "column full_price is used for full price: 100.00 · on request · 102.00" in said
     early = [line for line in said if "before pictures are fetched" in line]
     assert len(early) == 1
     assert early[0].startswith("31 rows; left out ")
@@ -360,7 +360,7 @@ def test_no_currency_column(feed: Path, s3: str) -> None:
 
 
 def test_parquet_with_the_pictures_themselves(feed: Path, s3: str, tmp_path: Path) -> None:
-    """The same rows give the same dataset, wherever their pictures lie and whatever the table is."""
+    """The same rows give the same dataset, wherever their pictures are and whatever the table is."""
     rows = [good_row(number) for number in range(30)]
     inside = [
         {**row, "imageurl": (feed / row["imageurl"]).read_bytes(), "full_price": float(row["full_price"])}
@@ -395,7 +395,7 @@ def test_several_currencies_converted_or_stated(feed: Path, s3: str, tmp_path: P
 def test_tomorrows_feed_moves_nothing_although_pictures_now_resemble_each_other(
     feed: Path, s3: str, tmp_path: Path
 ) -> None:
-    """New rows go with what they look like, or not at all where that lies in two splits."""
+    """New rows get the split of the rows they look like, or are left out if those are in two splits."""
     for number in range(30):
         picture = Image.effect_noise((80, 60), 90 + number).convert("RGB").resize((320, 240))
         picture.save(feed / "images" / f"{number}.jpg", quality=95)
@@ -445,7 +445,7 @@ ROWS = [good_row(number) for number in range(30)]
         ),
         (change(ROWS, imageurl="http://127.0.0.1/x.jpg"), {}, "Left out: picture_forbidden_address 30"),
         (ROWS, {"fetch_profile": "intranet"}, "intranet"),
-        (ROWS, {"test_fraction": 0.9}, "must leave rows to train on"),
+        (ROWS, {"test_fraction": 0.9}, "must add up to less than 1"),
         (ROWS, {"longest_side": 5, "min_rows": 0}, "longest_side.*min_rows"),
         (ROWS, {"sources": 1}, "sources"),
     ],

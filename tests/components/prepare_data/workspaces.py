@@ -53,7 +53,7 @@ def add_kept(
     split: str | None = None,
     picture: bytes | None = None,
 ) -> None:
-    """Add a kept row of product ``p{number}`` with a picture of its own."""
+    """Add a kept row of product ``p{number}`` with a separate picture."""
     data = picture or jpeg(number)
     address = f"images/{number}.jpg"
     workspace.pictures.add(
