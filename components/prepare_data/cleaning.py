@@ -93,7 +93,7 @@ def clean_row(raw: Mapping[str, Value], task: Task, parameters: PrepareDataParam
     """Read one row of the table.
 
     Raises:
-        UnusableError: The reason begins with the column's name, or is ``answer_not_readable_back``.
+        UnusableError: The reason starts with the column's name, or is ``answer_not_readable_back``.
     """
     product = _of(parameters.product_column, lambda: _text(raw[parameters.product_column]))
     row = TableRow(raw, parameters.decimal_mark, _currency(raw, parameters.currency_column))

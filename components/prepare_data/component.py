@@ -20,7 +20,7 @@ def prepare_data(
 
     Args:
         dataset: Record of the dataset.
-        report: What became of the rows, as a page.
+        report: The page of kept, dropped and split rows.
         artifact_root: s3://bucket/prefix of payloads and records.
         run_id: The run's ID.
         parameters: Fields of PrepareDataParameters.

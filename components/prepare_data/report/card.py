@@ -26,8 +26,8 @@ def write_card(path: Path, *, workspace: Workspace, task: Task, settings: Mappin
     """Write the card of a workspace whose rows are split; the same rows and settings give the same bytes.
 
     Args:
-        path: The file to write, ``README.md`` beside the shards.
-        workspace: What became of every row and picture.
+        path: The file to write, ``README.md`` next to the shards.
+        workspace: The rows and pictures, with their states.
         task: What is asked and answered.
         settings: The parameters that decide what comes out.
     """
@@ -98,7 +98,7 @@ def _columns(task: Task) -> list[tuple[str, str, str]]:
 
 
 def _table_columns(task: Task, settings: Mapping[str, Any]) -> dict[str, None]:
-    """Return the table's columns, which reasons begin with."""
+    """Return the table's columns, which reasons start with."""
     named = [value for name, value in settings.items() if name.endswith("_column") and isinstance(value, str)]
     return dict.fromkeys([*named, *(field.column for field in task.fields.values())])
 

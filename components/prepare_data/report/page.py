@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 MAX_BYTES = 5_000_000
-"""No report is larger, whatever the table holds."""
+"""The largest size of a report, for any table."""
 
 _PICTURE_BYTES = 3_000_000
 _WALL, _SAMPLES, _CATEGORIES, _PER_CATEGORY, _REASONS, _EXAMPLES, _GROUPS, _MEMBERS = (
@@ -109,11 +109,11 @@ def write_report(
 
     Args:
         path: The file to write.
-        workspace: What became of every row and picture.
+        workspace: The rows and pictures, with their states.
         task: What is asked and answered.
         source: Where the table was found.
         settings: The parameters, to be shown.
-        preview: What is told from the first rows, where the workspace holds no more; they need not be split.
+        preview: What follows from the first rows, where the workspace holds no more; they need not be split.
     """
     budget = _PICTURE_BYTES
     while True:

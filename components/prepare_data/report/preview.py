@@ -1,4 +1,4 @@
-"""What a preparation and a training would come to, told from a table's first rows."""
+"""An estimate of a preparation and a training, from a table's first rows."""
 
 import io
 import tempfile
@@ -95,7 +95,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Preview:
-    """What the first rows tell. What is said of all rows supposes that the rest is like them."""
+    """An estimate from the first rows. Figures of all rows assume that the rest is like them."""
 
     columns: tuple[ColumnUse, ...]
     counts: statistics.Counts
@@ -123,7 +123,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Look:
-    """A table's first rows, and what they tell, while the files that hold them are there."""
+    """A table's first rows and the estimate from them, while their files exist."""
 
     workspace: Workspace
     task: Task
@@ -153,7 +153,7 @@ def look_at(
     own_speed: float | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[Look]:
-    """Prepare a table's first rows, keep nothing of it, and tell what all of it would come to.
+    """Prepare a table's first rows, keep nothing of it, and estimate what all of it would take.
 
     Args:
         parameters: As a preparation would take them.
@@ -246,7 +246,7 @@ def tell(
         num_crops: The most crops that a picture is cut into.
         training_share: The share of the kept rows that is trained on.
         epochs: Passes over them.
-        own_speed: Tokens a second of a device of one's own.
+        own_speed: Tokens a second of your device.
     """
     counts = statistics.count(workspace)
     lengths, counted = _lengths(workspace, task, num_crops)

@@ -58,7 +58,7 @@ class HubDataset:
 
 
 def open_dataset(uri: str) -> HubDataset:
-    """Find a dataset, and which commit its revision stands for now.
+    """Find a dataset, and the commit of its revision now.
 
     Raises:
         UserError: ``uri`` is none, the hub has no such dataset or revision, or does not answer.

@@ -55,7 +55,7 @@ class Source(Protocol):
 
 
 class Files:
-    """A source of files that lie on this disk now."""
+    """A source of files that are on this disk now."""
 
     def __init__(self, location: str, files: Sequence[tuple[Path, str]]) -> None:
         """Take the files, each with where it was found; ``location`` is that of one, or a folder's with /."""
@@ -179,7 +179,7 @@ async def _fetch_table(source: str, profile: FetchProfile, file: Any) -> str:
 
 
 class PicturePlaces:
-    """Where the pictures' addresses lead; relative ones from where the table lies.
+    """Where the pictures' addresses lead; relative ones from the table's folder.
 
     A table from the web leads to the web only, so that it cannot reach the step's own disk and buckets; and
     no table leads to files outside its own folder.
@@ -192,7 +192,7 @@ class PicturePlaces:
         self._max_bytes = max_bytes
 
     def url(self, address: str) -> str | None:
-        """Return the http(s) URL that an address stands for; None where `read` is to be used.
+        """Return the http(s) URL of an address; None where `read` is to be used.
 
         Raises:
             FetchError: the address leads nowhere that this table may lead to.
@@ -207,7 +207,7 @@ class PicturePlaces:
         return None
 
     def read(self, address: str) -> bytes:
-        """Return what lies on disk, in S3 or on the hub.
+        """Return what is on disk, in S3 or on the hub.
 
         Raises:
             FetchError: there is none to be had at this address.

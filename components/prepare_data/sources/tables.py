@@ -32,7 +32,7 @@ _LOOKED_AT = 100
 
 @dataclass(frozen=True)
 class SourceRow:
-    """A row as the table has it; with ``malformed``, the text of what is no row."""
+    """A row as the table has it; with ``malformed``, the text of what is not a row."""
 
     values: dict[str, Value]
     picture: bytes | None = None
@@ -74,7 +74,7 @@ def check_columns(location: str, columns: Sequence[str], there: Sequence[str]) -
 
 
 def _parquet(path: Path, location: str, columns: Sequence[str], image_column: str) -> Iterator[SourceRow]:
-    # Read in batches of pages as they come: with pre_buffer whole row groups would lie in memory.
+    # Read in batches of pages as they come: with pre_buffer whole row groups would be held in memory.
     with pyarrow.parquet.ParquetFile(path, pre_buffer=False) as file:
         names = file.schema_arrow.names
         check_columns(location, columns, names)
