@@ -1,1 +1,1 @@
-"""What people see of a dataset: its report, its card, and a preview before it is made."""
+"""The dataset's report and card, and the preview of a table before a run."""

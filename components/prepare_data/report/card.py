@@ -1,4 +1,4 @@
-"""The dataset card: a README.md that the hub, `datasets` and people read."""
+"""The dataset card: a README.md for readers, the hub and `datasets`."""
 
 import html
 import re
@@ -18,22 +18,22 @@ TEMPLATE = Path(__file__).with_name("card.md.j2")
 
 _CATEGORIES = 50
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-# What would be markup within a line, and what would turn an address into a link.
+# Markup within a line, and the parts of an address that would make it a link.
 _MARKDOWN = re.compile(r"[\\`*_\[\]|~@]|:(?=//)|(?<=www)\.")
 
 
 def write_card(path: Path, *, workspace: Workspace, task: Task, settings: Mapping[str, Any]) -> None:
-    """Write the card of a workspace whose rows are split; the same rows and settings give the same bytes.
+    """Write the card of a dataset. The same rows and settings give the same bytes.
 
     Args:
         path: The file to write, ``README.md`` next to the shards.
-        workspace: The rows and pictures, with their states.
-        task: What is asked and answered.
-        settings: The parameters that decide what comes out.
+        workspace: The workspace, after rows were split.
+        task: The task.
+        settings: The parameters that determine the dataset.
     """
     counts = statistics.count(workspace)
     environment = jinja2.Environment(
-        autoescape=False,  # noqa: S701 - Markdown: what a table holds goes through the filter below
+        autoescape=False,  # noqa: S701 - Markdown: values of the table are escaped by the filter below
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -62,7 +62,7 @@ def write_card(path: Path, *, workspace: Workspace, task: Task, settings: Mappin
 
 
 def _header(counts: statistics.Counts) -> dict[str, Any]:
-    """Return what the hub reads from a card's front matter."""
+    """Return the card's front matter, which the hub reads."""
     size = next((name for limit, name in _SIZES if counts.kept < limit), "n>1M")
     return {
         "pretty_name": "Product pictures with their titles, categories and prices",
@@ -79,7 +79,7 @@ def _header(counts: statistics.Counts) -> dict[str, Any]:
 
 
 def _columns(task: Task) -> list[tuple[str, str, str]]:
-    """Return the shards' columns: name, type and what they hold."""
+    """Return the name, type and meaning of the shards' columns."""
     fields = [
         (
             name,
@@ -89,21 +89,21 @@ def _columns(task: Task) -> list[tuple[str, str, str]]:
         for name, field in task.fields.items()
     ]
     return [
-        ("row_id", "string", "a digest of what the row holds"),
-        ("product_id", "string", "rows of the same product have the same; none is in two splits"),
+        ("row_id", "string", "digest of the row's content"),
+        ("product_id", "string", "the same for all rows of a product; no product is in two splits"),
         ("image", "Image", "JPEG: upright, RGB, transparency on white"),
         *fields,
-        ("currency", "string", "of the price, or null where none is named"),
+        ("currency", "string", "of the price, or null if unknown"),
     ]
 
 
 def _table_columns(task: Task, settings: Mapping[str, Any]) -> dict[str, None]:
-    """Return the table's columns, which reasons start with."""
+    """Return the table's columns, with which reasons start."""
     named = [value for name, value in settings.items() if name.endswith("_column") and isinstance(value, str)]
     return dict.fromkeys([*named, *(field.column for field in task.fields.values())])
 
 
 def _markdown(value: object) -> str:
-    """Return a value as text that Markdown shows as it is: no markup, no HTML, one line."""
+    """Escape a value so that Markdown renders it as plain text on one line."""
     escaped = _MARKDOWN.sub(r"\\\g<0>", " ".join(statistics.shown(value).split()))
     return html.escape(escaped, quote=False)

@@ -1,4 +1,4 @@
-"""The report of a preparation: what came in, what was left out and why, and what will be trained on."""
+"""The report of a preparation: the rows that are kept, and the rows that are left out with the reasons."""
 
 import string
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ _SHOWN_COLUMNS = 12
 
 @dataclass(frozen=True)
 class Sample:
-    """A kept row as it is trained on: ``answer`` as (text of the template, value) pairs."""
+    """A kept row; ``answer`` contains (text of the template, value) pairs."""
 
     picture: str | None
     answer: tuple[tuple[str, str], ...]
@@ -49,7 +49,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Example:
-    """A row that was left out, as the table has it."""
+    """A row that is left out, as the table has it."""
 
     number: int
     raw: Mapping[str, str]
@@ -59,7 +59,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Reason:
-    """Why rows were left out."""
+    """A reason why rows are left out."""
 
     name: str
     about: str
@@ -75,7 +75,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class Category:
-    """A category's rows by split, with some of its pictures."""
+    """A category: its rows by split and some of its pictures."""
 
     name: str
     rows: Mapping[str, int]
@@ -89,7 +89,7 @@ class Category:
 
 @dataclass(frozen=True)
 class Group:
-    """Products whose pictures show the same."""
+    """A group of products whose pictures look alike."""
 
     products: int
     broken_up: bool
@@ -105,15 +105,15 @@ def write_report(
     settings: Mapping[str, Any],
     preview: "Preview | None" = None,
 ) -> None:
-    """Write the report of a workspace whose rows are split: one HTML file of at most `MAX_BYTES`.
+    """Write the report as one HTML file of at most `MAX_BYTES`.
 
     Args:
         path: The file to write.
-        workspace: The rows and pictures, with their states.
-        task: What is asked and answered.
-        source: Where the table was found.
-        settings: The parameters, to be shown.
-        preview: What follows from the first rows, where the workspace holds no more; they need not be split.
+        workspace: The workspace. Its rows are split, unless there is a preview.
+        task: The task.
+        source: The location of the table.
+        settings: The parameters to show.
+        preview: The estimates for the whole table, if the workspace contains only its first rows.
     """
     budget = _PICTURE_BYTES
     while True:
@@ -125,7 +125,7 @@ def write_report(
 
 
 class _Report:
-    """Gathers what the page shows; pictures until their bytes together reach ``budget``."""
+    """The content of the page, with pictures of ``budget`` bytes in total."""
 
     def __init__(self, workspace: Workspace, task: Task, budget: int) -> None:
         self._workspace = workspace
@@ -159,7 +159,7 @@ class _Report:
         )
 
     def _wall(self) -> list[str]:
-        """Return small squares of pictures from the whole dataset."""
+        """Return thumbnails of pictures from the whole dataset."""
         digests = self._workspace.overview.pictures(_WALL)
         return [url for digest in digests if (url := self._picture(digest, 112))]
 
@@ -221,7 +221,7 @@ class _Report:
         )
 
     def _picture(self, digest: str, side: int) -> str | None:
-        """Return a picture as a data URL; None once the budget is spent."""
+        """Return a picture as a data URL; None if the budget is spent."""
         if self._left <= 0:
             return None
         picture = decode_picture(self._workspace.pictures.jpeg(digest), PictureLimits(min_side=1), side)
@@ -231,7 +231,7 @@ class _Report:
 
 
 def answer_parts(task: Task, values: Mapping[str, FieldValue]) -> tuple[tuple[str, str], ...]:
-    """Return an answer as pairs of the template's text and the value that follows it."""
+    """Return an answer as pairs of the template's text and the value that follows."""
     parts = []
     for text, name, _, _ in string.Formatter().parse(task.template):
         value = task.fields[name].format(values[name]) if name is not None else ""

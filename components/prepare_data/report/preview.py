@@ -1,4 +1,4 @@
-"""An estimate of a preparation and a training, from a table's first rows."""
+"""The preview: estimates of a preparation and a training from a table's first rows."""
 
 import io
 import tempfile
@@ -30,39 +30,39 @@ from fovea.task import Task
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast a device trains the published model with LoRA, in tokens a second."""
+    """The speed of LoRA training of the published model on a device, in tokens per second."""
 
     device: str
     tokens_per_second: float
     basis: str
-    """Where the figure comes from."""
+    """The source of the figure."""
 
 
 SPEEDS = (
     Speed(
         "A100 80 GB",
         12.1 * 2443 / 8,
-        "Microsoft's measurement: 12.1 pictures a second of 2,443 tokens on eight, with flash attention",
+        "measured by Microsoft: 12.1 pictures of 2,443 tokens per second on eight, with flash attention",
     ),
     Speed(
         "H100, H200",
         12.1 * 2443 / 8 * 989 / 312,
-        "reckoned: the A100's, times 3.2, by which its peak in bfloat16 is higher",
+        "estimated: the A100's times 3.2, the ratio of their peaks in bfloat16",
     ),
 )
-"""One device of each kind."""
+"""Speeds of one device of each kind."""
 
 _PICTURE_SECONDS = 40.0
 _COUNT_SECONDS = 10.0
 _BATCH = 1000
 
-# Names in capitals, numbers and markers take more tokens than English prose, at about four characters each.
+# English prose has about four characters per token; names in capitals, numbers and markers have fewer.
 _CHARACTERS_A_TOKEN = 3.0
 
 
 @dataclass(frozen=True)
 class ColumnUse:
-    """What a column of the table is used for, with the first values that it holds."""
+    """The use of a column of the table, and its first values."""
 
     use: str
     column: str
@@ -71,7 +71,7 @@ class ColumnUse:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Why rows were left out, and one of them: its value in the column that is meant, or all of it."""
+    """A reason why rows are left out, with an example: the value of the column, or the whole row."""
 
     reason: str
     about: str
@@ -82,40 +82,40 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Training:
-    """How long a device would train."""
+    """The training time on a device."""
 
     speed: Speed
     hours: float
 
     @property
     def duration(self) -> str:
-        """The time for people: ``8 min`` or ``3.2 h``."""
+        """The time in a readable form: ``8 min`` or ``3.2 h``."""
         return f"{self.hours:,.1f} h" if self.hours >= 1 else f"{60 * self.hours:.0f} min"
 
 
 @dataclass(frozen=True)
 class Preview:
-    """An estimate from the first rows. Figures of all rows assume that the rest is like them."""
+    """The result of a preview. Estimates for the whole table assume that all rows are like the first."""
 
     columns: tuple[ColumnUse, ...]
     counts: statistics.Counts
     left_out: tuple[LeftOut, ...]
     rows: int | None
-    """Rows of the whole table; None where that is not known."""
+    """Rows of the whole table; None if unknown."""
     kept: int
-    """Rows that would be kept, of ``rows`` or else of those that were read."""
+    """Estimated kept rows, of ``rows`` or, if unknown, of the rows that were read."""
     training_rows: int
     tokens: statistics.Spread | None
-    """Of an example; None where no row could be used."""
+    """Tokens per example; None if no row can be used."""
     counted: bool
-    """Whether the tokens were counted with the model's tokenizer, or else the text's part is a guess."""
+    """Whether the model's tokenizer counted the tokens; otherwise those of the text are estimated."""
     epochs: float
     trainings: tuple[Training, ...]
 
 
 @dataclass(frozen=True)
 class Example:
-    """A picture and what is to be said about it."""
+    """A picture and its answer."""
 
     picture: Image.Image
     answer: str
@@ -123,7 +123,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Look:
-    """A table's first rows and the estimate from them, while their files exist."""
+    """A table's first rows and the preview of them, valid within the block of `look_at`."""
 
     workspace: Workspace
     task: Task
@@ -131,7 +131,7 @@ class Look:
     preview: Preview
 
     def examples(self, count: int) -> list[Example]:
-        """Return the first rows that could be trained on."""
+        """Return the first kept rows."""
         return [
             Example(
                 Image.open(io.BytesIO(self.workspace.pictures.jpeg(row.digest)), formats=["JPEG"]).convert(
@@ -153,18 +153,18 @@ def look_at(
     own_speed: float | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[Look]:
-    """Prepare a table's first rows, keep nothing of it, and estimate what all of it would take.
+    """Prepare a table's first rows temporarily, and estimate the result for the whole table.
 
     Args:
-        parameters: As a preparation would take them.
-        rows: How many rows to look at.
-        epochs: Passes over the training split.
-        base_model: A model's folder, or the URI of a base model's record, to count tokens with.
-        own_speed: Tokens a second that a device of one's own trains.
-        progress: Called with how many pictures are done, and of how many.
+        parameters: The parameters of the preparation.
+        rows: The number of rows to prepare.
+        epochs: The number of passes over the training split.
+        base_model: A model's folder or the URI of a base model's record, whose tokenizer counts the tokens.
+        own_speed: The speed of the user's device in tokens per second.
+        progress: Called with the number of finished pictures and the total.
 
     Raises:
-        UserError: as of a preparation, or there is no such base model.
+        UserError: As for a preparation, or the base model does not exist.
     """
     storage = Storage()
     profile = load_platform().fetch_profile(parameters.fetch_profile)
@@ -190,7 +190,7 @@ def look_at(
         drop_duplicates(workspace)
         if tokenizer is not None:
             count_tokens(workspace, task, tokenizer)
-        preview = tell(
+        preview = estimate(
             workspace,
             task,
             uses=statistics.uses(parameters, task),
@@ -208,12 +208,12 @@ def _tokenizer(base_model: str, num_crops: int, storage: Storage) -> Tokenizer:
         record = ModelRecord.from_json(storage.read_bytes(base_model), source=base_model)
         return Tokenizer(fetch_tokenizer(record, storage), num_crops)
     if not Path(base_model, "tokenizer.json").is_file():
-        raise UserError(f"base_model: {base_model} is no folder with a tokenizer; give a model's folder")
+        raise UserError(f"base_model: {base_model} is not a folder with a tokenizer; give a model's folder")
     return Tokenizer(Path(base_model), num_crops)
 
 
 def _count_rows(source: Source, parameters: PrepareDataParameters) -> int | None:
-    """Return how many rows a run would read; None where counting them takes too long, as over a network."""
+    """Return the number of rows that a run would read; None if counting them takes too long."""
     if source.location.startswith("hf:"):
         return None
     column, end, count = parameters.product_column, time.monotonic() + _COUNT_SECONDS, 0
@@ -225,7 +225,7 @@ def _count_rows(source: Source, parameters: PrepareDataParameters) -> int | None
     return count
 
 
-def tell(
+def estimate(
     workspace: Workspace,
     task: Task,
     *,
@@ -236,17 +236,17 @@ def tell(
     epochs: float,
     own_speed: float | None = None,
 ) -> Preview:
-    """Return what a workspace with a table's first rows says about the whole.
+    """Estimate the preparation and training of a whole table from its first rows.
 
     Args:
-        workspace: The first rows with their pictures; they need not be split.
-        task: What is asked and answered.
+        workspace: The first rows and their pictures. They need not be split.
+        task: The task.
         uses: The table's column for each use: the task's fields, ``picture``, ``product``, ``currency``.
-        rows: How many rows the whole table has; None where that is not known.
-        num_crops: The most crops that a picture is cut into.
-        training_share: The share of the kept rows that is trained on.
-        epochs: Passes over them.
-        own_speed: Tokens a second of your device.
+        rows: The number of rows of the whole table; None if unknown.
+        num_crops: The largest number of crops per picture.
+        training_share: The share of the kept rows in the training split.
+        epochs: The number of passes over them.
+        own_speed: The speed of the user's device in tokens per second.
     """
     counts = statistics.count(workspace)
     lengths, counted = _lengths(workspace, task, num_crops)
@@ -273,7 +273,7 @@ def tell(
 
 
 def _lengths(workspace: Workspace, task: Task, num_crops: int) -> tuple[NDArray[np.float64], bool]:
-    """Return the kept rows' tokens, and whether they were counted with the model's tokenizer."""
+    """Return the kept rows' lengths, and whether the model's tokenizer counted them."""
     counted = statistics.token_lengths(workspace)
     if counted:
         return np.concatenate(list(counted.values())), True

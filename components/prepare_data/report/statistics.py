@@ -1,4 +1,4 @@
-"""What a workspace says in figures: shared by the report, the dataset card and the preview."""
+"""Statistics of a workspace, for the report, the dataset card and the preview."""
 
 import json
 import re
@@ -18,40 +18,40 @@ from fovea.task import Task
 from fovea.text import printable, shorten
 
 _PICTURE = {
-    "not_found": "nothing lies at the picture's address",
+    "not_found": "there is no picture at the address",
     "refused": "the server refuses the picture",
-    "rate_limited": "the server asks to be left alone, after several attempts",
+    "rate_limited": "the server limits the rate of requests, after several attempts",
     "server_error": "the server fails, after several attempts",
     "timeout": "the picture did not arrive in time",
-    "connection_failed": "the picture's server cannot be reached",
-    "forbidden_address": "the address leads where the fetch profile does not allow",
-    "invalid_url": "no address that a picture can be fetched from",
-    "too_many_redirects": "the picture's address redirects on and on",
-    "bad_response": "the server sends something else than was asked for",
-    "not_a_picture": "no JPEG, PNG, WebP or GIF",
-    "damaged": "begins like a picture, but cannot be decoded to its end",
-    "too_small": "too few pixels to show anything",
+    "connection_failed": "the server cannot be reached",
+    "forbidden_address": "the fetch profile does not allow the address",
+    "invalid_url": "not an address that can be fetched",
+    "too_many_redirects": "the address redirects too many times",
+    "bad_response": "the server's response is invalid",
+    "not_a_picture": "not a JPEG, PNG, WebP or GIF",
+    "damaged": "the picture cannot be decoded completely",
+    "too_small": "fewer pixels than are required",
     "too_large": "more bytes than are allowed",
     "too_many_pixels": "more pixels than are allowed",
 }
 _VALUE = {
-    "empty": "nothing is there",
-    "missing": "nothing is there",
+    "empty": "no value",
+    "missing": "no value",
     "too_long": "longer than is allowed",
-    "control_character": "holds characters that cannot be shown",
-    "special_token": "holds a marker that steers the model",
+    "control_character": "contains control characters",
+    "special_token": "contains a special token of the model",
     "unreadable": "cannot be read",
-    "ambiguous": "could mean two amounts; decimal_mark would say which",
+    "ambiguous": "could mean two amounts; set decimal_mark",
     "not_positive": "not above zero",
     "in_other_currency": "the price's own currency is not the row's",
-    "contradicts_currency": "a rate that is not 1 for the currency that is converted to",
+    "contradicts_currency": "the rate of the target currency is not 1",
 }
 _ROW = {
     "duplicate": "the same product, picture and answer as another row",
     "malformed_line": "more or fewer values than the table has columns",
-    "answer_not_readable_back": "the answer would be read back as something else",
-    TOO_LONG: "more tokens than the base model's context",
-    IN_TWO_SPLITS: "its picture looks like others', which lie in different splits",
+    "answer_not_readable_back": "the parser would read other values from the answer",
+    TOO_LONG: "more tokens than the base model's context has",
+    IN_TWO_SPLITS: "its picture looks like pictures in different splits",
 }
 _SECRET = re.compile(r"(?i)\b([\w.-]*(?:sig|signature|token|key|credential|secret|password)[\w.-]*)=[^&#\s]+")
 _USER = re.compile(r"://[^/@\s]*@")
@@ -63,21 +63,21 @@ Series = dict[str, NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Counts:
-    """How many rows and products there are; ``read`` is all of the source's rows that were read."""
+    """Counts of rows, products and pictures; ``read`` are all rows read from the source."""
 
     read: int
     kept: int
     products: int
     pictures: int
     splits: dict[str, SplitSize]
-    """Rows and products by split, in the order in which they are used."""
+    """Rows and products by split, in the order of `SPLITS`."""
     dropped: dict[str, int]
-    """Rows left out, by reason, the most frequent first."""
+    """Rows that are left out by reason, the most frequent first."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """How values are spread."""
+    """The distribution of values."""
 
     count: int
     least: float
@@ -112,7 +112,7 @@ def first_values(workspace: Workspace, column: str) -> tuple[str, ...]:
 
 
 def count(workspace: Workspace) -> Counts:
-    """Count the rows of a workspace; before rows are split, all that are kept are under no split."""
+    """Count the rows of a workspace. Before rows are split, ``splits`` is empty."""
     splits = workspace.rows.kept_by_split()
     dropped = sorted(workspace.rows.dropped_by_reason().items(), key=lambda item: (-item[1], item[0]))
     return Counts(
@@ -128,7 +128,7 @@ def token_lengths(workspace: Workspace) -> Series:
 
 
 def spread(values: NDArray[np.float64]) -> Spread:
-    """Return how at least one value is spread."""
+    """Return the distribution of at least one value."""
     least, fifth, median, ninety_fifth, most = np.percentile(values, (0, 5, 50, 95, 100), method="nearest")
     return Spread(
         values.size,
@@ -164,13 +164,13 @@ def categories(workspace: Workspace, task: Task) -> Iterator[tuple[str, dict[str
 
 
 def _by_split(values_of: Callable[[str], Iterator[float]]) -> Series:
-    """Return the values of each split that has any. Memory holds 8 bytes per row."""
+    """Return the values of each split that has any. Memory use is 8 bytes per row."""
     found = {split: np.fromiter(values_of(split), np.float64) for split in (*SPLITS, "")}
     return {split: values for split, values in found.items() if values.size}
 
 
 def explain(reason: str, columns: Mapping[str, Any]) -> tuple[str, str]:
-    """Return what a reason is about (a column, ``picture`` or ``row``) and what it says, for people."""
+    """Return the subject of a reason (a column, ``picture`` or ``row``) and a readable explanation."""
     about, _, rest = reason.partition("_")
     if about == "picture" and rest in _PICTURE:
         return "picture", _PICTURE[rest]
@@ -184,10 +184,9 @@ def explain(reason: str, columns: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def shown(value: object, length: int = 240) -> str:
-    """Return a value of the table as text that people see as it is.
+    """Return a value of the table as text that is safe to show.
 
-    It is cut, and without what cannot be seen (a terminal would obey some of it), what signs an address, and
-    who opens one.
+    The text is shortened, and contains no control characters, signatures or credentials of URLs.
     """
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     text = _SECRET.sub(r"\1=…", _USER.sub("://…@", printable(text, 8 * length)))

@@ -1,1 +1,1 @@
-"""Where a table comes from: files, the web, S3 and the Hugging Face hub."""
+"""Sources of tables: files, the web, S3 and the Hugging Face hub."""

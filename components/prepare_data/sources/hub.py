@@ -1,8 +1,8 @@
-"""Datasets of the Hugging Face hub, streamed: nothing of them is kept on disk.
+"""Datasets of the Hugging Face hub, streamed without storing them on disk.
 
-``hf://owner/name@revision/configuration:split``: all but owner and name may be left out, and are then the
-newest revision, the only or default configuration, and the split ``train``. The hub's address and a token are
-the platform's (``HF_ENDPOINT``, ``HF_TOKEN``).
+``hf://owner/name@revision/configuration:split``: only owner and name are required. The defaults are the
+newest revision, the only or default configuration, and the split ``train``. The environment variables
+``HF_ENDPOINT`` and ``HF_TOKEN`` configure the hub's address and a token.
 """
 
 import hashlib
@@ -32,13 +32,13 @@ class HubDataset:
 
     @property
     def digest(self) -> str:
-        """``sha256:…`` of what the rows follow from: the commit, the configuration and the split."""
-        said = f"{self._name}@{self._commit}/{self._configuration or ''}:{self._split}"
-        return f"sha256:{hashlib.sha256(said.encode()).hexdigest()}"
+        """``sha256:…`` of the commit, the configuration and the split, which determine the rows."""
+        identity = f"{self._name}@{self._commit}/{self._configuration or ''}:{self._split}"
+        return f"sha256:{hashlib.sha256(identity.encode()).hexdigest()}"
 
     def rows(self, columns: Sequence[str], image_column: str) -> Iterator[SourceRow]:
-        """Yield the rows in these columns; pictures stay encoded."""
-        # Here: it takes seconds, which no other source need wait for.
+        """Yield the rows with these columns; pictures stay encoded."""
+        # Imported here because it takes seconds, and no other source needs it.
         from datasets import load_dataset
 
         with _explained(self.location):
@@ -58,28 +58,28 @@ class HubDataset:
 
 
 def open_dataset(uri: str) -> HubDataset:
-    """Find a dataset, and the commit of its revision now.
+    """Find a dataset and the current commit of its revision.
 
     Raises:
-        UserError: ``uri`` is none, the hub has no such dataset or revision, or does not answer.
+        UserError: ``uri`` is invalid, the hub has no such dataset or revision, or cannot be reached.
     """
     match = _URI.fullmatch(uri)
     if match is None:
         raise UserError(
-            f"{uri}: is no hub dataset; write hf://owner/name, or hf://owner/name@revision/config:split"
+            f"{uri}: not a hub dataset; write hf://owner/name, or hf://owner/name@revision/config:split"
         )
     if Path(match["name"]).exists():
-        # `datasets` would read that instead, without a word.
+        # `datasets` would silently read the folder instead.
         raise UserError(
-            f"{uri}: a folder {match['name']} lies in the working directory and would be taken for it; "
-            "work in another directory, or download the dataset and give its folder"
+            f"{uri}: the working directory has a folder {match['name']}, which would be read instead; "
+            "change the directory, or download the dataset and give its folder"
         )
     from huggingface_hub import HfApi
 
     with _explained(uri):
         commit = HfApi().dataset_info(match["name"], revision=match["revision"]).sha
     if not commit:
-        raise UserError(f"{uri}: the hub names no commit of it; give a revision: hf://owner/name@revision")
+        raise UserError(f"{uri}: the hub gives no commit for it; give a revision: hf://owner/name@revision")
     return HubDataset(match["name"], commit, match["configuration"], match["split"] or "train")
 
 
@@ -87,7 +87,7 @@ def read_file(uri: str, max_bytes: int) -> bytes:
     """Return a file of a dataset's repository.
 
     Raises:
-        FetchError: there is no such file, it is too large, or the hub does not answer.
+        FetchError: The file does not exist or is too large, or the hub cannot be reached.
     """
     from huggingface_hub import HfFileSystem
 
@@ -97,9 +97,9 @@ def read_file(uri: str, max_bytes: int) -> bytes:
             raise FetchError("too_large", uri, f"is larger than {max_bytes:,} bytes")
         data: bytes = files.cat_file(uri)
     except FileNotFoundError as error:
-        raise FetchError("not_found", uri, "there is no such file") from error
-    except OSError as error:  # huggingface_hub's errors are such
-        raise FetchError("connection_failed", uri, f"the hub does not answer ({_line(error)})") from error
+        raise FetchError("not_found", uri, "file not found") from error
+    except OSError as error:  # the base class of huggingface_hub's errors
+        raise FetchError("connection_failed", uri, f"the hub cannot be reached ({_line(error)})") from error
     return data
 
 
@@ -117,7 +117,7 @@ def _explained(location: str) -> Iterator[None]:
         raise UserError(f"{location}: the dataset has no such revision") from error
     except UserError:
         raise
-    # `datasets` raises what its readers raise: a dozen libraries' errors.
+    # `datasets` raises the errors of the libraries that it reads with.
     except Exception as error:
         raise UserError(f"{location}: cannot be read from the hub ({_line(error)})") from error
 

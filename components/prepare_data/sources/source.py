@@ -1,4 +1,4 @@
-"""Where rows and their pictures come from: files on disk, in S3 or on the web, or a dataset on the hub.
+"""Sources of rows and pictures: files on disk, in S3 or on the web, or a dataset of the hub.
 
 A source is
 
@@ -6,8 +6,7 @@ A source is
 - a path or an ``s3://`` URI of a folder, or with ``*``, ``?`` or ``**``: all tables there, by name;
 - ``hf://owner/name``, a dataset of the Hugging Face hub, see `components.prepare_data.sources.hub`.
 
-A file holds CSV, JSON Lines or Parquet: its content says which. Rows are read in batches, so memory does not
-grow with them.
+A file is CSV, JSON Lines or Parquet, recognised by its content. Rows are read in batches to bound memory.
 """
 
 import asyncio
@@ -28,50 +27,50 @@ from fovea.fetch.profiles import FetchProfile
 from fovea.storage import Storage, sha256_file, split_uri
 
 TABLE_LIMITS = FetchLimits(max_bytes=2 << 30, total_seconds=900)
-"""Of a table from the web."""
+"""Limits of a table from the web."""
 
 _SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-"""Of the files that a folder is read for."""
+"""Suffixes of the files that are read from a folder."""
 _WEB = {"http", "https"}
 
 
 class Source(Protocol):
-    """A table, or several that are one."""
+    """A table, in one file or several."""
 
     @property
     def location(self) -> str:
-        """Where it was found: a URL after redirects, a URI or a path. Relative addresses start there."""
+        """The table's path, URI or URL after redirects. Relative addresses start there."""
 
     @property
     def digest(self) -> str:
-        """``sha256:…`` of what it holds."""
+        """``sha256:…`` of the table's content."""
 
     def rows(self, columns: Sequence[str], image_column: str) -> Iterator[SourceRow]:
-        """Yield its rows in these columns, in its order.
+        """Yield the rows with these columns, in the table's order.
 
         Raises:
-            UserError: it cannot be read, or a column is missing.
+            UserError: The table cannot be read, or lacks a column.
         """
 
 
 class Files:
-    """A source of files that are on this disk now."""
+    """A table in files on the local disk."""
 
     def __init__(self, location: str, files: Sequence[tuple[Path, str]]) -> None:
-        """Take the files, each with where it was found; ``location`` is that of one, or a folder's with /."""
+        """Use ``files``: (path, original location) pairs. ``location`` is a file, or a folder ending in /."""
         self.location = location
         self._files = files
 
     @property
     def digest(self) -> str:
-        """``sha256:…`` of the file's bytes, or of several files' digests in their order."""
+        """``sha256:…`` of the file's bytes, or of the digests of several files."""
         digests = [sha256_file(path) for path, _ in self._files]
         if len(digests) > 1:
             digests = [hashlib.sha256("\n".join(digests).encode()).hexdigest()]
         return f"sha256:{digests[0]}"
 
     def rows(self, columns: Sequence[str], image_column: str) -> Iterator[SourceRow]:
-        """Yield the rows of all files; relative addresses start at ``location`` for all of them."""
+        """Yield the rows of all files, with relative addresses that start at ``location``."""
         base = posixpath.dirname(self.location)
         for path, found in self._files:
             folder = posixpath.relpath(posixpath.dirname(found), base) if len(self._files) > 1 else "."
@@ -85,10 +84,10 @@ class Files:
 
 @contextmanager
 def open_source(source: str, profile: FetchProfile, storage: Storage) -> Iterator[Source]:
-    """Find a source, and bring its files to this disk for the time of the block.
+    """Find a source, and copy its files to the local disk for the time of the block.
 
     Raises:
-        UserError: there is nothing to be read.
+        UserError: The source does not exist or cannot be read.
     """
     scheme = scheme_of(source)
     with ExitStack() as stack:
@@ -152,15 +151,15 @@ def _is_pattern(source: str) -> bool:
 
 
 def _fixed_part(pattern: str) -> str:
-    """Return the folder that a pattern starts in, ending in a slash."""
+    """Return the folder in which a pattern starts, ending in a slash."""
     return re.split(r"[*?]", pattern, maxsplit=1)[0].rpartition("/")[0] + "/" if "/" in pattern else "./"
 
 
 def _matches(uri: str, pattern: str) -> bool:
-    """Return whether a pattern means a URI, as patterns of files do: only ** goes over slashes."""
-    said = {"**/": "(?:[^/]+/)*", "*": "[^/]*", "?": "[^/]"}
+    """Return whether a URI matches a pattern, as with files: only ** matches slashes."""
+    expressions = {"**/": "(?:[^/]+/)*", "*": "[^/]*", "?": "[^/]"}
     parts = re.split(r"(\*\*/|\*|\?)", pattern)
-    return re.fullmatch("".join(said.get(part, re.escape(part)) for part in parts), uri) is not None
+    return re.fullmatch("".join(expressions.get(part, re.escape(part)) for part in parts), uri) is not None
 
 
 def _nothing(source: str) -> UserError:
@@ -179,10 +178,10 @@ async def _fetch_table(source: str, profile: FetchProfile, file: Any) -> str:
 
 
 class PicturePlaces:
-    """Where the pictures' addresses lead; relative ones from the table's folder.
+    """Resolves the addresses of pictures, relative to the table's location.
 
-    A table from the web leads to the web only, so that it cannot reach the step's own disk and buckets; and
-    no table leads to files outside its own folder.
+    A table from the web may refer only to the web, so that it cannot read the step's disk and buckets. No
+    table may refer to files outside its folder.
     """
 
     def __init__(self, location: str, storage: Storage, max_bytes: int) -> None:
@@ -192,10 +191,10 @@ class PicturePlaces:
         self._max_bytes = max_bytes
 
     def url(self, address: str) -> str | None:
-        """Return the http(s) URL of an address; None where `read` is to be used.
+        """Return the http(s) URL of an address; None if the picture is to be read with `read`.
 
         Raises:
-            FetchError: the address leads nowhere that this table may lead to.
+            FetchError: The table may not refer to this address.
         """
         scheme = scheme_of(address)
         if scheme in _WEB or self._base_scheme in _WEB:
@@ -207,11 +206,11 @@ class PicturePlaces:
         return None
 
     def read(self, address: str) -> bytes:
-        """Return what is on disk, in S3 or on the hub.
+        """Read a picture from disk, S3 or the hub.
 
         Raises:
-            FetchError: there is none to be had at this address.
-            UserError: S3 itself refuses or cannot be reached.
+            FetchError: The picture does not exist or cannot be read.
+            UserError: S3 refuses access or cannot be reached.
         """
         scheme = scheme_of(address)
         if scheme == "s3":
@@ -233,7 +232,7 @@ class PicturePlaces:
     def _read_s3(self, uri: str) -> bytes:
         split_uri(uri)
         if not self._storage.exists(uri):
-            raise FetchError("not_found", uri, "there is no such object")
+            raise FetchError("not_found", uri, "object not found")
         return self._storage.read_bytes(uri)
 
     def _read_file(self, address: str) -> bytes:
@@ -242,17 +241,17 @@ class PicturePlaces:
         if not path.is_relative_to(folder):
             raise _outside(address)
         if not path.is_file():
-            raise FetchError("not_found", address, "there is no such file")
+            raise FetchError("not_found", address, "file not found")
         if path.stat().st_size > self._max_bytes:
             raise FetchError("too_large", address, f"is larger than {self._max_bytes:,} bytes")
         return path.read_bytes()
 
 
 def scheme_of(address: str) -> str:
-    """Return the scheme of an address in lower case; nothing for a path."""
+    """Return the scheme of an address in lower case; an empty string for a path."""
     match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", address)
     return match[1].lower() if match else ""
 
 
 def _outside(address: str) -> FetchError:
-    return FetchError("forbidden_address", address, "leads out of the table's own folder")
+    return FetchError("forbidden_address", address, "outside the table's folder")

@@ -1,4 +1,4 @@
-"""Tables: CSV, JSON Lines and Parquet files, and Arrow tables, to rows of text."""
+"""Readers of tables: CSV, JSON Lines and Parquet files, and Arrow tables."""
 
 import csv
 import json
@@ -18,33 +18,33 @@ import pyarrow.parquet
 from fovea.errors import UserError
 
 Value = str | Decimal
-"""Text as the table has it; numbers of typed tables stay numbers where they have a fraction."""
+"""A cell: text as the table has it, or a number with a fraction of a typed table."""
 
 _BATCH_BYTES = 4 << 20
 _BATCH_ROWS = 1000
 _BATCH_PICTURES = 32
-"""Rows at a time where the table holds the pictures themselves."""
+"""Rows per batch if the table itself contains the pictures."""
 _LINE_BYTES = 64 << 20
 _MALFORMED_CHARACTERS = 300
 _LOOKED_AT = 100
-"""Lines of JSON that must name every column between them."""
+"""The first lines of JSON in which every column must occur."""
 
 
 @dataclass(frozen=True)
 class SourceRow:
-    """A row as the table has it; with ``malformed``, the text of what is not a row."""
+    """A row as the table has it. ``malformed`` is the text of a line that is not a row."""
 
     values: dict[str, Value]
     picture: bytes | None = None
-    """The picture itself, where the table holds it."""
+    """The picture's bytes, if the table itself contains them."""
     malformed: str | None = None
 
 
 def read_table(path: Path, location: str, columns: Sequence[str], image_column: str) -> Iterator[SourceRow]:
-    """Yield a file's rows in these columns; ``location`` says in errors where it was found.
+    """Yield a file's rows with these columns; errors name its ``location``.
 
     Raises:
-        UserError: the file cannot be read, or a column is missing.
+        UserError: The file cannot be read, or lacks a column.
     """
     with _explained(location):
         with path.open("rb") as file:
@@ -64,17 +64,17 @@ def arrow_rows(batch: Any, columns: Sequence[str], image_column: str) -> Iterato
 
 
 def check_columns(location: str, columns: Sequence[str], there: Sequence[str]) -> None:
-    """Raise a UserError where a column is missing."""
+    """Raise a UserError if a column is missing."""
     missing = [column for column in columns if column not in there]
     if missing:
         raise UserError(
             f"{location}: has no column {', '.join(missing)}; there are {', '.join(there)}. "
-            "Name the right ones with the *_column parameters"
+            "Set the *_column parameters"
         )
 
 
 def _parquet(path: Path, location: str, columns: Sequence[str], image_column: str) -> Iterator[SourceRow]:
-    # Read in batches of pages as they come: with pre_buffer whole row groups would be held in memory.
+    # With pre_buffer, whole row groups would be in memory.
     with pyarrow.parquet.ParquetFile(path, pre_buffer=False) as file:
         names = file.schema_arrow.names
         check_columns(location, columns, names)
@@ -119,7 +119,7 @@ def _csv(path: Path, location: str, columns: Sequence[str]) -> Iterator[SourceRo
 
     reader = pyarrow.csv.open_csv(
         path,
-        # Only a single thread counts its rows.
+        # Invalid rows have numbers only with a single thread.
         read_options=pyarrow.csv.ReadOptions(block_size=_BATCH_BYTES, use_threads=False),
         parse_options=pyarrow.csv.ParseOptions(
             delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skip
@@ -130,7 +130,7 @@ def _csv(path: Path, location: str, columns: Sequence[str]) -> Iterator[SourceRo
     )
     number = 2  # the header is 1
     for batch in reader:
-        # Some rows at a time: as objects they take many times the memory of the batch.
+        # In slices, because Python objects take many times the memory of the batch.
         for start in range(0, batch.num_rows, _BATCH_ROWS):
             for record in batch.slice(start, _BATCH_ROWS).to_pylist():
                 while malformed and malformed[0].number == number:
@@ -142,7 +142,7 @@ def _csv(path: Path, location: str, columns: Sequence[str]) -> Iterator[SourceRo
 
 
 def _header(line: str) -> tuple[str, list[str]]:
-    """Return the delimiter that makes the most columns of a header, and the columns."""
+    """Return the delimiter that splits a header into the most columns, and the columns."""
     read: dict[str, list[str]] = {mark: next(csv.reader([line], delimiter=mark), []) for mark in ",;\t|"}
     return max(read.items(), key=lambda item: len(item[1]))
 
@@ -154,7 +154,7 @@ def _row(record: dict[str, Any], columns: Sequence[str], image_column: str) -> S
 
 
 def _picture(value: Any) -> tuple[bytes | None, str]:
-    """Return a picture's bytes, or its address: a cell holds either, or is a `datasets` image with both."""
+    """Return a picture's bytes or address, from either or from a `datasets` image with both."""
     if isinstance(value, dict):
         if isinstance(value.get("bytes"), bytes):
             return value["bytes"], ""

@@ -59,7 +59,7 @@ def test_it_says_what_the_dataset_is(tmp_path: Path) -> None:
     assert "| train | 12 | 12 |" in text
     assert "| BAGS | 6 | 2 | 2 |" in text
     assert "full\\_price in USD: from 100.00 to 119.00" in text
-    assert "| full\\_price\\_missing | full\\_price: nothing is there | 1 |" in text
+    assert "| full\\_price\\_missing | full\\_price: no value | 1 |" in text
     assert "| currency\\_column |  |" in text
 
 

@@ -55,8 +55,8 @@ def test_it_says_what_became_of_every_row(workspace: Workspace, tmp_path: Path) 
     page = report(workspace, tmp_path)
     assert "20 of 23 rows are ready" in page.text
     assert "train: 12 rows of 12 products" in page.text
-    assert "full_price: nothing is there" in page.text
-    assert "picture: nothing lies at the picture's address" in page.text
+    assert "full_price: no value" in page.text
+    assert "picture: there is no picture at the address" in page.text
     assert "Product: Scarf 0, Category: CATEGORY 0, Full Price: 100.0" in page.text
     assert "2 products in 1 group" in page.text
     assert "780 tokens" in page.text
@@ -79,8 +79,8 @@ def test_a_leak_is_seen(workspace: Workspace, tmp_path: Path) -> None:
     workspaces.fill(workspace)
     assert "no leak" in report(workspace, tmp_path).text
     workspaces.query(workspace, "UPDATE rows SET split = 'test' WHERE product = 'p1'")
-    assert "1 products lie in several splits" in report(workspace, tmp_path).text
-    # A group that was broken up may lie in several.
+    assert "1 products are in several splits" in report(workspace, tmp_path).text
+    # A group that was broken up may be in several splits.
     workspaces.query(workspace, "UPDATE groups SET reason = 'too_large'")
     page = report(workspace, tmp_path)
     assert "no leak" in page.text
@@ -152,19 +152,19 @@ def test_a_task_without_prices_and_categories_and_rows_without_tokens(
     workspaces.query(workspace, "DELETE FROM groups")
     page = report(workspace, tmp_path, task)
     assert "It is Scarf 0." in page.text
-    assert "Tokens an example" not in page.text
-    assert "No two products have pictures that look the same" in page.text
+    assert "Tokens per example" not in page.text
+    assert "No two products have pictures that look alike" in page.text
 
 
 @pytest.mark.parametrize(
-    ("reason", "told"),
+    ("reason", "expected"),
     [
         ("picture_too_large", ("picture", "more bytes than are allowed")),
         ("title_too_long", ("title", "longer than is allowed")),
-        ("a_b_empty", ("a_b", "nothing is there")),
+        ("a_b_empty", ("a_b", "no value")),
         ("duplicate", ("row", "the same product, picture and answer as another row")),
         ("something_new", ("row", "something new")),
     ],
 )
-def test_reasons_are_told_in_words(reason: str, told: tuple[str, str]) -> None:
-    assert statistics.explain(reason, {"title": "", "a_b": "", "b": ""}) == told
+def test_reasons_are_explained(reason: str, expected: tuple[str, str]) -> None:
+    assert statistics.explain(reason, {"title": "", "a_b": "", "b": ""}) == expected

@@ -7,7 +7,7 @@ import pytest
 
 from components.prepare_data.parameters import PrepareDataParameters
 from components.prepare_data.report.page import write_report
-from components.prepare_data.report.preview import SPEEDS, Preview, Training, look_at, tell
+from components.prepare_data.report.preview import SPEEDS, Preview, Training, estimate, look_at
 from components.prepare_data.workspace import Workspace
 from fovea.errors import UserError
 from fovea.task import product_task
@@ -23,8 +23,8 @@ def workspace(tmp_path: Path) -> Iterator[Workspace]:
         yield found
 
 
-def told(workspace: Workspace, *, rows: int | None = 230, own_speed: float | None = None) -> Preview:
-    return tell(
+def preview_of(workspace: Workspace, *, rows: int | None = 230, own_speed: float | None = None) -> Preview:
+    return estimate(
         workspace,
         product_task(),
         uses=USES,
@@ -38,7 +38,7 @@ def told(workspace: Workspace, *, rows: int | None = 230, own_speed: float | Non
 
 def test_the_rest_is_taken_to_be_like_the_first_rows(workspace: Workspace) -> None:
     workspaces.fill(workspace)
-    found = told(workspace, own_speed=10.0)
+    found = preview_of(workspace, own_speed=10.0)
     assert (found.counts.read, found.counts.kept, found.kept, found.training_rows) == (23, 20, 200, 160)
     assert found.counted
     assert found.tokens is not None
@@ -48,13 +48,13 @@ def test_the_rest_is_taken_to_be_like_the_first_rows(workspace: Workspace) -> No
     assert [training.hours for training in found.trainings[:2]] == pytest.approx(
         [total / speed.tokens_per_second / 3600 for speed in SPEEDS]
     )
-    assert told(workspace, rows=None).kept == 20
+    assert preview_of(workspace, rows=None).kept == 20
 
 
 def test_without_a_tokenizer_the_picture_is_exact_and_the_text_a_guess(workspace: Workspace) -> None:
     workspaces.fill(workspace)
     workspaces.query(workspace, "UPDATE rows SET tokens = NULL")
-    found = told(workspace)
+    found = preview_of(workspace)
     assert not found.counted
     assert found.tokens is not None
     # A square picture takes 757 tokens at four crops.
@@ -63,17 +63,17 @@ def test_without_a_tokenizer_the_picture_is_exact_and_the_text_a_guess(workspace
 
 def test_columns_are_shown_with_what_they_hold(workspace: Workspace) -> None:
     workspaces.fill(workspace)
-    uses = {use.use: use for use in told(workspace).columns}
+    uses = {use.use: use for use in preview_of(workspace).columns}
     assert uses["product"].column == "title"
     assert uses["product"].examples == ("Scarf 0", "Scarf 1", "Scarf 2")
     assert uses["category"].examples == ("CATEGORY 0", "CATEGORY 1", "CATEGORY 2")
 
 
 @pytest.mark.parametrize("dropped", [0, 3])
-def test_nothing_that_can_be_used_is_told_too(workspace: Workspace, tmp_path: Path, dropped: int) -> None:
+def test_a_preview_without_usable_rows(workspace: Workspace, tmp_path: Path, dropped: int) -> None:
     for number in range(dropped):
         workspaces.add_dropped(workspace, number, "full_price_missing")
-    found = told(workspace)
+    found = preview_of(workspace)
     assert (found.kept, found.training_rows, found.tokens) == (0, 0, None)
     assert all(training.hours == 0 for training in found.trainings)
     write_report(
@@ -85,7 +85,7 @@ def test_nothing_that_can_be_used_is_told_too(workspace: Workspace, tmp_path: Pa
 def test_the_page_shows_it(workspace: Workspace, tmp_path: Path) -> None:
     workspaces.fill(workspace)
     workspaces.query(workspace, "UPDATE rows SET split = NULL")
-    found = told(workspace, rows=None)
+    found = preview_of(workspace, rows=None)
     write_report(
         tmp_path / "a.html", workspace=workspace, task=product_task(), source="a", settings={}, preview=found
     )
@@ -94,7 +94,7 @@ def test_the_page_shows_it(workspace: Workspace, tmp_path: Path) -> None:
     assert "What the columns are taken for" in page
     assert SPEEDS[0].basis.split(":")[1] in page
     assert "no leak" not in page
-    assert "Pictures that show the same" not in page
+    assert "Pictures that look alike" not in page
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_a_table_is_looked_at_without_storing_anything(feed: str) -> None:
         assert look.preview.kept == round(31 * 0.8)
         assert {each.reason: each.example for each in look.preview.left_out} == {
             "full_price_missing": "",
-            "picture_not_found": "images/2.jpg: there is no such file",
+            "picture_not_found": "images/2.jpg: file not found",
         }
         assert [use.use for use in look.preview.columns] == [
             "product",
@@ -157,7 +157,7 @@ def test_tokens_are_counted_with_a_models_tokenizer(feed: str, tmp_path: Path) -
 
 def test_a_base_model_that_is_not_there_is_an_error(feed: str, tmp_path: Path) -> None:
     with (
-        pytest.raises(UserError, match="no folder with a tokenizer"),
+        pytest.raises(UserError, match="not a folder with a tokenizer"),
         look_at(PrepareDataParameters(source=feed), rows=10, epochs=1.0, base_model=str(tmp_path)),
     ):
         pass
@@ -173,7 +173,7 @@ def test_pictures_that_take_too_long_are_not_waited_for(feed: str, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("hours", "told"), [(0.0, "0 min"), (0.25, "15 min"), (1.0, "1.0 h"), (1234.56, "1,234.6 h")]
+    ("hours", "expected"), [(0.0, "0 min"), (0.25, "15 min"), (1.0, "1.0 h"), (1234.56, "1,234.6 h")]
 )
-def test_times_are_told_for_people(hours: float, told: str) -> None:
-    assert Training(SPEEDS[0], hours).duration == told
+def test_times_are_readable(hours: float, expected: str) -> None:
+    assert Training(SPEEDS[0], hours).duration == expected

@@ -15,7 +15,7 @@ from fovea.errors import UserError
 from sample.catalogue import write_catalogue
 from tests.components.prepare_data.hub_server import COMMIT, serve_dataset
 
-# Libraries read HF_ENDPOINT when they are imported, so this runs in a process of its own.
+# Libraries read HF_ENDPOINT when they are imported, so this runs in a separate process.
 _PROGRAM = """
 import json, sys
 from components.prepare_data.sources.hub import open_dataset, read_file
@@ -138,5 +138,5 @@ def test_what_is_no_dataset_of_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyP
         open_dataset("hf://name")
     (tmp_path / "shop" / "products").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="a folder shop/products lies in the working directory"):
+    with pytest.raises(UserError, match="the working directory has a folder shop/products"):
         open_dataset("hf://shop/products")
