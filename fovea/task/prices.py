@@ -58,11 +58,15 @@ _SIGNS = {
     "RP": "IDR",
     "R": "ZAR",
     "РУБ": "RUB",
+    "РУБЛЕЙ": "RUB",
+    "Р": "RUB",
+    "ГРН": "UAH",
     "ر.س": "SAR",
     "LEI": "RON",
 }
-_WITHOUT_CURRENCY = {"INCL", "INC", "VAT", "EACH", "EA"}
-"""Words around a price that say nothing about its currency."""
+_TAXES = {"INCL", "INC", "INKL", "INCLUSA", "VAT", "TAX", "GST", "MWST", "UST", "TTC", "TVA", "IVA"}
+_WITHOUT_CURRENCY = _TAXES | {"EACH", "EA", "PC", "STK", "STÜCK"}
+"""Words around a price of one piece with its taxes, which say nothing about its currency."""
 _THREE_DECIMALS = {"BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"}
 
 # A number, with the words and signs around it; "1390,-" has no cents, "1390-" may be a negative number.
@@ -179,9 +183,9 @@ def _positive(amount: Decimal) -> float:
 def _currencies(before: str, after: str) -> frozenset[str]:
     """Return the currencies that all words and signs around a number allow."""
     possible: frozenset[str] | None = None
-    for word in [*before.upper().split(), *after.upper().split()]:
-        name = word.strip(".:/,")
-        if name in _WITHOUT_CURRENCY:
+    for word in [*before.upper().split(), *after.upper().replace("/", " ").split()]:
+        name = word.strip(".:,*")
+        if not name or name in _WITHOUT_CURRENCY:
             continue
         stands_for = frozenset(_SIGNS.get(name, name if name in _CODES else "").split())
         if not stands_for:
