@@ -73,7 +73,7 @@ def start(feed: Feed, root: str, folder: Path) -> "subprocess.Popen[str]":
     (folder / "platform.yaml").write_text("fetch_profiles: {local: {allowed_networks: [127.0.0.0/8]}}")
     command = [sys.executable, "-m", "components", "prepare_data", "--source", f"{feed.url}/products.csv"]
     command += ["--artifact-root", root, "--fetch-profile", "local", "--longest-side", "224"]
-    command += ["--min-rows", "5", "--concurrency", "4", "--dataset", str(folder / "dataset.json")]
+    command += ["--min-rows", "5", "--fetch-concurrency", "4", "--dataset", str(folder / "dataset.json")]
     command += ["--report", str(folder / "report.html")]
     environment = {**os.environ, "FOVEA_PLATFORM": str(folder / "platform.yaml"), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
