@@ -3,7 +3,8 @@
 A source is
 
 - a path, an ``s3://`` URI or an http(s) URL of one file;
-- a path or an ``s3://`` URI of a folder, or with ``*``, ``?`` or ``**``: all tables there, by name;
+- a path or an ``s3://`` URI of a folder, or with ``*``, ``?`` or ``**``: all tables there, by name, except
+  hidden ones, see `is_hidden`;
 - ``hf://owner/name``, a dataset of the Hugging Face hub, see `components.prepare_data.sources.hub`.
 
 A file holds CSV, JSON Lines or Parquet: its content says which. Rows are read in batches, so memory does not
@@ -123,7 +124,11 @@ def _from_disk(source: str) -> Files:
         base = Path(fixed).resolve()
         rest = source.removeprefix(fixed)
         found = [each.resolve() for each in base.glob(rest)] if _is_pattern(source) else []
-    files = sorted(each for each in found if each.is_file() and each.is_relative_to(base))
+    files = sorted(
+        each
+        for each in found
+        if each.is_file() and each.is_relative_to(base) and not is_hidden(each.relative_to(base).as_posix())
+    )
     if not files:
         raise _nothing(source)
     return Files(f"{base}/", [(each, str(each)) for each in files])
@@ -134,10 +139,10 @@ def _from_s3(source: str, storage: Storage, folder: Path) -> Files:
         base, uris = source, [source]
     elif _is_pattern(source):
         base = _fixed_part(source)
-        uris = [uri for uri in storage.list(base) if _matches(uri, source)]
+        uris = [uri for uri in _listed(storage, base) if _matches(uri, source)]
     else:
         base = source.rstrip("/") + "/"
-        uris = [uri for uri in storage.list(base) if uri.lower().endswith(_SUFFIXES)]
+        uris = [uri for uri in _listed(storage, base) if uri.lower().endswith(_SUFFIXES)]
     if not uris:
         raise _nothing(source)
     files = []
@@ -145,6 +150,18 @@ def _from_s3(source: str, storage: Storage, folder: Path) -> Files:
         storage.read_file(uri, folder / str(number))
         files.append((folder / str(number), uri))
     return Files(base, files)
+
+
+def _listed(storage: Storage, base: str) -> Iterator[str]:
+    return (uri for uri in storage.list(base) if not is_hidden(uri.removeprefix(base)))
+
+
+def is_hidden(path: str) -> bool:
+    """Return whether a file below a folder is hidden: a part of its path begins with ``.``, ``_`` or ``~$``.
+
+    Such are checkpoints of notebooks, metadata of macOS and Spark, and lock files of office programs.
+    """
+    return any(part.startswith((".", "_", "~$")) for part in path.split("/"))
 
 
 def _is_pattern(source: str) -> bool:
