@@ -63,13 +63,19 @@ def arrow_rows(batch: Any, columns: Sequence[str], image_column: str) -> Iterato
         yield _row(record, columns, image_column)
 
 
-def check_columns(location: str, columns: Sequence[str], there: Sequence[str]) -> None:
-    """Raise a UserError where a column is missing."""
+def check_columns(location: str, columns: Sequence[str], there: list[str]) -> None:
+    """Raise a UserError where a column is missing, or there is another of its name."""
     missing = [column for column in columns if column not in there]
     if missing:
         raise UserError(
             f"{location}: has no column {', '.join(missing)}; there are {', '.join(there)}. "
             "Name the right ones with the *_column parameters"
+        )
+    twice = [column for column in columns if there.count(column) > 1]
+    if twice:
+        raise UserError(
+            f"{location}: has more than one column {', '.join(twice)}, and either could be meant; "
+            "rename or remove the others"
         )
 
 
@@ -100,11 +106,21 @@ def _json_lines(path: Path, location: str, columns: Sequence[str], image_column:
 def _json_object(line: bytes) -> dict[str, Any] | None:
     try:
         found = json.loads(
-            line.decode("utf-8-sig"), parse_float=Decimal, parse_int=str, parse_constant=lambda _: None
+            line.decode("utf-8-sig"),
+            parse_float=Decimal,
+            parse_int=str,
+            parse_constant=lambda _: None,
+            object_pairs_hook=_without_names_twice,
         )
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _without_names_twice(pairs: list[tuple[str, Any]]) -> Any:
+    """Return an object; its pairs, which are no object, where a name is there twice."""
+    found = dict(pairs)
+    return found if len(found) == len(pairs) else pairs
 
 
 def _csv(path: Path, location: str, columns: Sequence[str]) -> Iterator[SourceRow]:
