@@ -48,7 +48,7 @@ _VALUE = {
 }
 _ROW = {
     "duplicate": "the same product, picture and answer as another row",
-    "malformed_line": "no row: more or fewer values than columns, no JSON object, or a name twice in it",
+    "malformed_line": "not as many values as columns, an unclosed quote, no JSON object, or a name twice",
     "answer_not_readable_back": "the answer would be read back as something else",
     TOO_LONG: "more tokens than the base model's context",
     IN_TWO_SPLITS: "its picture looks like others', which lie in different splits",

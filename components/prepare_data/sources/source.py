@@ -7,8 +7,8 @@ A source is
   hidden ones, see `is_hidden`;
 - ``hf://owner/name``, a dataset of the Hugging Face hub, see `components.prepare_data.sources.hub`.
 
-A file holds CSV, JSON Lines or Parquet: its content says which. Rows are read in batches, so memory does not
-grow with them.
+A file holds CSV, JSON Lines, a JSON array or Parquet, perhaps packed with gzip: its content says which. Rows
+are read in batches, so memory does not grow with them.
 """
 
 import asyncio
@@ -31,7 +31,8 @@ from fovea.storage import Storage, sha256_file, split_uri
 TABLE_LIMITS = FetchLimits(max_bytes=2 << 30, total_seconds=900)
 """Of a table from the web."""
 
-_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+_TEXTS = (".csv", ".tsv", ".jsonl", ".ndjson")
+_SUFFIXES = (*_TEXTS, *(f"{text}.gz" for text in _TEXTS), ".parquet")
 """Of the files that a folder is read for."""
 _WEB = {"http", "https"}
 
@@ -118,7 +119,7 @@ def _from_disk(source: str) -> Files:
         return Files(str(path), [(path, str(path))])
     if path.is_dir():
         base = path.resolve()
-        found = [each for each in base.rglob("*") if each.suffix.lower() in _SUFFIXES]
+        found = [each for each in base.rglob("*") if each.name.lower().endswith(_SUFFIXES)]
     else:
         fixed = _fixed_part(source)
         base = Path(fixed).resolve()

@@ -1,5 +1,8 @@
 """Real feeds and their faults, by kind: what each is read as, or the error that says what to do."""
 
+import gzip
+import io
+import zipfile
 from pathlib import Path
 
 import pyarrow
@@ -22,7 +25,7 @@ LAMP = f"{HEADER}\nP0,Lamp,LAMPS,1.50,0.jpg\n"
 
 def read(source: str, columns: list[str] = COLUMNS) -> list[SourceRow]:
     with open_source(source, FetchProfile(), Storage()) as found:
-        return list(found.rows(columns, "imageurl"))
+        return list(found.rows(columns, "imageurl" if "imageurl" in columns else columns[0]))
 
 
 HIDDEN = (
@@ -78,3 +81,98 @@ def test_a_name_that_is_twice_in_yaml_is_named(tmp_path: Path) -> None:
     with pytest.raises(yaml.YAMLError, match="b is given twice"):
         read_yaml("a: {b: 1, b: 2}")
     assert read_yaml("a: &a {b: 1}\nc: {<<: *a, b: 2}") == {"a": {"b": 1}, "c": {"b": 2}}
+
+
+ROWS = "".join(f"P{number},Lamp {number},LAMPS,{number}.50,{number}.jpg\n" for number in range(3))
+ARRAY = '[{"title": "Lamp 0"}, {"title": "Lamp 1"}, 7, {"title": "a", "title": "b"}, {"title": "Lamp 2"}]'
+GLUED = 'P0,"Curtain 140 cm,CURTAINS,29.90,0.jpg\nP1,Blind 13" wide,BLINDS,9.90,1.jpg\n'
+GLUED_AND_CLOSED = 'P0,"Curtain,CURTAINS,29.90,0.jpg\nP1,Blind 13",BLINDS,9.90,1.jpg\n'
+QUOTED_TITLE = '" title\n"'
+LAMPS = ["Lamp 0", "Lamp 1", "Lamp 2"]
+
+
+def zipped(name: str) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(name, "x")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "titles"),
+    [
+        pytest.param(gzip.compress(f"{HEADER}\n{ROWS}".encode()), LAMPS, id="gzip"),
+        pytest.param(f"{HEADER}\n{ROWS}".replace(",", "\t").encode("utf-16"), LAMPS, id="UTF-16 of Excel"),
+        pytest.param(f"sep=;\r\n{HEADER}\n{ROWS}".replace(",", ";").encode(), LAMPS, id="sep="),
+        pytest.param(
+            f"\ufeffsep=;\n{HEADER}\n{ROWS}".replace(",", ";").encode(), LAMPS, id="sep= after a mark"
+        ),
+        pytest.param(ARRAY.encode(), ["Lamp 0", "Lamp 1", None, None, "Lamp 2"], id="JSON array"),
+        pytest.param(
+            gzip.compress(ARRAY.encode("utf-16")), ["Lamp 0", "Lamp 1", None, None, "Lamp 2"], id="all"
+        ),
+        pytest.param(
+            f"{HEADER.replace('title', QUOTED_TITLE)}\n{ROWS}".encode(),
+            LAMPS,
+            id="line break in header",
+        ),
+        pytest.param(
+            f'{HEADER}\nP0,"The \\"best\\" lamp, ever",LAMPS,9.90,2.jpg\nP1,\\N,LAMPS,1,1\n{ROWS}'.encode(),
+            ['The "best" lamp, ever', "", *LAMPS],
+            id="backslash quotes",
+        ),
+        pytest.param(
+            f'{HEADER}\nP0, "Big, ""old"" lamp",LAMPS,9.90,2.jpg\n{ROWS}'.encode(),
+            ['Big, "old" lamp', *LAMPS],
+            id="blank before a quote",
+        ),
+        pytest.param(f"{HEADER}\n{GLUED}{ROWS}".encode(), [None, *LAMPS], id="unclosed quote"),
+        pytest.param(f"{HEADER}\n{GLUED_AND_CLOSED}{ROWS}".encode(), [None, *LAMPS], id="quote of two rows"),
+        pytest.param(
+            f'{HEADER}\nP0,"Big, old\nlamp, of brass",LAMPS,9.90,2.jpg\n{ROWS}'.encode(),
+            ["Big, old\nlamp, of brass", *LAMPS],
+            id="prose with line breaks",
+        ),
+        pytest.param(
+            f"{HEADER},more\nP0,Lamp,LAMPS,1,0.jpg,{'x' * 9_000_000}\nP1,Vase,VASES,2,1.jpg,\n".encode(),
+            ["Lamp", "Vase"],
+            id="huge cell that is not read",
+        ),
+        pytest.param(
+            f'{HEADER},more\nP0,Lamp,LAMPS,1,0.jpg,"open\nP1,Vase,VASES,2,1.jpg,closed"\n'.encode(),
+            [None],
+            id="unclosed quote in a column that is not read",
+        ),
+        pytest.param(
+            f"{HEADER},more\nP0,Lamp,LAMPS,1,0.jpg,caf\xe9\n".encode("latin-1"),
+            ["Lamp"],
+            id="another encoding in a column that is not read",
+        ),
+    ],
+)
+def test_what_is_not_quite_csv_is_read(content: bytes, titles: list[str | None], tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_bytes(content)
+    found = read(str(tmp_path / "table.csv"), ["title"])
+    assert [None if row.malformed is not None else row.values["title"] for row in found] == titles
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        pytest.param(
+            zipped("xl/workbook.xml"), r"is an Excel workbook \(\.xlsx\).*save it as CSV", id="xlsx"
+        ),
+        pytest.param(zipped("products.csv"), "is a ZIP archive.*unpack it", id="zip"),
+        pytest.param(b"\xd0\xcf\x11\xe0\xa1\xb1", "is an Excel workbook of the old kind", id="xls"),
+        pytest.param(b"BZh91AY", "is packed with bzip2.*unpack it", id="bzip2"),
+        pytest.param(b"<!DOCTYPE html><html>", "is a web page", id="page"),
+        pytest.param(b"\x00\x01\x02,a,b\n", "is a binary file.*save it as CSV", id="binary"),
+        pytest.param(gzip.compress(LAMP.encode())[:-12], "packed with gzip and damaged", id="half of gzip"),
+        pytest.param(b'[{"title": "Lamp"}, {', "is a JSON array that cannot be read", id="half of an array"),
+    ],
+)
+def test_what_is_no_table_is_named(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_bytes(content)
+    with pytest.raises(UserError, match=rf"table\.csv: (is )?{message}") as caught:
+        read(str(tmp_path / "table.csv"), ["title"])
+    assert "\n" not in str(caught.value)
