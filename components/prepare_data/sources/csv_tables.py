@@ -14,7 +14,7 @@ import pyarrow.compute
 import pyarrow.csv
 
 CsvRow = dict[str, str] | str
-"""Text by column; or the text of what is no row."""
+"""Text by column; or the text of a malformed row."""
 
 _BATCH_BYTES = 4 << 20
 _BATCH_ROWS = 1000
@@ -57,7 +57,7 @@ def read_header(path: Path) -> Header:
 def csv_rows(path: Path, header: Header, columns: Sequence[str]) -> Iterator[CsvRow]:
     """Yield the rows in these columns, which the header has once.
 
-    A row that an unclosed quote glued to the next is no row.
+    A row that an unclosed quote glued to the next is given as text.
 
     Raises:
         pyarrow.ArrowException, csv.Error, UnicodeError: the file cannot be read on.

@@ -1,4 +1,4 @@
-"""What a file is, whatever its name: read as it is, unpacked first, or refused with advice."""
+"""What a file is by its content: read as it is, unpacked first, or refused with advice."""
 
 import codecs
 import gzip
@@ -18,7 +18,7 @@ _CHUNK = 1 << 20
 
 _GZIP = b"\x1f\x8b"
 _ENCODINGS = {
-    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, since its mark starts with UTF-16's
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",

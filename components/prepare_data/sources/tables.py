@@ -64,9 +64,28 @@ def read_table(path: Path, location: str, columns: Sequence[str], image_column: 
 
 
 def arrow_rows(batch: Any, columns: Sequence[str], image_column: str) -> Iterator[SourceRow]:
-    """Yield the rows of an Arrow table or batch, whose columns may have any type."""
+    """Yield the rows of an Arrow table or batch, whose columns may have any type; classes by their names."""
+    classes = {name: names for name, names in _class_names(batch.schema).items() if name in columns}
     for record in batch.select(list(columns)).to_pylist():
+        for column, names in classes.items():
+            number = record[column]
+            # -1 is a class that nobody knows.
+            known = isinstance(number, int) and 0 <= number < len(names)
+            record[column] = names[number] if known else None
         yield _row(record, columns, image_column)
+
+
+def _class_names(schema: pyarrow.Schema) -> dict[str, list[str]]:
+    """Return the names of the classes of each `datasets.ClassLabel` that a schema's metadata tells of."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {
+            name: [str(each) for each in feature["names"]]
+            for name, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        }
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
 
 
 def check_columns(location: str, columns: Sequence[str], there: list[str]) -> None:

@@ -5,16 +5,22 @@ import io
 import zipfile
 from pathlib import Path
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
 import yaml
 
+from components.prepare_data.cleaning import clean_row, read_rows
+from components.prepare_data.parameters import PrepareDataParameters
+from components.prepare_data.report.page import write_report
 from components.prepare_data.sources.source import open_source
 from components.prepare_data.sources.tables import SourceRow
-from fovea.errors import UserError
+from components.prepare_data.workspace import Workspace
+from fovea.errors import UnusableError, UserError
 from fovea.fetch.profiles import FetchProfile
 from fovea.storage import Storage
+from fovea.task import product_task
 from fovea.yaml_text import read_yaml
 from pipelines.settings import read_settings
 
@@ -176,3 +182,71 @@ def test_what_is_no_table_is_named(content: bytes, message: str, tmp_path: Path)
     with pytest.raises(UserError, match=rf"table\.csv: (is )?{message}") as caught:
         read(str(tmp_path / "table.csv"), ["title"])
     assert "\n" not in str(caught.value)
+
+
+GOOD = dict(zip(COLUMNS, ["P0", "Lamp", "LAMPS", "1.50", "0.jpg"], strict=True)) | {"currency_code": "EUR"}
+PARAMETERS = PrepareDataParameters(source="table.csv")
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "NULL", "None", "N/A", "\\N", "#N/A", " null ", "<NA>"])
+def test_words_that_mean_missing_are_missing_in_every_column(word: str) -> None:
+    reasons = {
+        "product_code": "product_code_empty",
+        "title": "title_empty",
+        "category3_code": "category3_code_empty",
+        "full_price": "full_price_missing",
+        "imageurl": "imageurl_empty",
+    }
+    for column, reason in reasons.items():
+        with pytest.raises(UnusableError) as caught:
+            clean_row(GOOD | {column: word}, product_task(), PARAMETERS)
+        assert caught.value.reason == reason
+    assert clean_row(GOOD | {"currency_code": word}, product_task(), PARAMETERS).currency is None
+    titled = clean_row(GOOD | {"title": f"{word.strip()} lamp"}, product_task(), PARAMETERS)
+    assert titled.values["product"] == f"{word.strip()} lamp"
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("H&amp;M Shirt &ndash; &quot;Slim&quot;", 'H&M Shirt \N{EN DASH} "Slim"'),
+        ("MEN&#39;S", "MEN'S"),
+        ("<b>Lamp</b><br/>brass", "Lamp brass"),
+        ("&lt;b&gt;Lamp&lt;/b&gt;", "Lamp"),
+        ('H<sub>2</sub>O <span class="x">clear</span>', "H2O clear"),
+        ("I <3 lamps & R&D, 3 < 4 > 2, size <M>", "I <3 lamps & R&D, 3 < 4 > 2, size <M>"),
+    ],
+)
+def test_html_in_labels_is_decoded(text: str, plain: str) -> None:
+    row = clean_row(GOOD | {"title": text, "category3_code": text}, product_task(), PARAMETERS)
+    assert (row.values["product"], row.values["category"]) == (plain, plain)
+    assert row.had_markup == (text != plain)
+
+
+def test_a_token_of_the_model_behind_entities_is_left_out() -> None:
+    with pytest.raises(UnusableError, match="title_special_token"):
+        clean_row(GOOD | {"title": "a &lt;|end|&gt; b"}, product_task(), PARAMETERS)
+
+
+def test_the_report_says_in_how_many_rows_html_was_decoded(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text(f"{HEADER}\n{ROWS}P3,<b>Vase</b>,A &amp; B,1.50,3.jpg\n")
+    parameters = PrepareDataParameters(source=str(tmp_path / "table.csv"), currency_column="")
+    with (
+        Workspace(tmp_path) as workspace,
+        open_source(parameters.source, FetchProfile(), Storage()) as source,
+    ):
+        read_rows(source, workspace, product_task(), parameters)
+        assert workspace.overview.count_markup() == 1
+        write_report(
+            tmp_path / "report.html", workspace=workspace, task=product_task(), source="table", settings={}
+        )
+    assert "HTML was decoded or removed in 1 kept rows" in (tmp_path / "report.html").read_text()
+
+
+def test_classes_are_taught_by_their_names(tmp_path: Path) -> None:
+    features = {"imageurl": datasets.Value("string"), "kind": datasets.ClassLabel(names=["LAMPS", "SOFAS"])}
+    rows = {"imageurl": ["0", "1", "2", "3"], "kind": [1, 0, None, -1]}
+    table = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+    table.to_parquet(tmp_path / "table.parquet")
+    found = read(str(tmp_path / "table.parquet"), ["kind", "imageurl"])
+    assert [row.values["kind"] for row in found] == ["SOFAS", "LAMPS", "", ""]
