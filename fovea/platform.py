@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fovea.errors import UserError
 from fovea.fetch.profiles import FetchProfile
+from fovea.yaml_text import read_yaml
 
 DEFAULT_PATH = Path("/etc/fovea/platform.yaml")
 
@@ -69,7 +70,7 @@ def load_platform() -> Platform:
     if not named and not path.exists():
         return Platform()
     try:
-        return Platform.model_validate(yaml.safe_load(path.read_text()) or {})
+        return Platform.model_validate(read_yaml(path.read_text()) or {})
     except ValidationError as error:
         # Without the given value, which may be a misplaced secret.
         wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())

@@ -1,5 +1,6 @@
 """Text from tables and models: cleaned for training, and made safe to print."""
 
+import html
 import re
 import unicodedata
 
@@ -10,6 +11,31 @@ SPECIAL_TOKEN = re.compile(r"<\|[^|]*\|>|</?s>|<unk>", re.IGNORECASE)
 
 IMAGE_MARK = "<|image_1|>"
 """The place of a prompt's first picture."""
+
+MISSING_WORDS = frozenset(
+    {"nan", "-nan", "null", "none", "n/a", "na", "#n/a", "#na", "<na>", "<null>", "\\n", "(null)", "#null!"}
+)
+"""Whole cells, in small letters, by which programs say that there is no value."""
+
+_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+# Not <s>, which is a token of the model, nor <script>, which no feed has for its looks.
+_INLINE_TAG = re.compile(
+    r"</?(?:a|abbr|b|big|em|font|i|img|ins|small|span|strong|sub|sup|u)(?:\s[^<>]*)?/?>", re.IGNORECASE
+)
+_BLOCK_TAG = re.compile(
+    r"</?(?:br|center|div|h[1-6]|hr|li|ol|p|table|tbody|td|th|thead|tr|ul)(?:\s[^<>]*)?/?>", re.IGNORECASE
+)
+
+
+def is_missing(text: str) -> bool:
+    """Return whether a whole cell says that there is no value, as ``NULL`` or ``#N/A`` does."""
+    return text.strip().lower() in MISSING_WORDS
+
+
+def without_markup(text: str) -> str:
+    """Return text with HTML's entities decoded and the tags of running text removed."""
+    decoded = _ENTITY.sub(lambda entity: html.unescape(entity[0]), text)
+    return _INLINE_TAG.sub("", _BLOCK_TAG.sub(" ", decoded))
 
 
 def clean_text(text: str, max_length: int) -> str:

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel
 
 from fovea.errors import UserError
+from fovea.yaml_text import read_yaml
 from pipelines.settings import RunSettings, validate_settings
 
 FLAT = (
@@ -96,7 +97,7 @@ def from_arguments(arguments: Mapping[str, Any]) -> RunSettings:
     """
     text = str(arguments.get(SETTINGS) or "")
     try:
-        others = yaml.safe_load(text) or {}
+        others = read_yaml(text) or {}
     except yaml.YAMLError as error:
         raise UserError(f"{SETTINGS}: is not YAML ({' '.join(str(error).split())[:200]})") from error
     if not isinstance(others, dict):

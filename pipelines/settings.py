@@ -22,6 +22,7 @@ from components.prepare_data.parameters import PrepareDataParameters
 from components.train_lora.parameters import TrainLoraParameters
 from fovea.errors import UserError
 from fovea.parameters import Parameters, parse_parameters
+from fovea.yaml_text import read_yaml
 
 P = TypeVar("P", bound=Parameters)
 
@@ -148,7 +149,7 @@ def read_settings(path: Path, others: Collection[str] = ()) -> dict[str, Any]:
         UserError: the file cannot be read, is not a mapping, or has an unknown key.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        content = read_yaml(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path}: cannot be read ({getattr(error, 'strerror', error)}); give a YAML file"

@@ -29,6 +29,7 @@ from fovea.evaluation.metrics import COUNTS, RELIANCE, metrics_of
 from fovea.parameters import NOT_IN_RESULT, Parameters, parse_parameters
 from fovea.storage import Storage
 from fovea.task import Task
+from fovea.yaml_text import read_yaml
 
 CONDITIONS = (
     "records_readable",
@@ -217,7 +218,7 @@ def parse_rules(text: str, source: str) -> GateRules:
         raise UserError(f"{source}: has {len(text)} characters, at most {_MOST_CHARACTERS} are allowed")
     try:
         _check_plain(text, source)
-        document = yaml.safe_load(text)
+        document = read_yaml(text)
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{source}: is not YAML ({reason})") from error

@@ -14,7 +14,7 @@ from components.prepare_data.workspace import Workspace
 from fovea.errors import UnusableError, UserError
 from fovea.task import FieldValue, TableRow, Task
 from fovea.task.prices import parse_rate
-from fovea.text import clean_text
+from fovea.text import clean_text, is_missing, without_markup
 
 T = TypeVar("T")
 
@@ -29,6 +29,8 @@ class Row:
     picture: str
     values: Mapping[str, FieldValue]
     currency: str | None
+    had_markup: bool = False
+    """Whether HTML was decoded or removed in a value."""
 
 
 def read_rows(source: Source, workspace: Workspace, task: Task, parameters: PrepareDataParameters) -> None:
@@ -65,6 +67,7 @@ def read_rows(source: Source, workspace: Workspace, task: Task, parameters: Prep
             address=row.picture,
             values=row.values,
             currency=row.currency,
+            had_markup=row.had_markup,
         )
     _check(workspace, source.location, parameters)
 
@@ -90,13 +93,16 @@ def format_reasons(dropped: Mapping[str, int]) -> str:
 
 
 def clean_row(raw: Mapping[str, Value], task: Task, parameters: PrepareDataParameters) -> Row:
-    """Read one row of the table.
+    """Read one row of the table. A cell that says that there is no value, such as ``NULL``, is empty.
 
     Raises:
         UnusableError: The reason starts with the column's name, or is ``answer_not_readable_back``.
     """
+    raw = {column: "" if is_missing(str(cell)) else cell for column, cell in raw.items()}
+    texts = {field.column: str(raw[field.column]) for field in task.fields.values() if field.is_text}
+    plain = {column: without_markup(text) for column, text in texts.items()}
     product = _of(parameters.product_column, lambda: _text(raw[parameters.product_column]))
-    row = TableRow(raw, parameters.decimal_mark, _currency(raw, parameters.currency_column))
+    row = TableRow(raw | plain, parameters.decimal_mark, _currency(raw, parameters.currency_column))
     values = {
         name: _of(field.column, partial(field.read, row))
         for name, field in task.fields.items()
@@ -117,7 +123,7 @@ def clean_row(raw: Mapping[str, Value], task: Task, parameters: PrepareDataParam
         task.answer(values)
     except ValueError as error:
         raise UnusableError("answer_not_readable_back") from error
-    return Row(product, picture, values, row.currency)
+    return Row(product, picture, values, row.currency, had_markup=plain != texts)
 
 
 def _of(column: str, read: Callable[[], T]) -> T:

@@ -100,6 +100,8 @@ class BaseField(BaseModel):
     json_type: ClassVar[Literal["string", "number"]] = "string"
     is_derived: ClassVar[bool] = False
     """The value follows from the row's other fields, and is read after them."""
+    is_text: ClassVar[bool] = False
+    """Values are text for people, in which a feed's HTML means nothing."""
     is_category: ClassVar[bool] = False
     """Values are of a limited set, so that they can be counted, sliced and confused."""
     is_amount: ClassVar[bool] = False
@@ -187,6 +189,7 @@ class TextField(BaseField):
     type: Literal["text"] = "text"
     max_length: int = PydanticField(default=200, gt=0)
 
+    is_text: ClassVar[bool] = True
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("exact", "right, letter by letter", mean("exact")),
         Metric("f1", "F1 of words", mean("f1")),

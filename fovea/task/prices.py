@@ -6,10 +6,11 @@ from decimal import Decimal
 from typing import Literal, NamedTuple
 
 from fovea.errors import UnusableError
+from fovea.text import MISSING_WORDS
 
 DecimalMark = Literal["", ".", ","]
 
-_MISSING = {"", "-", "--", "n/a", "na", "nan", "none", "null", "tbd"}
+_MISSING = {"", "-", "--", "tbd"} | MISSING_WORDS
 
 _CODES = frozenset(
     """

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from components.deploy.kserve_parameters import Toleration
 from components.deploy.targets.cluster import API_KEYS, CREDENTIALS
 from fovea.errors import UserError
+from fovea.yaml_text import read_yaml
 from pipelines.finetune import SUMMARY, build_graph, make_pipeline
 from pipelines.form import describe_parameter, form_parameters, limits_of
 from pipelines.settings import RunSettings
@@ -94,7 +95,7 @@ class Placement(BaseModel):
     @classmethod
     def _from_json(cls, value: Any) -> Any:
         """Accept JSON or YAML as text: a single setting on the command line is text."""
-        return yaml.safe_load(value or "null") or {} if isinstance(value, str) else value
+        return read_yaml(value or "null") or {} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
@@ -173,7 +174,7 @@ def read_cluster_settings(path: Path) -> ClusterSettings:
         UserError: it cannot be read, or names every field that is wrong.
     """
     try:
-        content = yaml.safe_load(path.read_text()) or {}
+        content = read_yaml(path.read_text()) or {}
         return ClusterSettings.model_validate(content)
     except ValidationError as error:
         wrong = "; ".join(

@@ -156,6 +156,7 @@ class _Report:
             groups=self._groups(),
             grouped=self._workspace.products.count_groups(),
             reasons=self._reasons(),
+            markup=self._workspace.overview.count_markup(),
         )
 
     def _wall(self) -> list[str]:

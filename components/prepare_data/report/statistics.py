@@ -48,7 +48,7 @@ _VALUE = {
 }
 _ROW = {
     "duplicate": "the same product, picture and answer as another row",
-    "malformed_line": "more or fewer values than the table has columns",
+    "malformed_line": "not as many values as columns, an unclosed quote, not a JSON object, or a name twice",
     "answer_not_readable_back": "the parser would read other values from the answer",
     TOO_LONG: "more tokens than the base model's context has",
     IN_TWO_SPLITS: "its picture looks like pictures in different splits",

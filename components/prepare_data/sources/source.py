@@ -3,10 +3,12 @@
 A source is
 
 - a path, an ``s3://`` URI or an http(s) URL of one file;
-- a path or an ``s3://`` URI of a folder, or with ``*``, ``?`` or ``**``: all tables there, by name;
+- a path or an ``s3://`` URI of a folder, or with ``*``, ``?`` or ``**``: all tables there, by name, except
+  hidden ones, see `is_hidden`;
 - ``hf://owner/name``, a dataset of the Hugging Face hub, see `components.prepare_data.sources.hub`.
 
-A file is CSV, JSON Lines or Parquet, recognised by its content. Rows are read in batches to bound memory.
+A file is CSV, JSON Lines, a JSON array or Parquet, perhaps compressed with gzip; its content decides.
+Rows are read in batches to bound memory.
 """
 
 import asyncio
@@ -29,7 +31,8 @@ from fovea.storage import Storage, sha256_file, split_uri
 TABLE_LIMITS = FetchLimits(max_bytes=2 << 30, total_seconds=900)
 """Limits of a table from the web."""
 
-_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+_TEXTS = (".csv", ".tsv", ".jsonl", ".ndjson")
+_SUFFIXES = (*_TEXTS, *(f"{text}.gz" for text in _TEXTS), ".parquet")
 """Suffixes of the files that are read from a folder."""
 _WEB = {"http", "https"}
 
@@ -116,13 +119,17 @@ def _from_disk(source: str) -> Files:
         return Files(str(path), [(path, str(path))])
     if path.is_dir():
         base = path.resolve()
-        found = [each for each in base.rglob("*") if each.suffix.lower() in _SUFFIXES]
+        found = [each for each in base.rglob("*") if each.name.lower().endswith(_SUFFIXES)]
     else:
         fixed = _fixed_part(source)
         base = Path(fixed).resolve()
         rest = source.removeprefix(fixed)
         found = [each.resolve() for each in base.glob(rest)] if _is_pattern(source) else []
-    files = sorted(each for each in found if each.is_file() and each.is_relative_to(base))
+    files = sorted(
+        each
+        for each in found
+        if each.is_file() and each.is_relative_to(base) and not is_hidden(each.relative_to(base).as_posix())
+    )
     if not files:
         raise _nothing(source)
     return Files(f"{base}/", [(each, str(each)) for each in files])
@@ -133,10 +140,10 @@ def _from_s3(source: str, storage: Storage, folder: Path) -> Files:
         base, uris = source, [source]
     elif _is_pattern(source):
         base = _fixed_part(source)
-        uris = [uri for uri in storage.list(base) if _matches(uri, source)]
+        uris = [uri for uri in _listed(storage, base) if _matches(uri, source)]
     else:
         base = source.rstrip("/") + "/"
-        uris = [uri for uri in storage.list(base) if uri.lower().endswith(_SUFFIXES)]
+        uris = [uri for uri in _listed(storage, base) if uri.lower().endswith(_SUFFIXES)]
     if not uris:
         raise _nothing(source)
     files = []
@@ -144,6 +151,18 @@ def _from_s3(source: str, storage: Storage, folder: Path) -> Files:
         storage.read_file(uri, folder / str(number))
         files.append((folder / str(number), uri))
     return Files(base, files)
+
+
+def _listed(storage: Storage, base: str) -> Iterator[str]:
+    return (uri for uri in storage.list(base) if not is_hidden(uri.removeprefix(base)))
+
+
+def is_hidden(path: str) -> bool:
+    """Return whether a file below a folder is hidden: a part of its path starts with ``.``, ``_`` or ``~$``.
+
+    Such are checkpoints of notebooks, metadata of macOS and Spark, and lock files of office programs.
+    """
+    return any(part.startswith((".", "_", "~$")) for part in path.split("/"))
 
 
 def _is_pattern(source: str) -> bool:

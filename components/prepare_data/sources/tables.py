@@ -1,8 +1,9 @@
-"""Readers of tables: CSV, JSON Lines and Parquet files, and Arrow tables."""
+"""Readers of tables: CSV, JSON and Parquet files, and Arrow tables."""
 
 import csv
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,19 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow
-import pyarrow.csv
 import pyarrow.parquet
 
+from components.prepare_data.sources.csv_tables import csv_rows, read_header
+from components.prepare_data.sources.plain_files import plain_file
 from fovea.errors import UserError
 
 Value = str | Decimal
 """A cell: text as the table has it, or a number with a fraction of a typed table."""
 
-_BATCH_BYTES = 4 << 20
 _BATCH_ROWS = 1000
 _BATCH_PICTURES = 32
 """Rows per batch if the table itself contains the pictures."""
 _LINE_BYTES = 64 << 20
+_ARRAY_BYTES = 256 << 20
+_ARRAY = re.compile(rb"\[\s*(\{|\]|$)")
 _MALFORMED_CHARACTERS = 300
 _LOOKED_AT = 100
 """The first lines of JSON in which every column must occur."""
@@ -46,30 +49,58 @@ def read_table(path: Path, location: str, columns: Sequence[str], image_column: 
     Raises:
         UserError: The file cannot be read, or lacks a column.
     """
-    with _explained(location):
-        with path.open("rb") as file:
+    with _explained(location), plain_file(path, location) as plain:
+        with plain.open("rb") as file:
             start = file.read(64)
+        text = start.lstrip(b"\xef\xbb\xbf \t\r\n")
         if start.startswith(b"PAR1"):
-            yield from _parquet(path, location, columns, image_column)
-        elif start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
-            yield from _json_lines(path, location, columns, image_column)
+            yield from _parquet(plain, location, columns, image_column)
+        elif text.startswith(b"{"):
+            yield from _json_lines(plain, location, columns, image_column)
+        elif _ARRAY.match(text):
+            yield from _json_array(plain, location, columns, image_column)
         else:
-            yield from _csv(path, location, columns)
+            yield from _csv(plain, location, columns)
 
 
 def arrow_rows(batch: Any, columns: Sequence[str], image_column: str) -> Iterator[SourceRow]:
-    """Yield the rows of an Arrow table or batch, whose columns may have any type."""
+    """Yield the rows of an Arrow table or batch, whose columns may have any type; classes by their names."""
+    classes = {name: names for name, names in _class_names(batch.schema).items() if name in columns}
     for record in batch.select(list(columns)).to_pylist():
+        for column, names in classes.items():
+            number = record[column]
+            # -1 is an unknown class.
+            known = isinstance(number, int) and 0 <= number < len(names)
+            record[column] = names[number] if known else None
         yield _row(record, columns, image_column)
 
 
-def check_columns(location: str, columns: Sequence[str], there: Sequence[str]) -> None:
-    """Raise a UserError if a column is missing."""
+def _class_names(schema: pyarrow.Schema) -> dict[str, list[str]]:
+    """Return the names of the classes of each `datasets.ClassLabel` in the metadata of a schema."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {
+            name: [str(each) for each in feature["names"]]
+            for name, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        }
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
+
+
+def check_columns(location: str, columns: Sequence[str], there: list[str]) -> None:
+    """Raise a UserError where a column is missing, or there is another of its name."""
     missing = [column for column in columns if column not in there]
     if missing:
         raise UserError(
             f"{location}: has no column {', '.join(missing)}; there are {', '.join(there)}. "
             "Set the *_column parameters"
+        )
+    twice = [column for column in columns if there.count(column) > 1]
+    if twice:
+        raise UserError(
+            f"{location}: has more than one column {', '.join(twice)}, and either could be meant; "
+            "rename or remove the others"
         )
 
 
@@ -99,52 +130,50 @@ def _json_lines(path: Path, location: str, columns: Sequence[str], image_column:
 
 def _json_object(line: bytes) -> dict[str, Any] | None:
     try:
-        found = json.loads(
-            line.decode("utf-8-sig"), parse_float=Decimal, parse_int=str, parse_constant=lambda _: None
-        )
+        found = _parsed(line)
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 
 
-def _csv(path: Path, location: str, columns: Sequence[str]) -> Iterator[SourceRow]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        delimiter, there = _header(file.readline(_LINE_BYTES))
-    check_columns(location, columns, there)
-    malformed: list[pyarrow.csv.InvalidRow] = []
-
-    def skip(row: pyarrow.csv.InvalidRow) -> str:
-        malformed.append(row)
-        return "skip"
-
-    reader = pyarrow.csv.open_csv(
-        path,
-        # Invalid rows have numbers only with a single thread.
-        read_options=pyarrow.csv.ReadOptions(block_size=_BATCH_BYTES, use_threads=False),
-        parse_options=pyarrow.csv.ParseOptions(
-            delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skip
-        ),
-        convert_options=pyarrow.csv.ConvertOptions(
-            include_columns=list(columns), column_types=dict.fromkeys(columns, pyarrow.string())
-        ),
+def _parsed(text: bytes) -> Any:
+    return json.loads(
+        text.decode("utf-8-sig"),
+        parse_float=Decimal,
+        parse_int=str,
+        parse_constant=lambda _: None,
+        object_pairs_hook=_without_names_twice,
     )
-    number = 2  # the header is 1
-    for batch in reader:
-        # In slices, because Python objects take many times the memory of the batch.
-        for start in range(0, batch.num_rows, _BATCH_ROWS):
-            for record in batch.slice(start, _BATCH_ROWS).to_pylist():
-                while malformed and malformed[0].number == number:
-                    yield _malformed(malformed.pop(0).text)
-                    number += 1
-                yield SourceRow(record)
-                number += 1
-    yield from (_malformed(row.text) for row in malformed)
 
 
-def _header(line: str) -> tuple[str, list[str]]:
-    """Return the delimiter that splits a header into the most columns, and the columns."""
-    read: dict[str, list[str]] = {mark: next(csv.reader([line], delimiter=mark), []) for mark in ",;\t|"}
-    return max(read.items(), key=lambda item: len(item[1]))
+def _without_names_twice(pairs: list[tuple[str, Any]]) -> Any:
+    """Return an object, or its pairs if a name occurs twice."""
+    found = dict(pairs)
+    return found if len(found) == len(pairs) else pairs
+
+
+def _json_array(path: Path, location: str, columns: Sequence[str], image_column: str) -> Iterator[SourceRow]:
+    if path.stat().st_size > _ARRAY_BYTES:
+        raise UserError(
+            f"{location}: is a JSON array of more than {_ARRAY_BYTES:,} bytes; save it as JSON Lines"
+        )
+    try:
+        items = _parsed(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{location}: is a JSON array that cannot be read ({error}); save it again, or as JSON Lines"
+        ) from error
+    first = [item for item in items[:_LOOKED_AT] if isinstance(item, dict)]
+    check_columns(location, columns, list(dict.fromkeys(key for item in first for key in item)))
+    for item in items:
+        yield _row(item, columns, image_column) if isinstance(item, dict) else _malformed(json.dumps(item))
+
+
+def _csv(path: Path, location: str, columns: Sequence[str]) -> Iterator[SourceRow]:
+    header = read_header(path)
+    check_columns(location, columns, header.names)
+    for row in csv_rows(path, header, columns):
+        yield _malformed(row) if isinstance(row, str) else SourceRow(dict(row))
 
 
 def _row(record: dict[str, Any], columns: Sequence[str], image_column: str) -> SourceRow:
@@ -193,5 +222,5 @@ def _explained(location: str) -> Iterator[None]:
     except _UNREADABLE as error:
         raise UserError(
             f"{location}: cannot be read as CSV or JSON Lines in UTF-8, or as Parquet "
-            f"({(str(error) or type(error).__name__).splitlines()[0]}); give a table with a header line"
+            f"({(str(error) or type(error).__name__).splitlines()[0]}); save it in UTF-8, with a header line"
         ) from error

@@ -68,6 +68,11 @@ class Overview:
         )
         return Totals(*found.fetchone())
 
+    def count_markup(self) -> int:
+        """Count the kept rows with a value in which HTML was decoded or removed."""
+        found = self._db.execute("SELECT count(*) FROM rows WHERE reason IS NULL AND markup")
+        return int(found.fetchone()[0])
+
     def first_raw(self, limit: int) -> list[dict[str, Any]]:
         """Return the first rows as the table has them."""
         found = self._db.execute("SELECT raw FROM rows ORDER BY number LIMIT ?", (limit,))

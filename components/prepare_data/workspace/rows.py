@@ -59,12 +59,13 @@ class Rows:
         address: str | None = None,
         values: Mapping[str, FieldValue] | None = None,
         currency: str | None = None,
+        had_markup: bool = False,
         reason: str | None = None,
     ) -> None:
         """Add a row of the source: its cleaned values, or the ``reason`` why it is left out."""
         self._db.execute(
-            'INSERT INTO rows (number, product, address, "values", currency, raw, reason) '
-            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            'INSERT INTO rows (number, product, address, "values", currency, raw, markup, reason) '
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 number,
                 product,
@@ -72,6 +73,7 @@ class Rows:
                 None if values is None else json.dumps(dict(values), ensure_ascii=False),
                 currency,
                 json.dumps(dict(raw), ensure_ascii=False, default=str),
+                had_markup,
                 reason,
             ),
         )

@@ -14,6 +14,7 @@ CREATE TABLE rows (
     currency TEXT,
     row_id   TEXT,                -- digest of the row's content; NULL until its picture is fetched
     raw      TEXT NOT NULL,       -- JSON object: the used columns as the table has them
+    markup   INTEGER NOT NULL DEFAULT 0, -- 1 if HTML was decoded or removed in a value
     reason   TEXT,                -- why the row is left out; NULL if it is kept
     tokens   INTEGER,             -- length of the training sequence; NULL if not counted
     split    TEXT                 -- train, validation or test
