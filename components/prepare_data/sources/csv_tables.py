@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import pyarrow
 import pyarrow.compute
 import pyarrow.csv
 
-CsvRow = dict[str, str] | str
+CsvRow = dict[str, Any] | str
 """Text by column; or the text of a malformed row."""
 
 _BATCH_BYTES = 4 << 20
