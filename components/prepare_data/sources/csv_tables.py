@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import pyarrow
 import pyarrow.compute
 import pyarrow.csv
 
-CsvRow = dict[str, str] | str
+CsvRow = dict[str, Any] | str
 """Text by column; or the text of a malformed row."""
 
 _BATCH_BYTES = 4 << 20
@@ -62,6 +62,8 @@ def csv_rows(path: Path, header: Header, columns: Sequence[str]) -> Iterator[Csv
     Raises:
         pyarrow.ArrowException, csv.Error, UnicodeError: the file cannot be read on.
     """
+    if not _has_rows(path, header):  # pyarrow takes that for an error
+        return
     backslashes, blanks = _quoting(path, header.delimiter)
     if backslashes or blanks:
         yield from _odd_rows(path, header, columns, backslashes, blanks)
@@ -74,10 +76,19 @@ def csv_rows(path: Path, header: Header, columns: Sequence[str]) -> Iterator[Csv
                 done += 1
         except pyarrow.ArrowInvalid as error:
             # A row that is longer than a block, in whichever column.
-            if "straddl" not in str(error) or block == _LINE_BYTES:
+            if "straddl" not in str(error):
                 raise
+            if block == _LINE_BYTES:
+                raise csv.Error(
+                    f"after {done:,} rows one has more than {block:,} bytes; close its quote"
+                ) from error
         else:
             return
+
+
+def _has_rows(path: Path, header: Header) -> bool:
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        return any(line.strip() for line in islice(_lines(file), header.lines, None))
 
 
 def _usual_rows(path: Path, header: Header, columns: Sequence[str], block: int) -> Iterator[CsvRow]:

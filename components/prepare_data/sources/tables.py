@@ -173,7 +173,7 @@ def _csv(path: Path, location: str, columns: Sequence[str]) -> Iterator[SourceRo
     header = read_header(path)
     check_columns(location, columns, header.names)
     for row in csv_rows(path, header, columns):
-        yield _malformed(row) if isinstance(row, str) else SourceRow(dict(row))
+        yield _malformed(row) if isinstance(row, str) else SourceRow(row)
 
 
 def _row(record: dict[str, Any], columns: Sequence[str], image_column: str) -> SourceRow:

@@ -10,12 +10,14 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import yaml
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from components.prepare_data.cleaning import clean_row, read_rows
 from components.prepare_data.parameters import PrepareDataParameters
 from components.prepare_data.report.page import write_report
 from components.prepare_data.sources.source import open_source
-from components.prepare_data.sources.tables import SourceRow
+from components.prepare_data.sources.tables import SourceRow, read_table
 from components.prepare_data.workspace import Workspace
 from fovea.errors import UnusableError, UserError
 from fovea.fetch.profiles import FetchProfile
@@ -250,3 +252,40 @@ def test_classes_are_taught_by_their_names(tmp_path: Path) -> None:
     table.to_parquet(tmp_path / "table.parquet")
     found = read(str(tmp_path / "table.parquet"), ["kind", "imageurl"])
     assert [row.values["kind"] for row in found] == ["SOFAS", "LAMPS", "", ""]
+
+
+def test_a_header_without_rows_is_a_table_without_rows(tmp_path: Path) -> None:
+    for content in (HEADER, f"{HEADER}\n", f"sep=,\n{HEADER}\n", "[]"):
+        (tmp_path / "table.csv").write_text(content)
+        assert content == "[]" or read(str(tmp_path / "table.csv")) == []
+
+
+PIECES = st.sampled_from(
+    [*'ab,;\n\r"\\ []{}:\t', "\N{NULL}", '"title"', ', "', '\\"', "é", "\ufeff", "sep=;\n"]
+)
+
+
+# pyarrow cannot tell of a row whose length and encoding are both wrong, and ends.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@given(
+    st.one_of(
+        st.binary(max_size=80), st.lists(PIECES, max_size=40).map(lambda pieces: "".join(pieces).encode())
+    )
+)
+@example(b"")
+@example(b"\x1f\x8b")
+@example(b"\xff\xfea")
+def test_whatever_follows_a_header_gives_rows_or_one_error(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.csv"
+    for start in (b"", b"title,price,more\n"):
+        path.write_bytes(start + content)
+        found, error = [], "any.csv: "
+        try:
+            found = list(read_table(path, "any.csv", ["title"], "title"))
+        except UserError as raised:
+            error = str(raised)
+        assert error.startswith("any.csv: ")
+        assert "\n" not in error
+        assert all(row.malformed is not None or isinstance(row.values["title"], str) for row in found)
