@@ -57,7 +57,7 @@ class BodyLimit:
                 await self._refuse(error, scope, receive, send)
                 return
         declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if not declared.isdigit() or int(declared) > self._max_bytes:
+        if not declared.isdigit() or len(declared) > 18 or int(declared) > self._max_bytes:
             await self._refuse(self._too_large(), scope, receive, send)
             return
         size, complete = 0, False

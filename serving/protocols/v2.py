@@ -225,7 +225,7 @@ async def _read(request: Request) -> tuple[InferBody, bytes]:
     length = request.headers.get(_JSON_LENGTH)
     if length is None:
         return parse(content, InferBody), b""
-    if not length.isascii() or not length.isdigit() or int(length[:12]) > len(content):
+    if not length.isascii() or not length.isdigit() or len(length) > 12 or int(length) > len(content):
         raise RequestError(f"{_JSON_LENGTH}: must be how many bytes of the body are JSON", param=_JSON_LENGTH)
     return parse(content[: int(length)], InferBody), content[int(length) :]
 

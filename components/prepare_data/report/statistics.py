@@ -38,6 +38,7 @@ _VALUE = {
     "empty": "nothing is there",
     "missing": "nothing is there",
     "too_long": "longer than is allowed",
+    "invalid_text": "holds half of a character, such as half an emoji",
     "control_character": "holds characters that cannot be shown",
     "special_token": "holds a marker that steers the model",
     "unreadable": "cannot be read",

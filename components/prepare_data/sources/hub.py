@@ -98,6 +98,8 @@ def read_file(uri: str, max_bytes: int) -> bytes:
         data: bytes = files.cat_file(uri)
     except FileNotFoundError as error:
         raise FetchError("not_found", uri, "there is no such file") from error
+    except ValueError as error:
+        raise FetchError("invalid_url", uri, f"is no path of the hub ({_line(error)})") from error
     except OSError as error:  # huggingface_hub's errors are such
         raise FetchError("connection_failed", uri, f"the hub does not answer ({_line(error)})") from error
     return data
