@@ -75,7 +75,9 @@ class ChatMessage(Open):
     """One message of a conversation. Its pictures come before its text, as in training."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[ContentPart]
+    content: str | list[ContentPart] | None = Field(
+        default=None, description="null or nothing in a message of the assistant that has no text, only."
+    )
 
 
 class JsonSchema(Open):
@@ -279,7 +281,7 @@ async def model(model: str, served: Served) -> ModelCard:
             "description": "The answer; with `stream`, events of which each holds a ChatChunk",
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
         },
-        **errors(400, 404, 408, 413, 429, 500, 503, 504, kind=OpenAIError),
+        **errors(400, 404, 408, 413, 415, 429, 500, 503, 504, kind=OpenAIError),
     },
     openapi_extra=json_body(ChatRequest),
     summary="Answer a conversation that shows at least one picture",
@@ -373,8 +375,12 @@ def chat_prompt(messages: Sequence[ChatMessage], question: str) -> tuple[str, li
 
 
 def _parts(message: ChatMessage, where: str) -> tuple[list[Picture], str]:
-    if isinstance(message.content, str):
-        return [], message.content.strip()
+    if message.content is None and message.role != "assistant":
+        raise RequestError(
+            f"{where}: only a message of the assistant can be without; send a text or parts", param=where
+        )
+    if message.content is None or isinstance(message.content, str):
+        return [], (message.content or "").strip()
     urls, texts = [], []
     for number, part in enumerate(message.content):
         if isinstance(part, ImagePart):

@@ -223,9 +223,16 @@ def test_marks_count_through_the_conversation() -> None:
     ]
 
 
+def test_a_turn_of_the_assistant_may_have_no_content() -> None:
+    turn = ChatMessage.model_validate({"role": "assistant", "content": None, "refusal": "x"})
+    prompt, _ = chat_prompt([message("user", PICTURE), turn, message("user", QUESTION)], "What?")
+    assert "<|end|><|assistant|>\n<|end|><|user|>" in prompt
+
+
 @pytest.mark.parametrize(
     ("messages", "reason"),
     [
+        ([ChatMessage(role="user", content=None)], "only a message of the assistant"),
         ([message("assistant", PICTURE)], "only the user's"),
         ([message("user", PICTURE), message("assistant", QUESTION)], "last message"),
     ],
