@@ -41,13 +41,14 @@ _BEYOND_THE_END = {"416", "InvalidRange"}
 
 
 def split_uri(uri: str) -> tuple[str, str]:
-    """Split ``s3://bucket/key`` into bucket and key (which can be empty).
+    """Split ``s3://bucket/key`` into bucket and key (which can be empty). The scheme has no case.
 
     Raises:
         UserError: not an S3 URI.
     """
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    if not uri.startswith("s3://") or not bucket:
+    scheme, mark, rest = uri.partition("://")
+    bucket, _, key = rest.partition("/")
+    if scheme.lower() != "s3" or not mark or not bucket:
         raise UserError(f"{uri!r} is not an S3 URI; write s3://bucket/prefix")
     return bucket, key
 

@@ -38,14 +38,25 @@ def without_markup(text: str) -> str:
     return _INLINE_TAG.sub("", _BLOCK_TAG.sub(" ", decoded))
 
 
+def is_valid_text(text: str) -> bool:
+    """Return whether text can be written as UTF-8; half of a surrogate pair, half an emoji, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def clean_text(text: str, max_length: int) -> str:
     """Return text in Unicode's composed form (NFC), with single spaces and no invisible characters.
 
     Markup such as ``<script>`` is text like any other.
 
     Raises:
-        UnusableError: ``empty``, ``too_long``, ``control_character`` or ``special_token``.
+        UnusableError: ``invalid_text``, ``empty``, ``too_long``, ``control_character`` or ``special_token``.
     """
+    if not is_valid_text(text):
+        raise UnusableError("invalid_text")
     words = " ".join(unicodedata.normalize("NFC", text).split())
     # Format characters (zero-width, direction marks, soft hyphens) are invisible: no picture can show them.
     words = "".join(character for character in words if unicodedata.category(character) != "Cf").strip()

@@ -15,18 +15,34 @@ from fovea.errors import UserError
 
 _PREFIX = "base_model.model."
 _ENDS = {".lora_A.weight": "A", ".lora_B.weight": "B"}
-# PEFT features that adding B @ A would silently lose.
-_NOT_PLAIN = (
-    "use_dora",
-    "lora_bias",
-    "modules_to_save",
-    "rank_pattern",
-    "alpha_pattern",
-    "fan_in_fan_out",
-    "layer_replication",
-    "trainable_token_indices",
-    "target_parameters",
-)
+# What PEFT's configuration may say at any value: what adding B @ A respects, and what changes nothing then.
+# Other keys must be unset, so that a feature that a later PEFT adds is refused by its name.
+_SUPPORTED = {
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "use_rslora",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "task_type",
+    "auto_mapping",
+    "peft_version",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "megatron_core",
+    "qalora_group_size",
+}
+# Keys that may have some values alone. Initialisations by another name (pissa, olora, corda, loftq, eva …)
+# change the base's weights or depend on more than the adapter's files.
+_SUPPORTED_VALUES: dict[str, tuple[object, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "init_lora_weights": (True, False, "gaussian"),
+}
+_UNSET: tuple[object, ...] = (None, False, "", {}, [])
 
 
 @dataclass(frozen=True)
@@ -78,13 +94,19 @@ class LoraAdapter:
 def _config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text())
-        kind = config["peft_type"]
+        config["peft_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: is not a PEFT configuration ({error}); train the adapter again") from error
-    beyond = [name for name in _NOT_PLAIN if config.get(name)]
-    if kind != "LORA" or config.get("bias", "none") != "none" or beyond:
-        what = ", ".join(beyond) or f"peft_type {kind}, bias {config.get('bias')}"
-        raise UserError(f"{path}: only plain LoRA is merged, but this adapter has {what}")
+    beyond = [
+        f"{name}={json.dumps(value)[:80]}"
+        for name, value in sorted(config.items())
+        if name not in _SUPPORTED and value not in _SUPPORTED_VALUES.get(name, _UNSET)
+    ]
+    if beyond:
+        raise UserError(
+            f"{path}: only plain LoRA is merged, but this adapter has {', '.join(beyond)}; train it without, "
+            "or convert it to plain LoRA with PEFT"
+        )
     return dict(config)
 
 

@@ -14,7 +14,7 @@ from components.prepare_data.workspace import Workspace
 from fovea.errors import UnusableError, UserError
 from fovea.task import FieldValue, TableRow, Task
 from fovea.task.prices import parse_rate
-from fovea.text import clean_text, is_missing, without_markup
+from fovea.text import clean_text, is_missing, is_valid_text, without_markup
 
 T = TypeVar("T")
 
@@ -111,6 +111,8 @@ def clean_row(raw: Mapping[str, Value], task: Task, parameters: PrepareDataParam
     picture = str(raw[parameters.image_column]).strip()
     if not picture:
         raise UnusableError(f"{parameters.image_column}_empty")
+    if not is_valid_text(picture):
+        raise UnusableError(f"{parameters.image_column}_invalid_text")
     if parameters.currencies == "convert":
         values = _converted(values, row, task, parameters)
         row.currency = parameters.target_currency

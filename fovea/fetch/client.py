@@ -76,6 +76,8 @@ _NAT64 = IPv6Network("64:ff9b::/96")
 # The names of those services, for a proxy that resolves names which this machine cannot.
 _METADATA_NAMES = ("metadata", "metadata.google.internal", "instance-data", "instance-data.*")
 
+_MAX_PORT = 65535
+
 _REDIRECTS = {301, 302, 303, 307, 308}
 
 # After this many failures in a row, over this many seconds, a host is no longer requested.
@@ -192,7 +194,9 @@ def _is_public(address: _IPAddress) -> bool:
 async def _resolve(host: str, port: int) -> list[_IPAddress]:
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (socket.gaierror, UnicodeError) as error:
+    except UnicodeError as error:
+        raise FetchError("invalid_url", host, f"not a valid host name ({error})") from error
+    except socket.gaierror as error:
         # A name that does not exist is final; a name server that does not respond may respond later.
         retry = getattr(error, "errno", None) == socket.EAI_AGAIN
         raise FetchError(
@@ -546,10 +550,14 @@ def _target(address: httpx.URL) -> httpcore.URL:
 def _parse_url(url: str) -> httpx.URL:
     try:
         address = httpx.URL(url)
-    except (httpx.InvalidURL, UnicodeError) as error:
+        # httpx decodes an IDNA host only when it is asked for.
+        host = address.host
+    except (httpx.InvalidURL, ValueError) as error:
         raise FetchError("invalid_url", url, f"not a valid address ({error})") from error
-    if address.scheme not in {"http", "https"} or not address.host:
+    if address.scheme not in {"http", "https"} or not host:
         raise FetchError("invalid_url", url, "not an http or https address")
+    if address.port is not None and not 0 < address.port <= _MAX_PORT:
+        raise FetchError("invalid_url", url, f"the port {address.port} is not between 1 and {_MAX_PORT}")
     return address
 
 

@@ -64,6 +64,8 @@ def _from_base64(picture: Picture, text: str, limits: PictureLimits) -> bytes:
         head, comma, text = text.partition(",")
         if not comma or not head.lower().endswith(";base64"):
             raise picture.refusal("a data: URL must read data:image/…;base64,…")
+    # MIME and many tools break lines.
+    text = "".join(text.split())
     if len(text) > limits.max_bytes * 4 // 3 + 4:
         raise picture.refusal(f"at most {limits.max_bytes:,} bytes are allowed")
     try:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.errors import RequestError
+from serving.middleware.encoding import Decoder
 from serving.protocols.errors import error_response
 from serving.protocols.protocol import Protocol
 
@@ -15,6 +16,9 @@ MAX_BODY_BYTES = 64 << 20
 
 class BodyLimit:
     """ASGI middleware that refuses bodies that are too large (413), too slow (408) or too many (429).
+
+    A body in gzip is decoded as it arrives; the bounds are those of what it holds. Other encodings are
+    refused (415).
 
     A declared length is refused before anything is read; a body without one, as soon as it is too long. While
     the queue is full no body is read, so that refusing a request takes no time from those that wait.
@@ -50,14 +54,16 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if self._check_room is not None and scope["method"] == "POST":
-            try:
+        headers = dict(scope["headers"])
+        try:
+            if self._check_room is not None and scope["method"] == "POST":
                 self._check_room()
-            except RequestError as error:
-                await self._refuse(error, scope, receive, send)
-                return
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if not declared.isdigit() or int(declared) > self._max_bytes:
+            decoder = Decoder(headers.get(b"content-encoding", b"").decode("latin-1"))
+        except RequestError as error:
+            await self._refuse(error, scope, receive, send)
+            return
+        declared = headers.get(b"content-length", b"0")
+        if not declared.isdigit() or len(declared) > 18 or int(declared) > self._max_bytes:
             await self._refuse(self._too_large(), scope, receive, send)
             return
         size, complete = 0, False
@@ -73,14 +79,15 @@ class BodyLimit:
                 raise RequestError(
                     f"the body did not arrive within {self._seconds:g} seconds", status=408
                 ) from None
-            part = len(message.get("body", b""))
-            size, complete = size + part, not message.get("more_body", False)
-            self._held += part
+            complete = not message.get("more_body", False)
+            body = decoder.decode(message.get("body", b""), self._max_bytes - size, last=complete)
+            size += len(body)
+            self._held += len(body)
             if size > self._max_bytes:
                 raise self._too_large()
             if self._held > self._max_total_bytes:
                 raise RequestError("too many requests are waiting; ask again in a moment", status=429)
-            return message
+            return {**message, "body": body}
 
         try:
             await self._app(scope, bounded, send)

@@ -35,7 +35,7 @@ def error_response(protocols: Sequence[Protocol], path: str, error: RequestError
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    if error.status in (408, 413):
+    if error.status in (408, 413, 415):
         # The rest of the body is not read.
         headers["Connection"] = "close"
     protocol = protocol_of(protocols, path)

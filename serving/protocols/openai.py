@@ -5,11 +5,12 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from fovea.evaluation.calibration import Calibration
 from fovea.task import Answer
@@ -37,6 +38,41 @@ logger = logging.getLogger("serving")
 
 _MAX_TEXT = 8192
 _MAX_PICTURES = 16
+
+# Members of a request that change nothing at any value: answers are the most likely ones.
+_NO_EFFECT = {
+    "temperature",
+    "top_p",
+    "seed",
+    "user",
+    "metadata",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "parallel_tool_calls",
+}
+# Values of other members that ask for nothing. null always does.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "stop": ([], ""),
+    "logit_bias": ({},),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "store": (False,),
+}
+
+_SCHEMA = "response_format.json_schema.schema"
+_ANNOTATIONS = {"title", "description", "default", "examples", "deprecated"}
+# What the server keeps of a schema, or what asks for nothing.
+_OBJECT_KEYWORDS = {*_ANNOTATIONS, "$schema", "$id", "type", "properties", "required", "additionalProperties"}
+_FIELD_KEYWORDS = {*_ANNOTATIONS, "type", "anyOf"}
 
 # The type and code of an error, by status.
 _ERROR_KINDS = {
@@ -75,7 +111,9 @@ class ChatMessage(Open):
     """One message of a conversation. Its pictures come before its text, as in training."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[ContentPart]
+    content: str | list[ContentPart] | None = Field(
+        default=None, description="null or nothing in a message of the assistant that has no text, only."
+    )
 
 
 class JsonSchema(Open):
@@ -116,8 +154,12 @@ class StreamOptions(Open):
 class ChatRequest(Open):
     """Body of ``POST /openai/v1/chat/completions``.
 
-    Answers are always the most likely ones: ``temperature``, ``top_p`` and ``seed`` change nothing.
+    Answers are always the most likely ones: ``temperature``, ``top_p`` and ``seed`` change nothing. A member
+    that asks for more than is described here is refused.
     """
+
+    # What is not declared is kept, so that it can be refused by its name.
+    model_config = ConfigDict(extra="allow")
 
     model: str
     messages: list[ChatMessage] = Field(min_length=1, max_length=32)
@@ -127,9 +169,6 @@ class ChatRequest(Open):
     min_confidence: MinConfidence = 0.0
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    n: int | None = 1
-    logprobs: bool | None = None
-    tools: list[Any] | None = None
 
     @property
     def max_new_tokens(self) -> int:
@@ -279,7 +318,7 @@ async def model(model: str, served: Served) -> ModelCard:
             "description": "The answer; with `stream`, events of which each holds a ChatChunk",
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
         },
-        **errors(400, 404, 408, 413, 429, 500, 503, 504, kind=OpenAIError),
+        **errors(400, 404, 408, 413, 415, 429, 500, 503, 504, kind=OpenAIError),
     },
     openapi_extra=json_body(ChatRequest),
     summary="Answer a conversation that shows at least one picture",
@@ -373,8 +412,12 @@ def chat_prompt(messages: Sequence[ChatMessage], question: str) -> tuple[str, li
 
 
 def _parts(message: ChatMessage, where: str) -> tuple[list[Picture], str]:
-    if isinstance(message.content, str):
-        return [], message.content.strip()
+    if message.content is None and message.role != "assistant":
+        raise RequestError(
+            f"{where}: only a message of the assistant can be without; send a text or parts", param=where
+        )
+    if message.content is None or isinstance(message.content, str):
+        return [], (message.content or "").strip()
     urls, texts = [], []
     for number, part in enumerate(message.content):
         if isinstance(part, ImagePart):
@@ -385,21 +428,18 @@ def _parts(message: ChatMessage, where: str) -> tuple[list[Picture], str]:
 
 
 def _refuse_what_is_not_offered(request: ChatRequest, served: ServedModel) -> None:
-    refused = {
-        "n": request.n not in (None, 1),
-        "logprobs": request.logprobs,
-        "tools": request.tools,
-    }
-    for name, asked in refused.items():
-        if asked:
-            raise RequestError(f"{name} is not offered; leave it out", param=name)
+    for name, asked in (request.model_extra or {}).items():
+        if name not in _NO_EFFECT and asked is not None and asked not in _NEUTRAL.get(name, ()):
+            raise RequestError(f"{name[:40]} is not offered; leave it out", param=name[:40])
     if isinstance(request.response_format, JsonSchemaFormat):
-        _check_schema(request.response_format.json_schema.json_schema, served)
+        schema = request.response_format.json_schema.json_schema
+        _check_schema(schema, served, may_be_null=request.min_confidence > 0)
 
 
-def _check_schema(schema: dict[str, Any], served: ServedModel) -> None:
-    """Refuse a schema that asks for what the answer's fields are not."""
-    where = "response_format.json_schema.schema"
+def _check_schema(schema: dict[str, Any], served: ServedModel, *, may_be_null: bool) -> None:
+    """Refuse a schema that asks for what the answer's fields are not, or for what is not checked."""
+    where = _SCHEMA
+    _check_keywords(schema, _OBJECT_KEYWORDS, where)
     fields = served.predictor.task.fields
     properties = schema.get("properties")
     if schema.get("type") != "object" or not isinstance(properties, dict) or not properties:
@@ -409,9 +449,40 @@ def _check_schema(schema: dict[str, Any], served: ServedModel) -> None:
             raise RequestError(
                 f"{where}: the task has no field {str(name)[:40]!r}; it has {', '.join(fields)}", param=where
             )
-        kind = fields[name].json_type
-        if isinstance(wanted, dict) and kind not in _types(wanted):
-            raise RequestError(f"{where}: the field {name} is a {kind}", param=where)
+        _check_field(name, wanted, fields[name].json_type, may_be_null=may_be_null)
+    required = schema.get("required", [])
+    if not isinstance(required, list) or not all(name in properties for name in map(str, required)):
+        raise RequestError(f"{where}.required: must name some of the properties", param=where)
+
+
+def _check_field(name: str, wanted: Any, kind: str, *, may_be_null: bool) -> None:
+    """Refuse a property's schema where the field's values need not follow it."""
+    where = f"{_SCHEMA}.properties.{name}"
+    if wanted is True:
+        return
+    if not isinstance(wanted, dict):
+        raise RequestError(f"{where}: must be a schema", param=where)
+    options = wanted.get("anyOf")
+    _check_keywords(wanted, _FIELD_KEYWORDS - ({"type"} if options is not None else {"anyOf"}), where)
+    for option in options if isinstance(options, list) else []:
+        _check_keywords(option, _FIELD_KEYWORDS - {"anyOf"}, f"{where}.anyOf")
+    if kind not in _types(wanted):
+        raise RequestError(f"{where}: the field {name} is a {kind}", param=where)
+    if may_be_null and "null" not in _types(wanted):
+        raise RequestError(
+            f"{where}: the field {name} is null below min_confidence; add null to its type", param=where
+        )
+
+
+def _check_keywords(schema: Any, known: AbstractSet[str], where: str) -> None:
+    """Refuse keywords that the server does not check: answers could break what they ask for."""
+    beyond = sorted(map(str, schema.keys() - known)) if isinstance(schema, dict) else ["a part that is none"]
+    if beyond:
+        raise RequestError(
+            f"{where}: {beyond[0][:40]} is not offered, because answers are not held to it; leave it out, "
+            "and check the answer yourself",
+            param=where,
+        )
 
 
 def _types(schema: dict[str, Any]) -> list[Any]:
@@ -419,7 +490,7 @@ def _types(schema: dict[str, Any]) -> list[Any]:
     options = schema.get("anyOf")
     if isinstance(options, list):
         return [kind for option in options if isinstance(option, dict) for kind in _types(option)]
-    kinds = schema.get("type", ["string", "number"])
+    kinds = schema.get("type", ["string", "number", "null"])
     return kinds if isinstance(kinds, list) else [kinds]
 
 

@@ -19,6 +19,7 @@ _MEANINGS = {
     404: "There is no such model",
     408: "The body did not arrive in time",
     413: "The body is too large",
+    415: "The body is compressed in another way than gzip",
     429: "Too many requests are waiting, or too many came with this key; see Retry-After",
     500: "A fault of the server",
     503: "The server is stopping, or the model has failed",

@@ -75,7 +75,7 @@ async def model_ready(model_name: str, served: Served) -> dict[str, str | bool]:
 
 @router.post(
     "/models/{model_name}:predict",
-    responses=errors(400, 404, 408, 413, 429, 500, 503, 504),
+    responses=errors(400, 404, 408, 413, 415, 429, 500, 503, 504),
     openapi_extra=json_body(PredictRequest),
     summary="Describe pictures",
 )

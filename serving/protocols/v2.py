@@ -1,6 +1,7 @@
 """KServe's V2 protocol, the Open Inference Protocol."""
 
 import json
+import math
 import struct
 from typing import Annotated, Literal
 
@@ -17,6 +18,7 @@ from kserve.protocol.rest.v2_datamodels import (
 from pydantic import BaseModel, Field
 
 from fovea import __version__
+from serving.engine.model import ServedModel
 from serving.engine.pictures import Picture
 from serving.errors import RequestError
 from serving.protocols.answers import task_name
@@ -51,6 +53,9 @@ class TensorParameters(Open):
     )
 
 
+_Row = Annotated[list[str], Field(min_length=1, max_length=MAX_INSTANCES)]
+
+
 class InputTensor(Open):
     """The pictures: files in base64, ``data:`` URLs or addresses; or, as binary data, the files' bytes."""
 
@@ -58,7 +63,11 @@ class InputTensor(Open):
     shape: list[Annotated[int, Field(ge=1, le=MAX_INSTANCES)]] = Field(min_length=1, max_length=2)
     datatype: Literal["BYTES"]
     parameters: TensorParameters = TensorParameters()
-    data: list[str] | None = Field(default=None, max_length=MAX_INSTANCES)
+    data: list[str] | list[_Row] | None = Field(
+        default=None,
+        max_length=MAX_INSTANCES,
+        description="Flat, or nested as a shape of two dimensions says.",
+    )
 
     def pictures(self, binary: bytes) -> list[str | bytes]:
         """Return the pictures, from the JSON or from what follows it.
@@ -71,15 +80,27 @@ class InputTensor(Open):
             raise RequestError(
                 "inputs.0: send data, or binary_data_size and the bytes", param="inputs.0.data"
             )
-        found: list[str | bytes] = [*self.data] if self.data is not None else _elements(binary, size or 0)
-        count = 1
-        for extent in self.shape:
-            count *= extent
+        found = self._flat() if self.data is not None else _elements(binary, size or 0)
+        count = math.prod(self.shape)
+        if len(found) > MAX_INSTANCES:
+            raise RequestError(f"inputs.0.data: holds more than {MAX_INSTANCES} pictures", param="inputs.0")
         if count != len(found):
             raise RequestError(
                 f"inputs.0.shape: is for {count} pictures, and there are {len(found)}", param="inputs.0.shape"
             )
         return found
+
+    def _flat(self) -> list[str | bytes]:
+        """Return the elements of the data, row by row where it is nested."""
+        rows = [row for row in self.data or () if isinstance(row, list)]
+        if not rows:
+            return [item for item in self.data or () if isinstance(item, str)]
+        if self.shape[0] != len(rows) or any(self.shape[1:] != [len(row)] for row in rows):
+            raise RequestError(
+                f"inputs.0.data: is nested otherwise than the shape {self.shape} says; correct one of them",
+                param="inputs.0.data",
+            )
+        return [item for row in rows for item in row]
 
 
 def _elements(binary: bytes, size: int) -> list[str | bytes]:
@@ -100,12 +121,36 @@ def _elements(binary: bytes, size: int) -> list[str | bytes]:
     return found
 
 
+class RequestedOutput(Open):
+    """An output that is to be returned; outputs always come as JSON."""
+
+    name: str
+
+
 class InferBody(Open):
     """Body of ``POST /v2/models/{model_name}/infer``."""
 
     id: str | None = Field(default=None, max_length=256)
     parameters: InferParameters = InferParameters()
     inputs: list[InputTensor] = Field(min_length=1, max_length=1)
+    outputs: list[RequestedOutput] = Field(
+        default_factory=list, max_length=32, description="Those to return; all where none is named."
+    )
+
+    def output_names(self) -> list[str]:
+        """Return the names of the outputs to return.
+
+        Raises:
+            RequestError: there is no output of a name.
+        """
+        for number, output in enumerate(self.outputs):
+            if output.name not in OUTPUT_NAMES:
+                raise RequestError(
+                    f"outputs.{number}.name: there is no output {output.name[:40]!a}; there are "
+                    f"{', '.join(OUTPUT_NAMES)}",
+                    param=f"outputs.{number}.name",
+                )
+        return list(dict.fromkeys(output.name for output in self.outputs)) or list(OUTPUT_NAMES)
 
 
 OUTPUT_NAMES = ("fields", "confidence", "parse_error", "text", "finish_reason", "error")
@@ -137,6 +182,11 @@ class InferAnswer(BaseModel):
 _INPUTS = [MetadataTensor(name="image", datatype="BYTES", shape=[-1])]
 _OUTPUTS = [MetadataTensor(name=name, datatype="BYTES", shape=[-1]) for name in OUTPUT_NAMES]
 
+VERSION = "1"
+"""The name of the version that is served; the model's digest is another name of it."""
+_VERSIONED = "/models/{model_name}/versions/{model_version}"
+_INFER_ERRORS = errors(400, 404, 408, 413, 415, 429, 500, 503, 504)
+
 router = APIRouter(prefix="/v2", tags=["V2"])
 
 
@@ -156,7 +206,16 @@ async def models(served: Served) -> ListModelsResponse:
 async def model_metadata(model_name: str, served: Served) -> ModelMetadataResponse:
     """Describe the tensors of requests and responses."""
     check_model(served, model_name)
-    return ModelMetadataResponse(name=model_name, platform="", inputs=_INPUTS, outputs=_OUTPUTS)
+    return ModelMetadataResponse(
+        name=model_name, versions=[VERSION], platform="", inputs=_INPUTS, outputs=_OUTPUTS
+    )
+
+
+@router.get(f"{_VERSIONED}", summary="The inputs and outputs of a model's version", responses=errors(404))
+async def version_metadata(model_name: str, model_version: str, served: Served) -> ModelMetadataResponse:
+    """Describe the tensors of requests and responses."""
+    _check_version(served, model_name, model_version)
+    return await model_metadata(model_name, served)
 
 
 @router.get("/models/{model_name}/ready", summary="Whether a model answers", responses=errors(404, 503))
@@ -166,6 +225,14 @@ async def model_ready(model_name: str, served: Served) -> ModelReadyResponse:
     return ModelReadyResponse(name=model_name, ready=True)
 
 
+@router.get(f"{_VERSIONED}/ready", summary="Whether a model's version answers", responses=errors(404, 503))
+async def version_ready(model_name: str, model_version: str, served: Served) -> ModelReadyResponse:
+    """Answer 200 while the model answers requests, and 503 once it has failed."""
+    _check_version(served, model_name, model_version)
+    return await model_ready(model_name, served)
+
+
+@router.head("/health/live", include_in_schema=False)
 @router.get("/health/live", responses=errors(503), summary="Whether the process should live on")
 async def live(served: Served) -> ServerLiveResponse:
     """Answer 503 once the model has failed for good or stands still at its work; busy is not dead."""
@@ -174,6 +241,7 @@ async def live(served: Served) -> ServerLiveResponse:
     return ServerLiveResponse(live=True)
 
 
+@router.head("/health/ready", include_in_schema=False)
 @router.get("/health/ready", responses=errors(503), summary="Whether requests are answered")
 async def ready(served: Served) -> ServerReadyResponse:
     """Answer 200 after the model has answered a first time, until it fails or the server stops."""
@@ -184,7 +252,7 @@ async def ready(served: Served) -> ServerReadyResponse:
 
 @router.post(
     "/models/{model_name}/infer",
-    responses=errors(400, 404, 408, 413, 429, 500, 503, 504),
+    responses=_INFER_ERRORS,
     openapi_extra=json_body(InferBody),
     summary="Describe pictures",
 )
@@ -192,6 +260,7 @@ async def infer(model_name: str, request: Request, served: Served) -> InferAnswe
     """Answer with an element of each output for each picture of the input ``image``."""
     check_model(served, model_name)
     body, binary = await _read(request)
+    names = body.output_names()
     pictures = [
         Picture(f"inputs[0].data[{number}]", content)
         for number, content in enumerate(body.inputs[0].pictures(binary))
@@ -206,9 +275,32 @@ async def infer(model_name: str, request: Request, served: Served) -> InferAnswe
         parameters={"task": task.name, "task_version": task.version},
         outputs=[
             OutputTensor(name=name, shape=[len(found)], data=[_element(each, name) for each in found])
-            for name in OUTPUT_NAMES
+            for name in names
         ],
     )
+
+
+@router.post(
+    f"{_VERSIONED}/infer",
+    responses=_INFER_ERRORS,
+    openapi_extra=json_body(InferBody),
+    summary="Describe pictures, by a version of the model",
+)
+async def version_infer(model_name: str, model_version: str, request: Request, served: Served) -> InferAnswer:
+    """Answer as ``/infer`` without a version does."""
+    _check_version(served, model_name, model_version)
+    return await infer(model_name, request, served)
+
+
+def _check_version(served: ServedModel, name: str, version: str) -> None:
+    """Check a version in a path: the one that is served, as `VERSION` or as the model's digest.
+
+    Raises:
+        RequestError: 404, another model or version is served.
+    """
+    check_model(served, name)
+    if version not in (VERSION, served.digest):
+        raise RequestError(f"Model with name {name} has no version {version[:100]}.", status=404)
 
 
 def _element(prediction: Prediction, name: str) -> str:
@@ -225,7 +317,7 @@ async def _read(request: Request) -> tuple[InferBody, bytes]:
     length = request.headers.get(_JSON_LENGTH)
     if length is None:
         return parse(content, InferBody), b""
-    if not length.isascii() or not length.isdigit() or int(length[:12]) > len(content):
+    if not length.isascii() or not length.isdigit() or len(length) > 12 or int(length) > len(content):
         raise RequestError(f"{_JSON_LENGTH}: must be how many bytes of the body are JSON", param=_JSON_LENGTH)
     return parse(content[: int(length)], InferBody), content[int(length) :]
 

@@ -110,6 +110,18 @@ def test_over_chat_for_the_tasks_own_question_alone(client: TestClient) -> None:
     assert "no confidences for this question" in refused.json()["error"]["message"]
 
 
+def test_a_schema_must_allow_null_below_a_confidence(client: TestClient) -> None:
+    def wanted(kind: Any) -> dict[str, Any]:
+        found = {"type": "object", "properties": {"full_price": {"type": kind}}}
+        return {"type": "json_schema", "json_schema": {"name": "a", "schema": found}}
+
+    refused = chat(client, min_confidence=0.5, response_format=wanted("number"))
+    assert refused.status_code == 400
+    assert "add null to its type" in refused.json()["error"]["message"]
+    for kind, least in (("number", 0.0), (["number", "null"], 0.5)):
+        assert chat(client, min_confidence=least, response_format=wanted(kind)).status_code == 200
+
+
 def test_a_stream_ends_with_them(client: TestClient) -> None:
     events = chat(client, stream=True).text.strip().split("\n\n")
     last = json.loads(events[-2].removeprefix("data: "))

@@ -38,6 +38,7 @@ _VALUE = {
     "empty": "no value",
     "missing": "no value",
     "too_long": "longer than is allowed",
+    "invalid_text": "contains half of a character, such as half an emoji",
     "control_character": "contains control characters",
     "special_token": "contains a special token of the model",
     "unreadable": "cannot be read",

@@ -98,6 +98,8 @@ def read_file(uri: str, max_bytes: int) -> bytes:
         data: bytes = files.cat_file(uri)
     except FileNotFoundError as error:
         raise FetchError("not_found", uri, "file not found") from error
+    except ValueError as error:
+        raise FetchError("invalid_url", uri, f"not a path of the hub ({_line(error)})") from error
     except OSError as error:  # the base class of huggingface_hub's errors
         raise FetchError("connection_failed", uri, f"the hub cannot be reached ({_line(error)})") from error
     return data

@@ -21,12 +21,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from botocore.exceptions import ParamValidationError
+from botocore.handlers import validate_bucket_name
+
 from components.prepare_data.sources import hub
 from components.prepare_data.sources.tables import SourceRow, read_table
 from fovea.errors import UserError
 from fovea.fetch.client import Fetcher, FetchError, FetchLimits, join_url
 from fovea.fetch.profiles import FetchProfile
 from fovea.storage import Storage, sha256_file, split_uri
+from fovea.text import is_valid_text
 
 TABLE_LIMITS = FetchLimits(max_bytes=2 << 30, total_seconds=900)
 """Limits of a table from the web."""
@@ -35,6 +39,8 @@ _TEXTS = (".csv", ".tsv", ".jsonl", ".ndjson")
 _SUFFIXES = (*_TEXTS, *(f"{text}.gz" for text in _TEXTS), ".parquet")
 """Suffixes of the files that are read from a folder."""
 _WEB = {"http", "https"}
+_MAX_KEY_BYTES = 1024
+"""Of a key in S3."""
 
 
 class Source(Protocol):
@@ -93,6 +99,7 @@ def open_source(source: str, profile: FetchProfile, storage: Storage) -> Iterato
         UserError: The source does not exist or cannot be read.
     """
     scheme = scheme_of(source)
+    source = scheme + source[len(scheme) :]
     with ExitStack() as stack:
         if scheme == "hf":
             yield hub.open_dataset(source)
@@ -215,6 +222,8 @@ class PicturePlaces:
         Raises:
             FetchError: The table may not refer to this address.
         """
+        if "\0" in address or not is_valid_text(address):
+            raise FetchError("invalid_url", ascii(address), "holds a NUL or half of a character")
         scheme = scheme_of(address)
         if scheme in _WEB or self._base_scheme in _WEB:
             return join_url(self._base, address)
@@ -249,21 +258,42 @@ class PicturePlaces:
         return f"{root}://{found}"
 
     def _read_s3(self, uri: str) -> bytes:
-        split_uri(uri)
+        _check_s3(uri)
         if not self._storage.exists(uri):
             raise FetchError("not_found", uri, "object not found")
         return self._storage.read_bytes(uri)
 
     def _read_file(self, address: str) -> bytes:
         folder = Path(self._base) if self._base.endswith("/") else Path(self._base).parent
-        path = (folder / address).resolve()
-        if not path.is_relative_to(folder):
-            raise _outside(address)
-        if not path.is_file():
-            raise FetchError("not_found", address, "file not found")
-        if path.stat().st_size > self._max_bytes:
-            raise FetchError("too_large", address, f"is larger than {self._max_bytes:,} bytes")
-        return path.read_bytes()
+        try:
+            path = (folder / address).resolve()
+            if not path.is_relative_to(folder):
+                raise _outside(address)
+            if not path.is_file():
+                raise FetchError("not_found", address, "file not found")
+            if path.stat().st_size > self._max_bytes:
+                raise FetchError("too_large", address, f"is larger than {self._max_bytes:,} bytes")
+            return path.read_bytes()
+        except PermissionError as error:
+            raise FetchError("refused", address, "the file may not be read; correct its mode") from error
+        except (OSError, ValueError, RuntimeError) as error:
+            # Such as a name that is too long, that holds a NUL, or a link to itself.
+            raise FetchError("invalid_url", address, f"not the name of a file ({error})") from error
+
+
+def _check_s3(uri: str) -> None:
+    """Check that S3 can be asked for an object.
+
+    Raises:
+        FetchError: its bucket or its key is none.
+    """
+    try:
+        bucket, key = split_uri(uri)
+        validate_bucket_name({"Bucket": bucket})
+    except (UserError, ParamValidationError) as error:
+        raise FetchError("invalid_url", uri, f"not the address of an S3 object ({error})") from error
+    if not 0 < len(key.encode()) <= _MAX_KEY_BYTES:
+        raise FetchError("invalid_url", uri, f"the key must have 1 to {_MAX_KEY_BYTES:,} bytes")
 
 
 def scheme_of(address: str) -> str:

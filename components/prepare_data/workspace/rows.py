@@ -72,7 +72,7 @@ class Rows:
                 address,
                 None if values is None else json.dumps(dict(values), ensure_ascii=False),
                 currency,
-                json.dumps(dict(raw), ensure_ascii=False, default=str),
+                _storable(json.dumps(dict(raw), ensure_ascii=False, default=str)),
                 had_markup,
                 reason,
             ),
@@ -189,3 +189,8 @@ class Rows:
         )
         for row_id, product, group, values, currency, digest in found:
             yield DatasetRow(row_id, product, group, json.loads(values), currency, digest)
+
+
+def _storable(text: str) -> str:
+    """Return text with ``?`` for what SQLite cannot store: halves of surrogate pairs."""
+    return text.encode("utf-8", "replace").decode()

@@ -183,14 +183,49 @@ def test_an_adapter_that_does_not_fit_is_refused_before_anything_is_written(
         {"alpha_pattern": {"qkv_proj": 1}},
         {"bias": "all"},
         {"peft_type": "IA3"},
-        {"r": 0},
-        {"lora_alpha": None},
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "pissa_niter_16"},
+        {"init_lora_weights": "olora"},
+        {"init_lora_weights": "corda"},
+        {"init_lora_weights": "loftq"},
+        {"init_lora_weights": "eva"},
+        {"init_lora_weights": "lora_ga"},
+        {"loftq_config": {"loftq_bits": 4}},
+        {"corda_config": {"corda_method": "kpm"}},
+        {"eva_config": {"rho": 2.0}},
+        {"alora_invocation_tokens": [32006]},
+        {"arrow_config": {"top_k": 1}},
+        {"use_qalora": True},
+        {"use_bdlora": {"nblocks": 2}},
+        {"a_feature_of_next_year": 0.5},
     ],
 )
-def test_what_is_not_plain_lora_is_refused(adapter: Path, changes: dict[str, Any]) -> None:
+def test_what_is_not_plain_lora_is_refused_by_name(adapter: Path, changes: dict[str, Any]) -> None:
     edit(adapter, changes)
-    with pytest.raises(UserError, match=r"adapter_config\.json"):
+    ((name, value),) = changes.items()
+    with pytest.raises(UserError) as caught:
         LoraAdapter.load(adapter)
+    assert f"adapter_config.json: only plain LoRA is merged, but this adapter has {name}=" in str(
+        caught.value
+    )
+    assert json.dumps(value) in str(caught.value)
+
+
+@pytest.mark.parametrize("changes", [{"r": 0}, {"lora_alpha": None}])
+def test_a_scaling_that_is_none_is_refused(adapter: Path, changes: dict[str, Any]) -> None:
+    edit(adapter, changes)
+    with pytest.raises(UserError, match=r"adapter_config\.json: has no usable r and lora_alpha"):
+        LoraAdapter.load(adapter)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"init_lora_weights": "gaussian"}, {"init_lora_weights": False}, {"exclude_modules": "lm_head"}],
+)
+def test_what_peft_writes_of_plain_lora_is_taken(adapter: Path, options: dict[str, Any]) -> None:
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["qkv_proj"], **options).to_dict()
+    edit(adapter, {**config, "peft_type": "LORA", "target_modules": ["qkv_proj"]})
+    assert LoraAdapter.load(adapter).scaling == 2.0
 
 
 def test_damaged_files_are_refused(adapter: Path) -> None:

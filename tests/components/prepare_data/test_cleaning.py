@@ -45,6 +45,10 @@ def test_a_good_row() -> None:
         ("title", "\u200b", "title_empty"),
         ("title", "x" * 201, "title_too_long"),
         ("title", "a\x00b", "title_control_character"),
+        ("title", "Lamp \ud83d", "title_invalid_text"),
+        ("product_code", "\udc00", "product_code_invalid_text"),
+        ("category3_code", "\ud83d", "category3_code_invalid_text"),
+        ("imageurl", "\ud83d.jpg", "imageurl_invalid_text"),
         ("title", "a <|end|> b", "title_special_token"),
         ("title", "a <|image_1|> b", "title_special_token"),
         ("title", "a </s> b", "title_special_token"),
@@ -178,3 +182,18 @@ def test_columns_are_mapped_to_the_fields() -> None:
         "category": "SOFT",
         "full_price": 12.35,
     }
+
+
+@given(
+    column=st.sampled_from(sorted(GOOD)),
+    text=st.text(st.characters(), max_size=30) | st.text("0123456789.,-€$ \ud83d\0"),
+)
+def test_any_text_in_any_column_is_kept_or_has_a_reason(column: str, text: str) -> None:
+    try:
+        row = clean_row(GOOD | {column: text}, TASK, PARAMETERS)
+    except UnusableError as error:
+        told = error.reason
+    else:
+        told = f"{column} {row}"
+    assert told.startswith((column, "full_price", "answer_not_readable_back"))
+    told.encode()

@@ -567,3 +567,24 @@ def test_the_command(feed: Path, s3: str, tmp_path: Path) -> None:
     assert failed.exit_code == 1
     assert failed.stderr.startswith("prepare_data: ")
     assert failed.stderr.count("\n") == 1
+
+
+ODD_ROWS = {
+    "half an emoji": ({"title": "Lamp \ud83d"}, "title_invalid_text"),
+    "half an emoji in an address": ({"imageurl": "\ud83d.jpg"}, "imageurl_invalid_text"),
+    "a port above 65535": ({"imageurl": "http://93.184.216.34:99999/a.jpg"}, "picture_invalid_url"),
+    "a host that IDNA refuses": ({"imageurl": "http://xn--/a.jpg"}, "picture_invalid_url"),
+    "an address longer than a file name": ({"imageurl": "x" * 300 + ".jpg"}, "picture_invalid_url"),
+    "s3 without a key": ({"imageurl": "s3://a.jpg"}, "picture_invalid_url"),
+    "NUL in a name": ({"imageurl": "a\0b.jpg"}, "picture_invalid_url"),
+}
+"""A fault in one row, and the reason that it is counted under."""
+
+
+def test_no_odd_row_ends_a_preparation(s3: str, feed: Path) -> None:
+    odd = [good_row(100 + number) | change for number, (change, _) in enumerate(ODD_ROWS.values())]
+    table = feed / "table.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in [*map(good_row, range(30)), *odd]))
+    record = prepare(s3, str(table))
+    assert sum(split.rows for split in record.splits.values()) == 30
+    assert record.dropped == Counter(reason for _, reason in ODD_ROWS.values())

@@ -12,8 +12,10 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fovea.fetch.client import Fetched, Fetcher, FetchError, FetchLimits, address_allowed
+from fovea.fetch.client import Fetched, Fetcher, FetchError, FetchLimits, address_allowed, join_url
 from fovea.fetch.profiles import FetchProfile
 from tests.feed_server import self_signed
 
@@ -246,6 +248,11 @@ def test_follows_redirects_and_says_where_it_ended() -> None:
         ("file:///etc/passwd", "invalid_url"),
         ("gopher://127.0.0.1:{port}/", "invalid_url"),
         ("http://[::1/", "invalid_url"),
+        ("http://xn--/a.jpg", "invalid_url"),
+        ("http://127.0.0.1:99999/", "invalid_url"),
+        ("http://127.0.0.1:0/", "invalid_url"),
+        (f"http://{'a' * 64}.example/", "invalid_url"),
+        ("S3://bucket/a.jpg", "invalid_url"),
         ("/again", "too_many_redirects"),
     ],
 )
@@ -440,3 +447,17 @@ def test_metadata_addresses_are_never_allowed(address: str) -> None:
 def test_public_addresses_are_allowed(address: str) -> None:
     assert address_allowed(ip_address(address), 80, FetchProfile())
     assert not address_allowed(ip_address(address), 80, FetchProfile(allowed_ports=(443,)))
+
+
+ANY_TEXT = st.text(st.characters(), max_size=40)
+
+
+@given(start=st.sampled_from(["", "http://", "https://a.example:", "//", "http://xn--"]), text=ANY_TEXT)
+def test_any_text_is_an_address_or_an_invalid_one(start: str, text: str) -> None:
+    reasons = set()
+    try:
+        found = join_url("http://shop.example/feed.csv", start + text)
+    except FetchError as error:
+        found = ""
+        reasons.add(error.reason)
+    assert found.startswith("http") or reasons == {"invalid_url"}

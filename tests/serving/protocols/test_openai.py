@@ -147,6 +147,59 @@ def test_models(client: openai.OpenAI) -> None:
     [
         ([PICTURE], {"n": 2}, "n is not offered"),
         ([PICTURE], {"logprobs": True}, "logprobs is not offered"),
+        ([PICTURE], {"stop": [", Category"]}, "stop is not offered"),
+        ([PICTURE], {"logit_bias": {"1": -100}}, "logit_bias is not offered"),
+        ([PICTURE], {"functions": [{"name": "f"}]}, "functions is not offered"),
+        ([PICTURE], {"top_logprobs": 3}, "top_logprobs is not offered"),
+        ([PICTURE], {"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools is not offered"),
+        ([PICTURE], {"tool_choice": "required"}, "tool_choice is not offered"),
+        ([PICTURE], {"frequency_penalty": 0.5}, "frequency_penalty is not offered"),
+        ([PICTURE], {"extra_body": {"guided_regex": "a+"}}, "guided_regex is not offered"),
+        *(
+            (
+                [PICTURE],
+                {"response_format": schema(**{field: {"type": kind, keyword: value}})},
+                f"{keyword.strip('$')} is not offered",
+            )
+            for field, kind, keyword, value in (
+                ("category", "string", "enum", ["SHOES", "HATS"]),
+                ("category", "string", "const", "SHOES"),
+                ("category", "string", "pattern", "^S"),
+                ("product", "string", "maxLength", 3),
+                ("product", "string", "format", "date"),
+                ("full_price", "number", "maximum", 1),
+                ("full_price", "number", "multipleOf", 5),
+                ("full_price", "number", "$ref", "#/$defs/price"),
+            )
+        ),
+        (
+            [PICTURE],
+            {"response_format": schema(full_price={"type": "number", "anyOf": [{"type": "number"}]})},
+            "type is not offered",
+        ),
+        (
+            [PICTURE],
+            {"response_format": schema(full_price={"anyOf": [{"type": "number", "minimum": 1}]})},
+            "minimum is not offered",
+        ),
+        ([PICTURE], {"response_format": schema(full_price=False)}, "must be a schema"),
+        (
+            [PICTURE],
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {
+                        "name": "a",
+                        "schema": {
+                            "type": "object",
+                            "properties": {"product": {"type": "string"}},
+                            "required": ["category"],
+                        },
+                    },
+                }
+            },
+            "must name some of the properties",
+        ),
         ([PICTURE], {"max_tokens": 100000}, "max_tokens"),
         (
             [PICTURE],
@@ -223,9 +276,16 @@ def test_marks_count_through_the_conversation() -> None:
     ]
 
 
+def test_a_turn_of_the_assistant_may_have_no_content() -> None:
+    turn = ChatMessage.model_validate({"role": "assistant", "content": None, "refusal": "x"})
+    prompt, _ = chat_prompt([message("user", PICTURE), turn, message("user", QUESTION)], "What?")
+    assert "<|end|><|assistant|>\n<|end|><|user|>" in prompt
+
+
 @pytest.mark.parametrize(
     ("messages", "reason"),
     [
+        ([ChatMessage(role="user", content=None)], "only a message of the assistant"),
         ([message("assistant", PICTURE)], "only the user's"),
         ([message("user", PICTURE), message("assistant", QUESTION)], "last message"),
     ],
@@ -233,3 +293,22 @@ def test_marks_count_through_the_conversation() -> None:
 def test_conversations_that_cannot_be_answered(messages: list[ChatMessage], reason: str) -> None:
     with pytest.raises(RequestError, match=reason):
         chat_prompt(messages, "")
+
+
+def test_members_that_ask_for_nothing_are_taken(client: openai.OpenAI) -> None:
+    plain = ask(client, PICTURE)
+    asked = ask(
+        client,
+        PICTURE,
+        temperature=0.7,
+        top_p=0.5,
+        seed=3,
+        user="u",
+        n=1,
+        logprobs=False,
+        stop=[],
+        presence_penalty=0,
+        logit_bias={},
+        tools=[],
+    )
+    assert asked.choices[0].message.content == plain.choices[0].message.content

@@ -59,6 +59,13 @@ def check(document: Json, method: str, template: str, response: Any) -> None:
         Draft202012Validator(schema).validate(response.json())
 
 
+def of_the_model(template: str) -> str:
+    """The path of the model that is served."""
+    return (
+        template.replace("{model_version}", "1").replace("{model_name}", "fovea").replace("{model}", "fovea")
+    )
+
+
 def operations(document: Json) -> list[tuple[str, str]]:
     return [(method, path) for path, found in document["paths"].items() for method in found]
 
@@ -79,6 +86,7 @@ def test_every_route_answers_as_described(client: TestClient, document: Json) ->
             {"instances": [{"image": {"b64": each}} for each in (GOOD, "!")]}
         ],
         "/v2/models/{model_name}/infer": [{"inputs": [tensor]}],
+        "/v2/models/{model_name}/versions/{model_version}/infer": [{"inputs": [tensor]}],
         "/openai/v1/chat/completions": [
             chat,
             {**chat, "stream": True},
@@ -86,7 +94,7 @@ def test_every_route_answers_as_described(client: TestClient, document: Json) ->
         ],
     }
     for method, template in operations(document):
-        path = template.replace("{model_name}", "fovea").replace("{model}", "fovea")
+        path = of_the_model(template)
         for body in good.get(template, [None]) if method == "post" else [None]:
             response = client.request(method, path, json=body)
             assert response.status_code == 200, (template, response.text)
@@ -203,7 +211,7 @@ def storm(client: TestClient, document: Json, examples: int) -> Counter[int]:
     @given(asked=Asked(document).strategy())
     def send(asked: tuple[str, bytes, dict[str, str]]) -> None:
         template, body, headers = asked
-        path = template.replace("{model_name}", "fovea")
+        path = of_the_model(template)
         response = client.post(path, content=body, headers=headers)
         if response.status_code == 504 and "x-request-timeout" in headers:
             return

@@ -1,13 +1,16 @@
 """KServe's V1 protocol."""
 
 import base64
+import gzip
 import io
+import json
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -208,3 +211,29 @@ bodies = json_values | st.fixed_dictionaries(
 @given(body=bodies, path=st.sampled_from(["/v1/models/fovea:predict", "/openai/v1/chat/completions"]))
 def test_no_body_is_an_error_of_the_server(server: RunningServer, body: Any, path: str) -> None:
     assert server.client.post(path, json=body).status_code in (200, 400, 404)
+
+
+def test_base64_may_have_line_breaks(server: RunningServer) -> None:
+    text = encoded(picture(3))
+    broken = "\r\n".join(text[start : start + 76] for start in range(0, len(text), 76))
+    expected = server.predict([text]).json()
+    assert server.predict([broken]).json() == expected
+    assert server.predict([f"data:image/png;base64,{broken}"]).json() == expected
+
+
+def test_gzip_is_decoded_and_other_encodings_are_named(server: RunningServer) -> None:
+    body = json.dumps(instance({"b64": encoded(picture(3))})).encode()
+    path = "/v1/models/fovea:predict"
+
+    def send(content: bytes, encoding: str) -> httpx.Response:
+        return server.client.post(path, content=content, headers={"content-encoding": encoding})
+
+    expected = server.client.post(path, content=body).json()
+    assert send(gzip.compress(body), "gzip").json() == expected
+    assert send(body, "identity").json() == expected
+    assert send(gzip.compress(bytes(65 << 20)), "gzip").status_code == 413
+    for content in (body, gzip.compress(body)[:-20], gzip.compress(body) + b"more"):
+        assert send(content, "gzip").status_code == 400
+    refused = send(body, "br")
+    assert refused.status_code == 415
+    assert "'br' is not offered" in refused.json()["error"]

@@ -130,3 +130,52 @@ def test_kserves_client(server: RunningServer) -> None:
         assert answer["predictions"][0]["fields"] == json.loads(fields.data[0])
 
     asyncio.run(scenario())
+
+
+def test_nested_data_follow_the_shape(server: RunningServer) -> None:
+    flat = outputs(server.client.post(PATH, json=request(GOOD, OTHER)).json())
+    for shape, data in (([2, 1], [[GOOD], [OTHER]]), ([1, 2], [[GOOD, OTHER]]), ([1, 2], [GOOD, OTHER])):
+        tensor = {**request()["inputs"][0], "shape": shape, "data": data}
+        assert outputs(server.client.post(PATH, json={"inputs": [tensor]}).json()) == flat
+
+
+@pytest.mark.parametrize(
+    ("shape", "data"),
+    [([2], [[GOOD, OTHER]]), ([2, 1], [[GOOD, OTHER]]), ([2, 2], [[GOOD], [OTHER]]), ([1, 1], [[[GOOD]]])],
+)
+def test_data_nested_otherwise_than_the_shape(server: RunningServer, shape: list[int], data: Any) -> None:
+    tensor = {**request()["inputs"][0], "shape": shape, "data": data}
+    response = server.client.post(PATH, json={"inputs": [tensor]})
+    assert response.status_code == 400
+    assert "data" in response.json()["error"]
+
+
+def test_only_the_requested_outputs_are_returned(server: RunningServer) -> None:
+    named = [{"name": "text"}, {"name": "fields", "parameters": {}}]
+    assert list(outputs(server.client.post(PATH, json=request(GOOD, outputs=named)).json())) == [
+        "text",
+        "fields",
+    ]
+    refused = server.client.post(PATH, json=request(GOOD, outputs=[{"name": "text"}, {"name": "label"}]))
+    assert refused.status_code == 400
+    assert refused.json()["error"].startswith("outputs.1.name: there is no output 'label'; there are fields,")
+
+
+def test_a_version_is_the_model(server: RunningServer) -> None:
+    model = server.client.get("/v2/models/fovea").json()
+    assert model["versions"] == ["1"]
+    answer = server.client.post(PATH, json=request(GOOD)).json()
+    for version in ("1", answer["model_version"]):
+        path = f"/v2/models/fovea/versions/{version}"
+        assert server.client.get(path).json() == model
+        assert server.client.get(f"{path}/ready").json()["ready"] is True
+        assert server.client.post(f"{path}/infer", json=request(GOOD)).json() == answer
+    for path in ("/v2/models/fovea/versions/2", "/v2/models/other/versions/1"):
+        assert server.client.get(path).status_code == 404
+        assert server.client.post(f"{path}/infer", json=request(GOOD)).status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/v2/health/live", "/v2/health/ready"])
+def test_health_answers_head(server: RunningServer, path: str) -> None:
+    response = server.client.head(path)
+    assert (response.status_code, response.content) == (200, b"")

@@ -4,6 +4,7 @@ import functools
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from decimal import Decimal
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,6 +13,8 @@ import boto3
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from components.prepare_data.sources.source import PicturePlaces, open_source
 from components.prepare_data.sources.tables import SourceRow
@@ -303,10 +306,23 @@ def test_a_table_from_the_web_leads_to_the_web_alone(site: str, folder: Path, bu
         ("data:image/png;base64,AAAA", "invalid_url"),
         ("http://[::1/x", "invalid_url"),
         ("large.jpg", "too_large"),
+        ("x" * 300 + ".jpg", "invalid_url"),
+        ("a\0b.jpg", "invalid_url"),
+        ("\ud83d.jpg", "invalid_url"),
+        ("loop.jpg", "invalid_url"),
+        ("http://xn--/a.jpg", "invalid_url"),
+        ("http://93.184.216.34:99999/a.jpg", "invalid_url"),
+        ("s3:a.jpg", "invalid_url"),
+        ("s3://a.jpg", "invalid_url"),
+        ("s3://shop", "invalid_url"),
+        ("s3://shop/", "invalid_url"),
+        ("s3://a b/c.jpg", "invalid_url"),
+        ("S3://shop/" + "x" * 1025, "invalid_url"),
     ],
 )
 def test_pictures_that_are_not_to_be_had(address: str, expected: str, folder: Path) -> None:
     (folder / "deep" / "large.jpg").write_bytes(b"x" * 1001)
+    (folder / "deep" / "loop.jpg").symlink_to("loop.jpg")
     assert reason(str(folder / "deep/table.csv"), address) == expected
 
 
@@ -316,3 +332,35 @@ def test_s3_that_refuses_is_an_error_and_no_missing_picture(bucket: str) -> None
     with pytest.raises(UserError, match="refuses"):
         places.read("images/1.jpg")
     assert reason(f"{bucket}/deep/table.csv", "images/2.jpg", storage()) == "not_found"
+
+
+def test_the_scheme_of_s3_has_no_case(folder: Path, bucket: str) -> None:
+    upper = "S3" + bucket[2:]
+    assert read(str(folder / "deep/table.csv"), f"{upper}/deep/images/1.jpg", storage()) == b"one"
+    assert read(f"{upper}/deep/table.csv", "images/1.jpg", storage()) == b"one"
+    assert len(read_rows_from_s3(f"{upper}/deep/*.csv")) == len(read_rows_from_s3(f"{bucket}/deep/*.csv"))
+
+
+def read_rows_from_s3(source: str) -> list[SourceRow]:
+    with open_source(source, LOOPBACK, storage()) as found:
+        return list(found.rows(["id"], "id"))
+
+
+class Empty:
+    """A bucket that has nothing."""
+
+    def exists(self, uri: str) -> bool:
+        assert uri.lower().startswith("s3://")
+        return False
+
+
+@given(
+    base=st.sampled_from(["/nowhere/table.csv", "s3://shop/feed/table.csv", "http://shop.test/table.csv"]),
+    start=st.sampled_from(["", "s3://", "S3:", "http://", "../", "hf://"]),
+    text=st.text(st.characters(), max_size=300),
+)
+def test_any_text_leads_somewhere_or_nowhere(base: str, start: str, text: str) -> None:
+    places = PicturePlaces(base, Empty(), 1000)  # type: ignore[arg-type]
+    with suppress(FetchError):
+        if places.url(start + text) is None:
+            places.read(start + text)
