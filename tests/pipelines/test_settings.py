@@ -94,7 +94,7 @@ def test_what_is_missing_is_named() -> None:
 
 
 def test_settings_that_do_not_fit_together() -> None:
-    with pytest.raises(UserError, match="leave rows to train on"):
+    with pytest.raises(UserError, match="must add up to less than 1"):
         validate_settings({**NEEDED, "test_fraction": 0.6, "validation_fraction": 0.5})
     with pytest.raises(UserError, match="test_fraction must be above 0"):
         validate_settings({**NEEDED, "test_fraction": 0})

@@ -18,7 +18,7 @@ from components.gate.parameters import CONDITIONS, GateParameters, RuleSpec
 from components.gate.rules import Judgement, default_rules, judge, judge_base
 from fovea.evaluation.metrics import metrics_of
 from fovea.evaluation.outcomes import CHALLENGER
-from fovea.records import GenerationParameters, Interval, Metrics
+from fovea.records import GenerationParameters, Interval, Metrics, Record
 from fovea.text import plain_line
 from tests.components.gate.answerers import (
     BASE,
@@ -57,8 +57,11 @@ def good_judgement() -> Judgement:
 
 
 def changed(record: Any, **changes: Any) -> Any:
-    """A record with other values, built without validation."""
-    return record.model_copy(update=changes)
+    """A record with other values, built without validation, and with the same digest: NaN has no JSON."""
+    copy = record.model_copy(update=changes)
+    if isinstance(record, Record):
+        copy.__dict__["digest"] = record.digest
+    return copy
 
 
 def test_a_good_model_passes() -> None:
