@@ -195,9 +195,10 @@ def _print_steps(console: "Console", summary: "Summary") -> None:
     from pipelines.report.text import duration
 
     console.print(f"\n[bold]The steps[/bold], {duration(summary.seconds)} in total")
+    width = max(map(len, summary.steps), default=0)
     for name, step in summary.steps.items():
         reused = "  reused" if step.reused else ""
-        console.print(f"  {name:18}{duration(step.seconds):>10}{reused}", markup=False)
+        console.print(f"  {name:{width}}{duration(step.seconds):>10}{reused}", markup=False)
 
 
 def _print_next(console: "Console", place: "State") -> None:
