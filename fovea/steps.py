@@ -193,7 +193,7 @@ def reporting_failure(task: str, context: RunContext, storage: Storage) -> Itera
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise Interrupted("was told to end (SIGTERM)")
+    raise Interrupted("received SIGTERM")
 
 
 def _in_main_thread() -> bool:

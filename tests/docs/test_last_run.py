@@ -69,7 +69,7 @@ def running(command: str, place: Path, address: str) -> Iterator[httpx.Response]
 def test_a_step_by_itself(place: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
     serve = block("platform-engineer.md", "rclone serve").replace("127.0.0.1:9000", address)
-    evaluate = block("platform-engineer.md", "components.evaluate").replace("127.0.0.1:9000", address)
+    evaluate = block("platform-engineer.md", "components evaluate").replace("127.0.0.1:9000", address)
     with running(serve, place, f"http://{address}"):
         done = subprocess.run(
             ["sh", "-ec", evaluate], cwd=place, env=environment(), capture_output=True, text=True, check=False
